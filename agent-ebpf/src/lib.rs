@@ -1,0 +1,304 @@
+//! The ABI between the kernel programs (`main.rs` beside this file) and the agent.
+//!
+//! Plain integers in native byte order, no behaviour. Records travel through one BPF ring buffer;
+//! each begins with a [`Head`]. Counters and control words are arrays shared by `mmap`.
+#![cfg_attr(target_arch = "bpf", no_std)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Default size of the ring buffer in bytes; a power of two and a multiple of the page size.
+pub const RING_BYTES: u32 = 8 << 20;
+/// Largest payload of one data record. A longer call becomes several records.
+pub const RECORD_MAX: u64 = 64 << 10;
+/// Full records per call. [`RECORD_MAX`] times this is the most that is copied of one call: 16 MiB.
+/// The verifier of 5.10 walks the copy loop once per record, so the number is its limit, not ours.
+pub const RECORDS_PER_CALL: u64 = 256;
+/// Calls of one thread that can be open at once (TLS in TLS nests them).
+pub const FRAMES: usize = 4;
+
+/// Where a call's byte count is found at its return. Part of the attach cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Shape {
+    /// `int f(handle, buf, int len)`: the return value, if positive.
+    Returned = 0,
+    /// `int f(handle, buf, size_t len, size_t *out)`: `*out`, if the return value is positive.
+    OutFourth = 1,
+    /// `int f(handle, buf, size_t len, uint64_t flags, size_t *out)`: `*out`, likewise.
+    OutFifth = 2,
+}
+
+/// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Direction {
+    Received = 0,
+    Sent = 1,
+}
+
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 and 2 are the [`Shape`], bits 8 and up are the
+/// number that user space gave to the probe point.
+pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
+    point << 8 | (shape as u64) << 1 | direction as u64
+}
+
+/// Kinds of ring records ([`Head::kind`]).
+pub mod kind {
+    /// Plaintext: [`super::Data`], then `Head::len` bytes.
+    pub const DATA: u16 = 1;
+    /// Bytes of a stream that will not come: [`super::Gap`].
+    pub const GAP: u16 = 2;
+    /// A socket used inside a TLS call, once per socket: [`super::Socket`].
+    pub const SOCKET: u16 = 3;
+}
+
+/// Why bytes of a stream were not copied ([`Gap::cause`]); also the index of the counter, counted
+/// from [`counter::LOST`].
+pub mod cause {
+    /// The ring had no room.
+    pub const RING_FULL: u16 = 0;
+    /// A page of the buffer was not resident at the return of the call.
+    pub const COPY_FAULT: u16 = 1;
+    /// No room in the map of streams, so there is no position either.
+    pub const MAP_FULL: u16 = 2;
+    /// The part of a call above [`super::RECORD_MAX`] × [`super::RECORDS_PER_CALL`]: a bound, not
+    /// a loss; counted as `over_limit`.
+    pub const CALL_TOO_LONG: u16 = 3;
+    pub const COUNT: usize = 4;
+}
+
+/// Indices into one CPU's row of the counters, each a u64 that only grows.
+pub mod counter {
+    pub const ROW: usize = 32;
+    /// Plaintext bytes of calls that returned, before any copy.
+    pub const SEEN: usize = 0;
+    /// Plaintext bytes committed to the ring.
+    pub const COMMITTED: usize = 1;
+    /// Data records committed to the ring.
+    pub const RECORDS: usize = 2;
+    /// Bytes not copied, by [`super::cause`].
+    pub const LOST: usize = 4;
+    /// Calls entered that the filter let pass.
+    pub const ENTRIES: usize = 8;
+    /// Calls returned whose frame was found.
+    pub const RETURNS: usize = 9;
+    /// Calls that the filter turned away.
+    pub const FILTERED: usize = 10;
+    /// Calls that had no return of their own, by cause: index from here.
+    pub const UNMATCHED: usize = 12;
+    /// Bytes of gap records announced for `RING_FULL`; what is still missing is pending in the
+    /// stream map.
+    pub const ANNOUNCED: usize = 20;
+    /// The second run of an entry or a return by a second link on the same instruction.
+    pub const DUPLICATE: usize = 21;
+}
+
+/// Why an entry had no return ([`counter::UNMATCHED`] + cause).
+pub mod unmatched {
+    /// An outer call returned first, or the stack slot was used again: `longjmp`, an exception.
+    pub const ABANDONED: usize = 0;
+    /// More than [`super::FRAMES`] calls open on one thread.
+    pub const TOO_DEEP: usize = 1;
+    /// No room in the map of threads.
+    pub const MAP_FULL: usize = 2;
+    /// The thread ended, or the process called exec, inside the call.
+    pub const EXITED: usize = 3;
+    pub const COUNT: usize = 4;
+}
+
+/// Indices of the control words. The reader writes them through its mapping.
+pub mod control {
+    /// Not zero: every program returns at once.
+    pub const STOP: usize = 0;
+    /// Not zero: the reader looks at the ring by itself, no wake-up is needed.
+    pub const AWAKE: usize = 1;
+    /// Which filters are active, a sum of [`super::filter`] bits. 0: every process is wanted.
+    pub const FILTER: usize = 2;
+    pub const COUNT: usize = 8;
+}
+
+/// Bits of [`control::FILTER`]. A call passes if each active filter lets it pass.
+pub mod filter {
+    /// Only processes in the map of processes that are marked [`super::WANTED`].
+    pub const PROCESS: u64 = 1;
+    pub const UID: u64 = 2;
+    /// The leader's comm.
+    pub const COMM: u64 = 4;
+    /// cgroup v2.
+    pub const CGROUP: u64 = 8;
+    /// Children of wanted processes are wanted.
+    pub const FOLLOW: u64 = 16;
+}
+
+/// Start of every ring record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Head {
+    pub kind: u16,
+    /// Data, gap: a [`Direction`].
+    pub direction: u16,
+    /// Payload bytes behind the fixed part. The record's own size is larger: bytes between are old
+    /// ring content, other processes' plaintext, and must never be looked at.
+    pub len: u32,
+    /// Nanoseconds since boot, suspend included where the kernel can (CLOCK_BOOTTIME, 5.8).
+    pub time: u64,
+}
+
+/// One piece of a stream, in order.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Data {
+    pub head: Head,
+    /// Thread group in the upper half, thread in the lower, in the initial pid namespace.
+    pub pid_tgid: u64,
+    /// When the kernel side first met the process or saw its last exec, in ns since boot: tells a
+    /// reused pid and an exec apart.
+    pub born: u64,
+    /// The library's object: an address in the traced process.
+    pub handle: u64,
+    /// Bytes of this stream before this piece, counted from the first byte seen.
+    pub offset: u64,
+    /// Cookie of the only socket used inside the call, 0 if none or several.
+    pub socket: u64,
+    /// Attach cookie of the probe point, 0 where the kernel has no cookies.
+    pub cookie: u64,
+}
+
+/// A hole in a stream.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Gap {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
+    /// Position of the first missing byte; `u64::MAX` if unknown (`MAP_FULL`).
+    pub offset: u64,
+    pub length: u64,
+    pub cause: u64,
+}
+
+/// The two ends of a socket. Addresses are in network byte order; IPv4 is in the first four bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Socket {
+    pub head: Head,
+    pub cookie: u64,
+    pub local: [u8; 16],
+    pub peer: [u8; 16],
+    pub local_port: u16,
+    pub peer_port: u16,
+    /// AF_INET (2) or AF_INET6 (10).
+    pub family: u16,
+    pub protocol: u16,
+}
+
+/// Value of the map of processes, keyed by thread group id.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Process {
+    pub born: u64,
+    /// [`WANTED`] or 0.
+    pub flags: u64,
+}
+pub const WANTED: u64 = 1;
+
+/// Key of the map of streams.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct StreamKey {
+    pub handle: u64,
+    pub born: u64,
+    pub tgid: u32,
+    pub direction: u32,
+}
+
+/// Value of the map of streams.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Stream {
+    /// Bytes so far, copied or not.
+    pub position: u64,
+    /// Of these, the last ones that were lost to a full ring and are not announced yet.
+    pub pending: u64,
+}
+
+/// One open call.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Frame {
+    /// Stack pointer at the probed instruction: `[sp]` is the return address.
+    pub sp: u64,
+    pub ip: u64,
+    pub handle: u64,
+    pub buf: u64,
+    /// Where the library stores the byte count, 0 for [`Shape::Returned`].
+    pub out: u64,
+    pub cookie: u64,
+    /// Cookie of the socket used inside the call; [`SEVERAL_SOCKETS`] if more than one was.
+    pub socket: u64,
+    /// Bit 0: the direction. [`FRAME_INNER`], [`FRAME_DONE`].
+    pub flags: u64,
+}
+/// The same call again: an outer frame has the same handle and direction.
+pub const FRAME_INNER: u64 = 2;
+/// The bytes were delivered by an inner frame.
+pub const FRAME_DONE: u64 = 4;
+pub const SEVERAL_SOCKETS: u64 = u64::MAX;
+
+/// Value of the map of threads, keyed by pid_tgid: the calls that are open, and the call that is
+/// just returning. A program's state lives here and not on its stack (see `main.rs`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Thread {
+    pub born: u64,
+    /// Frames in use, the outermost first. 0 <= depth <= FRAMES
+    pub depth: u64,
+    pub key: StreamKey,
+    pub buf: u64,
+    /// Bytes of the call.
+    pub len: u64,
+    /// Stream position of its first byte.
+    pub position: u64,
+    /// Full records of the call, and the bytes in its last record: `len = full * RECORD_MAX + tail`,
+    /// 0 < tail <= RECORD_MAX.
+    pub full: u64,
+    pub tail: u64,
+    pub socket: u64,
+    pub cookie: u64,
+    pub frames: [Frame; FRAMES],
+}
+
+/// Offsets of kernel structure members, read from BTF by user space: there is no CO-RE in Rust.
+/// A group whose members are not all known is switched off (see `task_tgid`, `sock_family`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Offsets {
+    pub task_tgid: u32,
+    pub task_group_leader: u32,
+    pub task_comm: u32,
+    pub sock_family: u32,
+    pub sock_num: u32,
+    pub sock_dport: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_daddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_v6_daddr: u32,
+    pub sock_protocol: u32,
+}
+
+#[cfg(not(target_arch = "bpf"))]
+mod pod {
+    //! Map values and globals that aya reads and writes.
+    // SAFETY: plain integers without padding (`IntoBytes` proves it); every bit pattern is valid
+    // (`FromBytes` proves it).
+    unsafe impl aya::Pod for super::Process {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::StreamKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Stream {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Thread {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Offsets {}
+}

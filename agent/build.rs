@@ -1,0 +1,23 @@
+//! Builds the kernel programs into `OUT_DIR/capture`.
+//!
+//! The `bpf` target has no prebuilt `core`, so it is built with `-Z build-std`, which a stable
+//! compiler accepts under `RUSTC_BOOTSTRAP` only. The variable is set for this one build.
+
+use anyhow::{Context as _, Result};
+use aya_build::{Package, Toolchain};
+
+fn main() -> Result<()> {
+    let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
+    // SAFETY: a build script has one thread.
+    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    let program = Package {
+        name: "agent-ebpf",
+        root_dir,
+        features: &["program"],
+        ..Default::default()
+    };
+    aya_build::build_ebpf([program], Toolchain::Custom("1.98.1")).context(
+        "the kernel programs could not be built: is bpf-linker there? \
+         `cargo xtask setup` installs it",
+    )
+}
