@@ -1,0 +1,107 @@
+"""HTTP requests by http.client, requests or urllib; the server knows what went over the wire.
+
+usage: http_client.py http.client|requests|asyncio|aiohttp PORT [SEED]
+"""
+
+import ctypes
+import os
+import random
+import signal
+import ssl
+import sys
+
+
+def prepare():
+    if os.environ.get("E2E_PDEATHSIG", "1") == "1":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    signal.alarm(int(os.environ.get("E2E_SECONDS", "60")))
+
+
+def insecure():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def with_http_client(port, rng):
+    import http.client
+
+    conn = http.client.HTTPSConnection("127.0.0.1", port, context=insecure(), timeout=30)
+    for size in (0, 1, 511, 16384, 16385, 233070):
+        body = rng.randbytes(size)
+        conn.request("POST", "/echo", body)
+        assert conn.getresponse().read() == body
+    for path, size in (("/bytes/150001", 150001), ("/chunked/200003", 200003), ("/text/70000", 70000)):
+        conn.request("GET", path)
+        assert len(conn.getresponse().read()) == size
+    conn.close()
+
+
+def with_requests(port, rng):
+    import requests
+    import urllib3
+
+    urllib3.disable_warnings()
+    base = "https://127.0.0.1:%d" % port
+    with requests.Session() as session:
+        session.verify = False
+        body = rng.randbytes(300145)
+        assert session.post(base + "/echo", data=body, timeout=30).content == body
+        # An iterator is sent chunked.
+        pieces = [rng.randbytes(rng.randint(1, 20000)) for _ in range(20)]
+        assert session.post(base + "/echo", data=iter(pieces), timeout=30).content == b"".join(pieces)
+        assert len(session.get(base + "/chunked/100001", timeout=30).content) == 100001
+
+
+def with_asyncio(port, rng):
+    """Memory BIOs, several connections on one thread."""
+    import asyncio
+
+    async def one(body):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=insecure())
+        for _ in range(3):
+            head = b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(body)
+            writer.write(head + body)
+            await writer.drain()
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(body)) == body
+        writer.close()
+
+    async def everything():
+        await asyncio.wait_for(asyncio.gather(*(one(rng.randbytes(50000 + n)) for n in range(5))), 30)
+
+    asyncio.run(everything())
+
+
+def with_aiohttp(port, rng):
+    import asyncio
+
+    import aiohttp
+
+    async def everything():
+        base = "https://127.0.0.1:%d" % port
+        connector = aiohttp.TCPConnector(ssl=insecure())
+        timeout = aiohttp.ClientTimeout(total=30)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+            async def one(body):
+                async with session.post(base + "/echo", data=body) as response:
+                    assert await response.read() == body
+                async with session.get(base + "/chunked/60001") as response:
+                    assert len(await response.read()) == 60001
+
+            await asyncio.gather(*(one(rng.randbytes(40000 + n)) for n in range(4)))
+
+    asyncio.run(everything())
+
+
+CLIENTS = {
+    "http.client": with_http_client,
+    "requests": with_requests,
+    "asyncio": with_asyncio,
+    "aiohttp": with_aiohttp,
+}
+
+prepare()
+CLIENTS[sys.argv[1]](int(sys.argv[2]), random.Random(int(sys.argv[3]) if len(sys.argv) > 3 else 7))

@@ -1,0 +1,256 @@
+"""A TLS server that writes down what it really sent and received.
+
+Every connection N leaves `server-N.sent` and `server-N.received` in --dir: the plaintext of its TLS
+socket, raw. The port is in `server.port` once the server listens, one line per connection in
+`server.accepted` and `server.closed`. It ends after --connections connections, after --seconds, or with its parent.
+
+Modes:
+  http    HTTP/1.1 with keep-alive: POST /echo gives the body back, GET /bytes/N and /chunked/N give
+          N bytes, /text/N gives N bytes of text; the client closes.
+  frames  a frame is two big-endian u64 (up, down), then `up` bytes from the client, then `down` bytes
+          from the server; the client closes, or the server after --frames of them.
+  proxy   CONNECT host:port, then bytes both ways; the client closes.
+"""
+
+import argparse
+import ctypes
+import os
+import random
+import select
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+
+CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError, BrokenPipeError, TimeoutError)
+
+
+class Recorded:
+    """A TLS socket with a truth file for each direction."""
+
+    def __init__(self, sock, base):
+        self.sock = sock
+        self.sent = open(base + ".sent", "wb", buffering=0)
+        self.received = open(base + ".received", "wb", buffering=0)
+        self.buffer = b""
+
+    def read_some(self):
+        """What is buffered or comes next, b"" at the end."""
+        if self.buffer:
+            data, self.buffer = self.buffer, b""
+            return data
+        try:
+            data = self.sock.recv(65536)
+        except CLOSED:
+            return b""
+        self.received.write(data)
+        return data
+
+    def read_exactly(self, count):
+        parts = []
+        while count:
+            data = self.read_some()
+            if not data:
+                return None
+            parts.append(data[:count])
+            self.buffer = data[count:]
+            count -= len(parts[-1])
+        return b"".join(parts)
+
+    def read_until(self, mark):
+        data = b""
+        while mark not in data:
+            more = self.read_some()
+            if not more:
+                return None
+            data += more
+        end = data.index(mark) + len(mark)
+        self.buffer = data[end:] + self.buffer
+        return data[:end]
+
+    def write(self, data, piece=1 << 20):
+        """One SSL_write per piece."""
+        for at in range(0, len(data), piece):
+            self.sock.sendall(data[at : at + piece])
+            self.sent.write(data[at : at + piece])
+
+    def close(self):
+        self.sock.close()
+        self.sent.close()
+        self.received.close()
+
+
+def payload(size, rng, text):
+    if not text:
+        return rng.randbytes(size)
+    # Characters of one, two and three bytes, so that pieces end inside of some.
+    line = ("%016x zażółć ☃\n" % rng.getrandbits(64)).encode()
+    return (line * (size // len(line) + 1))[:size]
+
+
+def http(conn, rng, args):
+    while True:
+        head = conn.read_until(b"\r\n\r\n")
+        if head is None:
+            return
+        request, *lines = head.decode("latin-1").rstrip().split("\r\n")
+        method, path, _ = request.split(" ")
+        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if fields.get("expect") == "100-continue":
+            conn.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = read_body(conn, fields)
+        if body is None:
+            return
+        answer(conn, path, body, rng)
+        if fields.get("connection", "").lower() == "close":
+            return drain(conn)
+
+
+def read_body(conn, fields):
+    if fields.get("transfer-encoding", "").lower() != "chunked":
+        return conn.read_exactly(int(fields.get("content-length", "0")))
+    body = b""
+    while True:
+        line = conn.read_until(b"\r\n")
+        if line is None:
+            return None
+        size = int(line.split(b";")[0], 16)
+        data = conn.read_exactly(size + 2)
+        if data is None:
+            return None
+        body += data[:-2]
+        if size == 0:
+            return body
+
+
+def answer(conn, path, body, rng):
+    parts = path.strip("/").split("/")
+    if parts[0] == "echo":
+        content = body
+    else:
+        content = payload(int(parts[1]), rng, parts[0] == "text")
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n"
+    if parts[0] != "chunked":
+        conn.write(head + b"content-length: %d\r\n\r\n" % len(content) + content)
+        return
+    conn.write(head + b"transfer-encoding: chunked\r\n\r\n")
+    at = 0
+    while at < len(content):
+        piece = content[at : at + rng.randint(1, 30000)]
+        conn.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        at += len(piece)
+    conn.write(b"0\r\n\r\n")
+
+
+def drain(conn):
+    """What the client still sends belongs to the truth."""
+    while conn.read_some():
+        pass
+
+
+def frames(conn, rng, args):
+    left = args.frames
+    while left != 0:
+        head = conn.read_exactly(16)
+        if head is None:
+            return
+        up, down = struct.unpack(">QQ", head)
+        if conn.read_exactly(up) is None:
+            return
+        conn.write(payload(down, rng, False))
+        left -= 1
+    try:
+        conn.sock.settimeout(5)
+        conn.sock.unwrap()
+    except OSError:
+        pass
+
+
+def proxy(conn, rng, args):
+    head = conn.read_until(b"\r\n\r\n")
+    if head is None:
+        return
+    host, _, port = head.split(b" ")[1].decode().rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=args.seconds) as upstream:
+        conn.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        while True:
+            # One thread for both ways: an SSL object is not for two.
+            ready = [conn.sock] if conn.buffer or conn.sock.pending() else []
+            if not ready:
+                ready, _, _ = select.select([conn.sock, upstream], [], [], args.seconds)
+            if upstream in ready:
+                data = upstream.recv(65536)
+                if not data:
+                    return
+                conn.write(data)
+            if conn.sock in ready:
+                data = conn.read_some()
+                if not data:
+                    return
+                upstream.sendall(data)
+
+
+def serve(number, sock, context, closed, args):
+    base = os.path.join(args.dir, "%s-%d" % (args.name, number))
+    try:
+        sock.settimeout(args.seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with context.wrap_socket(sock, server_side=True) as tls:
+            conn = Recorded(tls, base)
+            try:
+                MODES[args.mode](conn, random.Random(args.seed + number), args)
+            finally:
+                conn.close()
+    except CLOSED as error:
+        print("connection %d: %r" % (number, error), file=sys.stderr)
+    finally:
+        sock.close()
+        closed.write("%d\n" % number)
+
+
+MODES = {"http": http, "frames": frames, "proxy": proxy}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--name", default="server")
+    parser.add_argument("--cert", required=True)
+    parser.add_argument("--key", required=True)
+    parser.add_argument("--mode", choices=MODES, default="http")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--connections", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=-1)
+    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+
+    if os.environ.get("E2E_PDEATHSIG", "1") == "1":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+    signal.alarm(args.seconds)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(args.cert, args.key)
+    context.set_alpn_protocols(["http/1.1"])
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    with socket.create_server((args.host, 0), family=family, backlog=512) as listener:
+        port = os.path.join(args.dir, args.name + ".port")
+        with open(port + ".new", "w") as file:
+            file.write("%d\n" % listener.getsockname()[1])
+        os.rename(port + ".new", port)
+        accepted = open(os.path.join(args.dir, args.name + ".accepted"), "w", buffering=1)
+        closed = open(os.path.join(args.dir, args.name + ".closed"), "w", buffering=1)
+        threads = []
+        while args.connections == 0 or len(threads) < args.connections:
+            sock, peer = listener.accept()
+            accepted.write("%d %s %s\n" % (len(threads), peer[0], peer[1]))
+            thread = threading.Thread(target=serve, args=(len(threads), sock, context, closed, args), daemon=True)
+            thread.start()
+            threads.append(thread)
+        for thread in threads:
+            thread.join()
+
+
+main()
