@@ -31,7 +31,17 @@ pub(crate) use argv;
 const PROGRAMS: &[(&str, &str)] = &[
     ("server.py", include_str!("../programs/server.py")),
     ("http_client.py", include_str!("../programs/http_client.py")),
+    ("recorder.py", include_str!("../programs/recorder.py")),
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),
+    ("common.h", include_str!("../programs/common.h")),
+    ("tls.h", include_str!("../programs/tls.h")),
+    ("mix.c", include_str!("../programs/mix.c")),
+    ("bio_connect.c", include_str!("../programs/bio_connect.c")),
+    ("late.c", include_str!("../programs/late.c")),
+    ("early.c", include_str!("../programs/early.c")),
+    ("async_job.c", include_str!("../programs/async_job.c")),
+    ("swap.c", include_str!("../programs/swap.c")),
+    ("victim.c", include_str!("../programs/victim.c")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.
@@ -256,6 +266,7 @@ impl Lab {
         let binary = self.path(name);
         if !binary.exists() {
             self.program("common.h");
+            self.program("tls.h");
             let source = self.program(&format!("{name}.c"));
             let mut cc = Command::new("cc");
             cc.args([
@@ -333,6 +344,53 @@ impl Lab {
             err,
             records: None,
         }
+    }
+
+    /// A command with the environment that our programs look at.
+    pub(crate) fn command(&self, argv: Vec<OsString>) -> Command {
+        let mut words = argv.into_iter();
+        let mut command = Command::new(words.next().expect("a program"));
+        command
+            .args(words)
+            .stdin(Stdio::null())
+            .envs(self.environment());
+        command
+    }
+
+    fn environment(&self) -> [(&'static str, OsString); 4] {
+        let (cert, key) = self.certificate();
+        let seconds = (60 * factor("VORTEX_SLOW")).to_string();
+        [
+            ("E2E_DIR", self.dir.clone().into()),
+            ("E2E_CERT", cert.into()),
+            ("E2E_KEY", key.into()),
+            ("E2E_SECONDS", seconds.into()),
+        ]
+    }
+
+    /// A directory with a libssl of its own: an inode that nobody else has mapped.
+    pub(crate) fn private_libssl(&self, name: &str) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir(&dir).unwrap();
+        fs::copy(libssl(), dir.join("libssl.so.3")).unwrap();
+        dir
+    }
+
+    /// A file of another version's tree, which `cargo xtask fetch` makes.
+    pub(crate) fn fixture(&self, tree: &str, file: &str) -> Option<PathBuf> {
+        let base = match std::env::var_os("VORTEX_FIXTURES") {
+            Some(dir) => PathBuf::from(dir),
+            None => Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("fixtures"),
+        };
+        let path = base.join(tree).join(file);
+        if path.exists() {
+            return Some(path);
+        }
+        skip(
+            self.test,
+            &format!("{} is not there: cargo xtask fetch", path.display()),
+        );
+        None
     }
 
     /// Runs a helper to its successful end.
@@ -425,13 +483,15 @@ impl Lab {
     pub(crate) fn agent(&self) -> Agent<'_> {
         Agent {
             lab: self,
-            output: self.path("records.ndjson"),
+            binary: Agent::path(),
+            output: Some(self.path("records.ndjson")),
             before: Vec::new(),
             options: Vec::new(),
             emit: Some("data,gap,coverage,stats"),
             content: "full",
             environment: Vec::new(),
             stdin: None,
+            directory: None,
         }
     }
 }
@@ -450,6 +510,25 @@ impl Drop for Lab {
 pub(crate) fn skip(test: &str, reason: &str) {
     assert!(!set("VORTEX_NO_SKIP"), "SKIP {test}: {reason}");
     println!("SKIP {test}: {reason}");
+}
+
+/// The machine's own libssl.
+pub(crate) fn libssl() -> PathBuf {
+    let dirs = [
+        "/usr/lib/x86_64-linux-gnu",
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib64",
+        "/usr/lib",
+        "/lib",
+    ];
+    let mut paths = dirs.iter().map(|dir| Path::new(dir).join("libssl.so.3"));
+    paths.find(|path| path.is_file()).expect("a libssl.so.3")
+}
+
+/// A port that is free now.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// A program of `PATH`, or of where Debian keeps servers.
@@ -498,13 +577,15 @@ impl Server<'_> {
 /// most tests.
 pub(crate) struct Agent<'a> {
     lab: &'a Lab,
-    output: PathBuf,
+    binary: PathBuf,
+    output: Option<PathBuf>,
     before: Vec<OsString>,
     options: Vec<OsString>,
     emit: Option<&'static str>,
     content: &'static str,
     environment: Vec<(OsString, OsString)>,
     stdin: Option<PathBuf>,
+    directory: Option<PathBuf>,
 }
 
 impl Agent<'_> {
@@ -525,9 +606,20 @@ impl Agent<'_> {
         self
     }
 
-    /// Another output file, which need not be possible.
-    pub(crate) fn output(mut self, path: PathBuf) -> Self {
+    /// Another output file, which need not be possible, or none.
+    pub(crate) fn output(mut self, path: Option<PathBuf>) -> Self {
         self.output = path;
+        self
+    }
+
+    /// A copy of the agent.
+    pub(crate) fn binary(mut self, path: &Path) -> Self {
+        self.binary = path.to_owned();
+        self
+    }
+
+    pub(crate) fn directory(mut self, path: &Path) -> Self {
+        self.directory = Some(path.to_owned());
         self
     }
 
@@ -555,44 +647,39 @@ impl Agent<'_> {
     }
 
     fn command(&self, operands: &[OsString], client: &[OsString]) -> Command {
-        let mut words = if bare() {
+        let words = if bare() {
             client.to_vec()
         } else {
             let mut words = self.before.clone();
-            words.extend(argv![
-                Self::path(),
-                "run",
-                "--output",
-                "json",
-                "--content",
-                self.content
-            ]);
+            words.push(self.binary.clone().into());
+            words.extend(argv!["run", "--output", "json", "--content", self.content]);
             words.extend(
                 self.emit
                     .into_iter()
                     .flat_map(|kinds| argv!["--emit", kinds]),
             );
-            words.extend(argv!["-o", &self.output]);
+            words.extend(self.output.iter().flat_map(|output| argv!["-o", output]));
             words.extend(self.options.iter().cloned());
             words.extend(operands.iter().cloned());
             words
         };
-        let mut command = Command::new(words.remove(0));
-        command.args(words);
+        let mut command = self.lab.command(words);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
-        match &self.stdin {
-            Some(path) => command.stdin(File::open(path).unwrap()),
-            None => command.stdin(Stdio::null()),
-        };
+        if let Some(path) = &self.stdin {
+            command.stdin(File::open(path).unwrap());
+        }
+        if let Some(dir) = &self.directory {
+            command.current_dir(dir);
+        }
         command
     }
 
     fn launch(self, command: Command) -> Running {
         let mut process = self.lab.spawn(command, "agent");
-        process.records = Some(self.output.clone());
+        process.records.clone_from(&self.output);
         Running {
             process,
-            output: self.output,
+            output: self.output.unwrap_or_default(),
             started: Instant::now(),
         }
     }

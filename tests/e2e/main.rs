@@ -10,6 +10,7 @@
 #![allow(missing_docs)]
 
 mod harness;
+mod libraries;
 mod records;
 
 use harness::{Lab, PYTHON, argv, random};

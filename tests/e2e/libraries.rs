@@ -1,0 +1,525 @@
+//! One test for each way in which programs use a TLS library.
+
+use std::process::{Command, Stdio};
+
+use crate::harness::{End, Lab, PYTHON, argv, bare, free_port, random, seconds};
+use crate::records::{self, Truth};
+
+/// A client of `http_client.py`, `python` being the interpreter.
+#[track_caller]
+fn python_client(lab: &Lab, python: impl AsRef<std::ffi::OsStr>, client: &str) {
+    let server = lab.server(&[]);
+    let program = lab.program("http_client.py");
+    let run = lab.agent().run(argv![
+        python.as_ref(),
+        program,
+        client,
+        server.port.to_string()
+    ]);
+    run.assert_exact(&server.client_truth());
+}
+
+/// A C program that speaks frames to the server and writes its own truth under `name`.
+#[track_caller]
+fn frames_client(lab: &Lab, program: &str, name: &str, options: &[&str]) -> crate::harness::Run {
+    let server = lab.server(&["--mode", "frames"]);
+    let mut command = argv![lab.compiled(program), server.port.to_string()];
+    command.extend(options.iter().map(Into::into));
+    let run = lab.agent().run(command);
+    let truth = lab.truth(name);
+    records::same(&truth, &server.client_truth()).unwrap();
+    run.assert_exact(&truth);
+    run
+}
+
+/// A C program that has both ends in one process.
+#[track_caller]
+fn both_ends(lab: &Lab, program: &str, options: &[&str]) {
+    let mut command = argv![lab.compiled(program)];
+    command.extend(options.iter().map(Into::into));
+    let run = lab.agent().run(command);
+    run.success();
+    run.assert_exact(&both_truths(lab));
+}
+
+/// The truth of both ends, which must agree.
+#[track_caller]
+fn both_truths(lab: &Lab) -> Vec<Truth> {
+    let (mut clients, servers) = (lab.truth("client"), lab.truth("server"));
+    let swapped: Vec<_> = servers.iter().cloned().map(Truth::swapped).collect();
+    records::same(&clients, &swapped).unwrap();
+    clients.extend(servers);
+    clients
+}
+
+#[test]
+fn python_requests() {
+    let Some(lab) = Lab::new("python_requests") else {
+        return;
+    };
+    if !has_module("requests") {
+        return crate::harness::skip("python_requests", "python3-requests is not installed");
+    }
+    python_client(&lab, PYTHON, "requests");
+}
+
+#[test]
+fn python_asyncio() {
+    let Some(lab) = Lab::new("python_asyncio") else {
+        return;
+    };
+    python_client(&lab, PYTHON, "asyncio");
+}
+
+#[test]
+fn python_aiohttp() {
+    let Some(lab) = Lab::new("python_aiohttp") else {
+        return;
+    };
+    if !has_module("aiohttp") {
+        return crate::harness::skip("python_aiohttp", "python3-aiohttp is not installed");
+    }
+    python_client(&lab, PYTHON, "aiohttp");
+}
+
+fn has_module(name: &str) -> bool {
+    let mut python = Command::new(PYTHON);
+    python
+        .args(["-c", &format!("import {name}")])
+        .stderr(Stdio::null());
+    python.status().is_ok_and(|status| status.success())
+}
+
+/// OpenSSL linked into the program; its exports don't call the internal functions.
+#[test]
+fn node_fetch() {
+    let Some(lab) = Lab::with("node_fetch", &["node"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let run = lab.agent().run(argv![
+        "node",
+        lab.program("fetch.mjs"),
+        server.port.to_string()
+    ]);
+    run.assert_exact(&server.client_truth());
+}
+
+/// TLS in TLS: calls nest on one thread, on two handles, and both streams are real.
+#[test]
+fn curl_through_https_proxy() {
+    let Some(lab) = Lab::with("curl_through_https_proxy", &["curl"]) else {
+        return;
+    };
+    let origin = lab.server(&[]);
+    let proxy = lab.server_named("proxy", Command::new(PYTHON), &["--mode", "proxy"]);
+    let body = lab.file("body", random(200_003, 3));
+    let data = format!("@{}", body.display());
+    let echo = lab.path("echo");
+    let run = lab.agent().run(argv![
+        "curl",
+        "-sk",
+        "--http1.1",
+        "--proxy",
+        proxy.url(""),
+        "--proxy-insecure",
+        "-o",
+        &echo,
+        "--data-binary",
+        data,
+        origin.url("/echo")
+    ]);
+    let mut truth = origin.client_truth();
+    truth.extend(proxy.client_truth());
+    assert_eq!(truth.len(), 2, "one connection in another");
+    run.assert_exact(&truth);
+    assert!(
+        lab.read("echo") == lab.read("body"),
+        "the echo is not what was sent"
+    );
+}
+
+#[test]
+fn c_bio_new_ssl_connect() {
+    let Some(lab) = Lab::with("c_bio_new_ssl_connect", &["cc"]) else {
+        return;
+    };
+    frames_client(&lab, "bio_connect", "bio", &[]);
+}
+
+/// Reads and writes of all four kinds, 1 B to 1 MB a call, with peeks and empty writes.
+#[test]
+fn c_every_call() {
+    let Some(lab) = Lab::with("c_every_call", &["cc"]) else {
+        return;
+    };
+    frames_client(&lab, "mix", "mix", &["rounds=2"]);
+}
+
+/// A call that says WANT_READ or WANT_WRITE has moved no bytes; its repetition has.
+#[test]
+fn c_retries() {
+    let Some(lab) = Lab::with("c_retries", &["cc"]) else {
+        return;
+    };
+    let run = frames_client(&lab, "mix", "mix", &["nonblock", "threads=4"]);
+    for kind in ["want_read", "want_write"] {
+        let out = run.process.out();
+        let count = out
+            .lines()
+            .find_map(|line| line.strip_prefix(kind))
+            .expect(kind);
+        assert_ne!(
+            count.trim(),
+            "0",
+            "no {kind} happened, so this test says nothing"
+        );
+    }
+}
+
+#[test]
+fn c_sixteen_threads() {
+    let Some(lab) = Lab::with("c_sixteen_threads", &["cc"]) else {
+        return;
+    };
+    frames_client(&lab, "mix", "mix", &["threads=16"]);
+}
+
+/// The library comes by `dlopen`, after the program has run a while; it is a file nobody has seen.
+#[test]
+fn c_late_dlopen() {
+    let Some(lab) = Lab::with("c_late_dlopen", &["cc"]) else {
+        return;
+    };
+    let library = lab.private_libssl("private").join("libssl.so.3");
+    frames_client(&lab, "late", "late", &[library.to_str().unwrap()]);
+}
+
+#[test]
+fn early_data_both_ways() {
+    let Some(lab) = Lab::with("early_data_both_ways", &["cc"]) else {
+        return;
+    };
+    both_ends(&lab, "early", &[]);
+}
+
+/// Two `SSL_MODE_ASYNC` jobs paused inside their calls, a third connection in between.
+#[test]
+fn paused_async_jobs() {
+    let Some(lab) = Lab::with("paused_async_jobs", &["cc"]) else {
+        return;
+    };
+    both_ends(&lab, "async_job", &[]);
+}
+
+/// Coroutines that give way inside their BIO callback, the second stack below the first.
+#[test]
+fn swapped_contexts_downwards() {
+    let Some(lab) = Lab::with("swapped_contexts_downwards", &["cc"]) else {
+        return;
+    };
+    swapped(&lab, "down");
+}
+
+/// The same with the second stack above the first: the kernel forgets the return probe of the call
+/// that is still open below.
+#[test]
+fn swapped_contexts_upwards() {
+    let Some(lab) = Lab::with("swapped_contexts_upwards", &["cc"]) else {
+        return;
+    };
+    swapped(&lab, "up");
+}
+
+/// The program must live and its traffic be right. What is shown may be less, but must add up and
+/// be true.
+#[track_caller]
+fn swapped(lab: &Lab, order: &str) {
+    let run = lab.agent().run(argv![lab.compiled("swap"), order]);
+    assert_eq!(
+        run.end,
+        End::Code(0),
+        "the agent must not kill a program\n{}",
+        run.process.err()
+    );
+    let truth = both_truths(lab);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let seen = records.check_ledger().unwrap();
+    assert!(
+        seen <= records::total(&truth),
+        "more was seen than sent: {seen}"
+    );
+    if seen == records::total(&truth) {
+        run.assert_exact(&truth);
+    } else {
+        let coverage = records
+            .kind("coverage")
+            .any(|record| record["status"] != "probed");
+        let unmatched = &records.last_stats().unwrap()["ledger"]["calls"]["unmatched"];
+        let unmatched = unmatched
+            .as_object()
+            .unwrap()
+            .values()
+            .any(|count| count != 0);
+        assert!(
+            coverage || unmatched,
+            "{seen} of {} bytes, and nobody said why",
+            records::total(&truth)
+        );
+    }
+}
+
+/// Python's own TLS server, watched from its start.
+#[test]
+fn python_server() {
+    let Some(lab) = Lab::with("python_server", &["curl"]) else {
+        return;
+    };
+    python_server_by(&lab, PYTHON.as_ref());
+}
+
+#[track_caller]
+fn python_server_by(lab: &Lab, python: &std::ffi::OsStr) {
+    let mut command = argv![python, lab.program("server.py"), "--connections", "3"];
+    command.extend(lab.server_args("server"));
+    let running = lab.agent().start(command);
+    let port = lab.port("server", &running.process);
+    for turn in 0..3 {
+        let body = lab.file("body", random(70_000 + turn, turn as u64));
+        let data = format!("@{}", body.display());
+        let url = format!("https://127.0.0.1:{port}/echo");
+        lab.finish(
+            lab.command(argv![
+                "curl",
+                "-sk",
+                "--http1.1",
+                "-o",
+                lab.path("echo"),
+                "--data-binary",
+                data,
+                url
+            ]),
+            "curl",
+        );
+        assert!(
+            lab.read("echo") == lab.read("body"),
+            "the echo is not what was sent"
+        );
+    }
+    let run = running.finish(seconds(30));
+    let truth = lab.truth("server");
+    assert_eq!(truth.len(), 3);
+    run.assert_exact(&truth);
+}
+
+/// nginx with two workers, which its master forks.
+#[test]
+fn nginx_server() {
+    let Some(lab) = Lab::with("nginx_server", &["nginx"]) else {
+        return;
+    };
+    let nginx = crate::harness::which("nginx").unwrap();
+    let port = free_port();
+    let (cert, key) = lab.certificate();
+    for dir in ["www", "temp"] {
+        std::fs::create_dir(lab.path(dir)).unwrap();
+    }
+    lab.file("www/large", random(700_001, 4));
+    lab.file("www/small", "small\n");
+    let dir = lab.dir.display();
+    let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {dir}/temp/{kind};\n"))
+        .concat();
+    let config = lab.file(
+        "nginx.conf",
+        format!(
+            "user root; daemon off; worker_processes 2; pid {dir}/nginx.pid; error_log stderr;
+             events {{ }}
+             http {{
+                 access_log off;
+                 {temp}
+                 server {{
+                     listen 127.0.0.1:{port} ssl reuseport;
+                     ssl_certificate {};
+                     ssl_certificate_key {};
+                     root {dir}/www;
+                     client_max_body_size 10m;
+                     dav_methods PUT;
+                 }}
+             }}\n",
+            cert.display(),
+            key.display()
+        ),
+    );
+    let running = lab
+        .agent()
+        .start(argv![nginx, "-p", &lab.dir, "-e", "stderr", "-c", config]);
+    crate::harness::wait_for("nginx to listen", seconds(20), || {
+        if let Some(end) = running.process.ended() {
+            panic!("nginx ended: {end:?}\n{}", running.process.err());
+        }
+        std::net::TcpStream::connect(("127.0.0.1", port)).ok()
+    });
+    for turn in 0..4 {
+        let (name, put) = (
+            format!("client{turn}"),
+            format!("PUT /put{turn} {}", 100_000 + turn),
+        );
+        let get = format!("GET /put{turn}");
+        let recorder = lab.program("recorder.py");
+        lab.finish(
+            lab.command(argv![
+                PYTHON,
+                recorder,
+                &lab.dir,
+                &name,
+                port.to_string(),
+                put,
+                "GET /large",
+                get,
+                "GET /small"
+            ]),
+            &name,
+        );
+    }
+    // nginx ends well on SIGTERM, which the agent passes on.
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(20));
+    let truth: Vec<_> = (0..4)
+        .flat_map(|turn| lab.truth(&format!("client{turn}")))
+        .map(Truth::swapped)
+        .collect();
+    assert_eq!(truth.len(), 4);
+    run.assert_exact(&truth);
+}
+
+#[test]
+fn openssl_1_1_1_curl() {
+    let Some(lab) = Lab::new("openssl_1_1_1_curl") else {
+        return;
+    };
+    fixture_curl(&lab, "openssl-1.1.1");
+}
+
+#[test]
+fn openssl_3_5_curl() {
+    let Some(lab) = Lab::new("openssl_3_5_curl") else {
+        return;
+    };
+    fixture_curl(&lab, "openssl-3.5");
+}
+
+#[track_caller]
+fn fixture_curl(lab: &Lab, tree: &str) {
+    let Some(curl) = lab.fixture(tree, "bin/curl") else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let data = format!("@{}", lab.file("body", random(300_145, 6)).display());
+    let echo = lab.path("echo");
+    let run = lab.agent().run(argv![
+        curl,
+        "-sk",
+        "--http1.1",
+        "-o",
+        &echo,
+        "--data-binary",
+        data,
+        server.url("/echo")
+    ]);
+    run.assert_exact(&server.client_truth());
+    assert!(
+        lab.read("echo") == lab.read("body"),
+        "the echo is not what was sent"
+    );
+}
+
+#[test]
+fn openssl_1_1_1_s_client() {
+    let Some(lab) = Lab::new("openssl_1_1_1_s_client") else {
+        return;
+    };
+    fixture_s_client(&lab, "openssl-1.1.1");
+}
+
+#[test]
+fn openssl_3_5_s_client() {
+    let Some(lab) = Lab::new("openssl_3_5_s_client") else {
+        return;
+    };
+    fixture_s_client(&lab, "openssl-3.5");
+}
+
+#[track_caller]
+fn fixture_s_client(lab: &Lab, tree: &str) {
+    let Some(openssl) = lab.fixture(tree, "bin/openssl") else {
+        return;
+    };
+    let server = lab.server(&["--mode", "frames", "--frames", "1"]);
+    let mut frame = [40_001_u64, 50_003].map(u64::to_be_bytes).concat();
+    frame.extend(random(40_001, 8));
+    let stdin = lab.file("stdin", frame);
+    let address = format!("127.0.0.1:{}", server.port);
+    let run = lab
+        .agent()
+        .stdin(&stdin)
+        .run(argv![openssl, "s_client", "-quiet", "-connect", address]);
+    run.assert_exact(&server.client_truth());
+}
+
+/// The four calls of 1.1.1, by `dlopen` of a copy.
+#[test]
+fn openssl_1_1_1_dlopen() {
+    let Some(lab) = Lab::with("openssl_1_1_1_dlopen", &["cc"]) else {
+        return;
+    };
+    let dir = "usr/lib/x86_64-linux-gnu";
+    let Some(crypto) = lab.fixture("openssl-1.1.1", &format!("{dir}/libcrypto.so.1.1")) else {
+        return;
+    };
+    let ssl = lab.path("libssl.so.1.1");
+    std::fs::copy(crypto.with_file_name("libssl.so.1.1"), &ssl).unwrap();
+    frames_client(
+        &lab,
+        "late",
+        "late",
+        &[crypto.to_str().unwrap(), ssl.to_str().unwrap()],
+    );
+}
+
+/// `SSL_write_ex` calls `SSL_write_ex2` there: each byte once all the same.
+#[test]
+fn openssl_3_5_python_client() {
+    let Some(lab) = Lab::new("openssl_3_5_python_client") else {
+        return;
+    };
+    let Some(python) = lab.fixture("openssl-3.5", "bin/python3") else {
+        return;
+    };
+    python_client(&lab, python, "http.client");
+}
+
+#[test]
+fn openssl_3_5_python_asyncio() {
+    let Some(lab) = Lab::new("openssl_3_5_python_asyncio") else {
+        return;
+    };
+    let Some(python) = lab.fixture("openssl-3.5", "bin/python3") else {
+        return;
+    };
+    python_client(&lab, python, "asyncio");
+}
+
+#[test]
+fn openssl_3_5_python_server() {
+    let Some(lab) = Lab::with("openssl_3_5_python_server", &["curl"]) else {
+        return;
+    };
+    let Some(python) = lab.fixture("openssl-3.5", "bin/python3") else {
+        return;
+    };
+    python_server_by(&lab, python.as_os_str());
+}
