@@ -149,7 +149,7 @@ impl Proc {
         assert_eq!(result, 0, "waitid: {}", io::Error::last_os_error());
         // SAFETY: waitid has filled it for a child, or left it zero.
         let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-        (pid != 0).then(|| match info.si_code {
+        (pid != 0).then_some(match info.si_code {
             libc::CLD_EXITED => End::Code(status),
             _ => End::Signal(status),
         })
@@ -430,7 +430,7 @@ impl Lab {
         let process = self.spawn(python, name);
         let port = self.port(name, &process);
         Server {
-            process,
+            _process: process,
             port,
             name,
             lab: self,
@@ -478,6 +478,12 @@ impl Lab {
         }
         truth.sort_by(|a, b| a.name.cmp(&b.name));
         truth
+    }
+
+    /// The agent as a user starts it who wants to be told only what went wrong: `--content full`
+    /// is logged.
+    pub(crate) fn quiet_agent(&self) -> Agent<'_> {
+        self.agent().content("redacted")
     }
 
     pub(crate) fn agent(&self) -> Agent<'_> {
@@ -542,7 +548,7 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 
 /// A running `server.py`.
 pub(crate) struct Server<'a> {
-    pub(crate) process: Proc,
+    _process: Proc,
     pub(crate) port: u16,
     name: &'static str,
     lab: &'a Lab,
@@ -646,9 +652,9 @@ impl Agent<'_> {
         self
     }
 
-    fn command(&self, operands: &[OsString], client: &[OsString]) -> Command {
+    fn command(&self, operands: Vec<OsString>, client: Vec<OsString>) -> Command {
         let words = if bare() {
-            client.to_vec()
+            client
         } else {
             let mut words = self.before.clone();
             words.push(self.binary.clone().into());
@@ -660,7 +666,7 @@ impl Agent<'_> {
             );
             words.extend(self.output.iter().flat_map(|output| argv!["-o", output]));
             words.extend(self.options.iter().cloned());
-            words.extend(operands.iter().cloned());
+            words.extend(operands);
             words
         };
         let mut command = self.lab.command(words);
@@ -680,7 +686,6 @@ impl Agent<'_> {
         Running {
             process,
             output: self.output.unwrap_or_default(),
-            started: Instant::now(),
         }
     }
 
@@ -689,7 +694,7 @@ impl Agent<'_> {
     pub(crate) fn start(self, cmd: Vec<OsString>) -> Running {
         let mut operands = argv!["--"];
         operands.extend(cmd.iter().cloned());
-        let command = self.command(&operands, &cmd);
+        let command = self.command(operands, cmd);
         self.launch(command)
     }
 
@@ -702,10 +707,16 @@ impl Agent<'_> {
     /// Starts `run --pid N` and waits until coverage says that it is watched.
     #[track_caller]
     pub(crate) fn watch(self, pid: u32) -> Running {
-        let command = self.command(&argv!["--pid", pid.to_string()], &argv!["sleep", "60"]);
-        let running = self.launch(command);
+        let running = self.watch_without_coverage(pid);
         running.wait_for_coverage(pid);
         running
+    }
+
+    /// The same for a process without TLS.
+    #[track_caller]
+    pub(crate) fn watch_without_coverage(self, pid: u32) -> Running {
+        let command = self.command(argv!["--pid", pid.to_string()], argv!["sleep", "60"]);
+        self.launch(command)
     }
 }
 
@@ -713,7 +724,6 @@ impl Agent<'_> {
 pub(crate) struct Running {
     pub(crate) process: Proc,
     output: PathBuf,
-    started: Instant,
 }
 
 impl Running {
@@ -759,7 +769,6 @@ impl Running {
         let text = fs::read_to_string(&self.output).unwrap_or_default();
         Run {
             end,
-            elapsed: self.started.elapsed(),
             text,
             process: self.process,
         }
@@ -769,7 +778,6 @@ impl Running {
 /// A run that is over.
 pub(crate) struct Run {
     pub(crate) end: End,
-    pub(crate) elapsed: Duration,
     pub(crate) text: String,
     pub(crate) process: Proc,
 }

@@ -3,14 +3,20 @@
 //!
 //! # Layout
 //! - `harness`: directories, processes, the agent, the waits.
+//! - `proc`: what `/proc` says about a process.
 //! - `records`: the agent's records put back together and judged.
 //! - The tests by theme. Those in this file need curl, openssl and python3 only, so that they also
 //!   run in a minimal virtual machine.
 //! - `../programs`: the clients and servers, part of this binary.
 #![allow(missing_docs)]
 
+mod cli;
+mod halves;
 mod harness;
 mod libraries;
+mod lifecycle;
+mod loss;
+mod proc;
 mod records;
 
 use harness::{Lab, PYTHON, argv, random};

@@ -1,11 +1,13 @@
 // A client that uses the four calls in every way: sizes from 1 B to 1 MB, peeks, empty writes,
 // retries, threads, fork. It speaks the frames of server.py.
 //
-// usage: mix PORT [threads=N] [rounds=N] [single=BYTES] [nonblock] [fork] [late=BASE] [until=FILE]
+// usage: mix PORT [threads=N] [rounds=N] [single=BYTES] [nonblock] [fork] [late=BASE] [stay=BASE]
+//            [until=FILE]
 //   single   one SSL_write of this many bytes instead of the mix
 //   nonblock WANT_READ and WANT_WRITE; prints how many there were of each
 //   fork     a child goes on with the connection, its truth is in child-N
 //   late     after a round waits for BASE.go, having made BASE.here; the truth of what follows is in late-N
+//   stay     waits for BASE.go at its end, having made BASE.here
 //   until    rounds until the file is there
 #include "tls.h"
 #include <poll.h>
@@ -18,7 +20,7 @@ enum { COUNT = sizeof SIZES / sizeof *SIZES, LARGEST = 1000000 };
 
 static int port, threads = 1, rounds = 1, nonblock, forks;
 static size_t single;
-static const char *late, *until;
+static const char *late, *stay, *until;
 static SSL_CTX *context;
 static int want_read, want_write;
 
@@ -151,13 +153,12 @@ static void *run(void *argument) {
         usleep(500);
     }
     if (late) {
-        char here[512], go[512];
-        snprintf(here, sizeof here, "%s.here", late);
-        snprintf(go, sizeof go, "%s.go", late);
-        meet(here, go);
+        meet(late);
         client.truth = truth_open("late", number);
         round_of(&client, number * 1000 + 500);
     }
+    if (stay)
+        meet(stay);
     if (forks) {
         pid_t child = fork();
         CHECK(child >= 0);
@@ -196,6 +197,8 @@ int main(int count, char **arguments) {
             single = strtoull(value, NULL, 10);
         else if ((value = option(argument, "late")))
             late = value;
+        else if ((value = option(argument, "stay")))
+            stay = value;
         else if ((value = option(argument, "until")))
             until = value;
         else if (strcmp(argument, "nonblock") == 0)

@@ -1,0 +1,213 @@
+//! What can't be copied is a gap: its length, its cause, its place.
+
+use crate::harness::{Agent, End, Lab, Run, argv, bare, skip};
+use crate::records::{self, Records, Truth, compare, total};
+
+const MIB: u64 = 1 << 20;
+
+/// One SSL_write of this many bytes.
+#[track_caller]
+fn single_write(lab: &Lab, agent: Agent<'_>, bytes: u64) -> (Run, Vec<Truth>) {
+    let server = lab.server(&["--mode", "frames"]);
+    let run = agent.run(argv![
+        lab.compiled("mix"),
+        server.port.to_string(),
+        format!("single={bytes}")
+    ]);
+    let truth = lab.truth("mix");
+    records::same(&truth, &server.client_truth()).unwrap();
+    assert_eq!(total(&truth), 16 + bytes + 1);
+    (run, truth)
+}
+
+#[test]
+fn four_mib_in_one_write() {
+    let Some(lab) = Lab::with("four_mib_in_one_write", &["cc"]) else {
+        return;
+    };
+    let (run, truth) = single_write(&lab, lab.agent(), 4 * MIB);
+    run.assert_exact(&truth);
+}
+
+/// 16 MiB are data, then there is one gap of 4 MiB. A ring of 8 MiB may be full in between.
+#[test]
+fn twenty_mib_in_one_write() {
+    let Some(lab) = Lab::with("twenty_mib_in_one_write", &["cc"]) else {
+        return;
+    };
+    let (run, truth) = single_write(&lab, lab.agent(), 20 * MIB);
+    run.assert_accounted(&truth, &["call_too_long", "ring_full"]);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let connections = records.connections().unwrap();
+    let gaps: Vec<_> = connections
+        .iter()
+        .flat_map(|connection| connection.sent.gaps())
+        .collect();
+    let too_long: Vec<_> = gaps
+        .iter()
+        .filter(|(_, cause, _)| *cause == "call_too_long")
+        .collect();
+    assert_eq!(
+        too_long,
+        [&(16 + 16 * MIB, "call_too_long", 4 * MIB)],
+        "all gaps: {gaps:?}"
+    );
+    let bytes = &records.last_stats().unwrap()["ledger"]["bytes"];
+    assert_eq!(bytes["over_limit"], 4 * MIB);
+    let full: u64 = gaps
+        .iter()
+        .filter(|(_, cause, _)| *cause == "ring_full")
+        .map(|(.., length)| length)
+        .sum();
+    assert_eq!(bytes["lost"]["ring_full"], full);
+    assert_eq!(bytes["delivered"], total(&truth) - 4 * MIB - full);
+}
+
+/// Only what is asked for is written, and the ledger doesn't change with it.
+#[test]
+fn content_none_has_lengths_only() {
+    let Some(lab) = Lab::with("content_none_has_lengths_only", &["cc"]) else {
+        return;
+    };
+    let (run, truth) = single_write(&lab, lab.agent().content("none"), MIB);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    for data in records.kind("data") {
+        assert!(
+            data["text"].is_null() && data["base64"].is_null(),
+            "content: {data:.200}"
+        );
+    }
+    assert_eq!(records.check_ledger().unwrap(), total(&truth));
+}
+
+#[test]
+fn emit_chooses_the_kinds() {
+    let Some(lab) = Lab::with("emit_chooses_the_kinds", &["cc"]) else {
+        return;
+    };
+    let (run, truth) = single_write(&lab, lab.agent().emit("stats"), MIB);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    assert_eq!(records.kind("stats").count(), records.0.len());
+    let seen = &records.last_stats().unwrap()["ledger"]["bytes"]["seen"];
+    assert_eq!(*seen, total(&truth));
+}
+
+/// A page that belongs to a userfaultfd nobody serves: waiting for it would stop everything.
+#[test]
+fn userfaultfd_victim() {
+    let Some(lab) = Lab::with("userfaultfd_victim", &["cc"]) else {
+        return;
+    };
+    victim(&lab, "uffd", 1);
+}
+
+#[test]
+fn paged_out_victim() {
+    let Some(lab) = Lab::with("paged_out_victim", &["cc"]) else {
+        return;
+    };
+    victim(&lab, "pageout", 5);
+}
+
+#[track_caller]
+fn victim(lab: &Lab, kind: &'static str, count: usize) {
+    let run = lab.agent().run(argv![lab.compiled("victim"), kind]);
+    if run.end == End::Code(77) {
+        return skip(kind, "the kernel does not take the pages away");
+    }
+    let (mut truth, servers) = (lab.truth("client"), lab.truth("server"));
+    let swapped: Vec<_> = servers.iter().cloned().map(Truth::swapped).collect();
+    records::same(&truth, &swapped).unwrap();
+    truth.extend(servers);
+    run.assert_accounted(&truth, &["copy_fault"]);
+    if bare() {
+        return;
+    }
+    // The lost calls and no other.
+    let records = run.records();
+    let connections = records.connections().unwrap();
+    let gaps: Vec<_> = connections
+        .iter()
+        .flat_map(|connection| connection.gaps())
+        .collect();
+    // Turns 5, 15, … have written 6000 bytes each and every earlier victim 6000 more.
+    let expected: Vec<_> = (0..count as u64)
+        .map(|n| ((6 + 10 * n + n) * 6000, "copy_fault", 6000))
+        .collect();
+    assert_eq!(gaps, expected);
+    assert_eq!(
+        records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["copy_fault"],
+        6000 * count
+    );
+}
+
+/// The pipeline stopped for a while: the ring runs full, and what didn't fit is announced.
+#[test]
+fn ring_full_is_accounted() {
+    let Some(lab) = Lab::with("ring_full_is_accounted", &["cc"]) else {
+        return;
+    };
+    let server = lab.server(&["--mode", "frames"]);
+    let late = format!("late={}", lab.path("late").display());
+    let mix = lab.compiled("mix");
+    // 30 rounds of 1.5 MB each way: several rings full.
+    let running = lab.agent().start(argv![
+        &mix,
+        server.port.to_string(),
+        "rounds=15",
+        "threads=2",
+        late
+    ]);
+    if bare() {
+        return;
+    }
+    let client = crate::proc::wait_for_running(&mix);
+    running.process.signal(libc::SIGSTOP);
+    let deadline = crate::harness::seconds(30);
+    crate::harness::wait_for("the client's rounds", deadline, || {
+        lab.path("late.here").exists().then_some(())
+    });
+    assert_ne!(
+        crate::proc::state(client),
+        Some('T'),
+        "the client must not stop with the agent"
+    );
+    running.process.signal(libc::SIGCONT);
+    lab.file("late.go", "");
+    let run = running.finish(crate::harness::seconds(60));
+    run.success();
+    let (before, after) = (lab.truth("mix"), lab.truth("late"));
+    let truth: Vec<_> = before
+        .into_iter()
+        .zip(after)
+        .map(|(one, two)| Truth {
+            name: one.name,
+            sent: [one.sent, two.sent].concat(),
+            received: [one.received, two.received].concat(),
+        })
+        .collect();
+    records::same(&truth, &server.client_truth()).unwrap();
+    let records: Records = run.records();
+    compare(&records.connections().unwrap(), &truth, &["ring_full"])
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(records.check_ledger().unwrap(), total(&truth));
+    let lost = records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["ring_full"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        lost > 0,
+        "the ring never was full, so this test says nothing"
+    );
+    assert!(lost < total(&truth), "nothing came through");
+}
