@@ -75,22 +75,16 @@ static OFFSETS: Offsets = Offsets {
 /// An offset of a kernel structure's member; read as volatile, else the compiler takes the zeros above.
 macro_rules! offset {
     ($member:ident) => {
-        // SAFETY: a static in .rodata.
-        unsafe { $crate::maps::offset_at(&raw const (*$crate::maps::offsets()).$member) }
+        $crate::maps::offset_at(core::mem::offset_of!(agent_ebpf::Offsets, $member))
     };
 }
 pub(crate) use offset;
 
-pub fn offsets() -> *const Offsets {
-    &raw const OFFSETS
-}
-
-/// # Safety
-/// `member` points into [`OFFSETS`].
+/// The u32 at this byte of [`OFFSETS`].
 #[inline(always)]
-pub unsafe fn offset_at(member: *const u32) -> u64 {
-    // SAFETY: the caller's promise.
-    u64::from(unsafe { ptr::read_volatile(member) })
+pub fn offset_at(byte: usize) -> u64 {
+    // SAFETY: inside a static of u32, at one of its fields.
+    u64::from(unsafe { ptr::read_volatile((&raw const OFFSETS).cast::<u32>().byte_add(byte)) })
 }
 
 /// A field of a map value, read again each time: a value kept in a register across a helper call would

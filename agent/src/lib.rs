@@ -1,7 +1,9 @@
 //! Vortex: the plaintext of TLS traffic, from the kernel to a record.
 
 pub mod config;
+pub mod half;
 pub mod locate;
+pub mod probe;
 pub mod record;
 pub mod redact;
 pub mod sink;
