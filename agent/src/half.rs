@@ -40,6 +40,10 @@ pub enum Report {
     },
     /// Holes at the end of streams that no later call could announce; answers [`Order::Survey`].
     Survey(Survey),
+    /// The process is gone.
+    Ended {
+        pid: u32,
+    },
     /// A line for the log.
     Warning(String),
 }
@@ -51,10 +55,15 @@ pub enum Order {
     /// One descriptor: a directory of the cgroup v2 hierarchy. Before `Filter`.
     Cgroup,
     /// Probe these points. One descriptor if the file is the pipeline's own, none else. Without points:
-    /// let go of the file.
+    /// nothing is there, let go of the file.
     Attach {
         file: FileId,
         points: Vec<Site>,
+    },
+    /// This file is a TLS library that can't be probed.
+    Refuse {
+        file: FileId,
+        why: String,
     },
     /// `pending`: look for holes at the end of streams, too.
     Survey {

@@ -203,6 +203,10 @@ impl<'a> Half<'a> {
                 self.told.remove(&pid);
             }
             Happening::Fork { pid, parent } => {
+                // It has its parent's mappings, and no event says so.
+                if self.told.contains(&parent) && self.is_wanted(parent) {
+                    self.tell(pid);
+                }
                 if !self.kernel.follows && self.filter.follow && self.in_tree(parent) {
                     self.want(pid)?;
                 }
@@ -238,6 +242,7 @@ impl<'a> Half<'a> {
                     self.adopt(file, fds.remove(0))?;
                     self.answer(file, &points)?;
                 }
+                (Order::Refuse { file, why }, 0) => self.refuse(file, why),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, fds) => bail!("unexpected order with {fds} descriptors: {order:?}"),
             }
@@ -425,6 +430,15 @@ impl<'a> Half<'a> {
         Ok(())
     }
 
+    /// The pipeline found a library that it won't probe. It has told those who map it; later ones are
+    /// told by us.
+    fn refuse(&mut self, id: FileId, why: String) {
+        if let Some(file) = self.files.get_mut(&id) {
+            file.state = State::Refused(why);
+        }
+        self.holds.answered(id);
+    }
+
     fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
         let fd = self.files[&id].fd.clone();
         file::check_sites(&fd, sites)?;
@@ -513,6 +527,9 @@ impl<'a> Half<'a> {
             }
             let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&pid);
             gone.insert(pid);
+        }
+        for pid in &gone {
+            self.report(Report::Ended { pid: *pid }, None);
         }
         if gone.is_empty() {
             return Ok(());
