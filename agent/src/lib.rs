@@ -3,6 +3,7 @@
 pub mod config;
 pub mod connection;
 pub mod coverage;
+pub mod escape;
 pub mod event;
 pub mod half;
 pub mod ledger;
