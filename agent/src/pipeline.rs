@@ -230,10 +230,8 @@ impl Pipeline {
                 time,
             } => {
                 self.captured = true;
-                if cause == Cause::RingFull {
-                    self.told_ring_full += length;
-                }
                 if self.is_filtered(stream.handle.pid) {
+                    self.told_ring_full += if cause == Cause::RingFull { length } else { 0 };
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
@@ -323,6 +321,7 @@ impl Pipeline {
             coverage,
             connections,
             tally,
+            told_ring_full,
             sequence,
             clock,
             ..
@@ -349,8 +348,10 @@ impl Pipeline {
                     length,
                     cause,
                 } => {
-                    if cause == Cause::Unknown {
-                        tally.unknown += length;
+                    match cause {
+                        Cause::RingFull => *told_ring_full += length,
+                        Cause::Unknown => tally.unknown += length,
+                        Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
                     }
                     Body::Gap {
                         direction: id.direction,

@@ -22,6 +22,9 @@ pub enum Output<'a> {
     },
 }
 
+/// Takes what comes out, with the stream as it is then.
+pub type Out<'a> = &'a mut dyn FnMut(&Stream, Output<'_>);
+
 /// Longest wait for a hole to be explained, in nanoseconds.
 const PATIENCE: u64 = 1_000_000_000;
 /// Most bytes that wait in one stream.
@@ -53,13 +56,7 @@ impl Stream {
     }
 
     /// Bytes at a position of the stream. `time` is the event's, in nanoseconds.
-    pub fn data(
-        &mut self,
-        offset: u64,
-        bytes: &[u8],
-        time: u64,
-        out: &mut impl FnMut(&Stream, Output<'_>),
-    ) {
+    pub fn data(&mut self, offset: u64, bytes: &[u8], time: u64, out: Out<'_>) {
         if offset > self.next {
             self.wait(offset, Piece::Bytes(bytes.to_vec()), time);
             if self.waiting_bytes > WAITING_LIMIT {
@@ -79,14 +76,7 @@ impl Stream {
     }
 
     /// The kernel says that these bytes will not come.
-    pub fn gap(
-        &mut self,
-        offset: u64,
-        length: u64,
-        cause: Cause,
-        time: u64,
-        out: &mut impl FnMut(&Stream, Output<'_>),
-    ) {
+    pub fn gap(&mut self, offset: u64, length: u64, cause: Cause, time: u64, out: Out<'_>) {
         if offset > self.next {
             self.wait(offset, Piece::Gap(length, cause), time);
             return;
@@ -101,7 +91,7 @@ impl Stream {
     }
 
     /// Nobody will explain the holes any more.
-    pub fn give_up(&mut self, out: &mut impl FnMut(&Stream, Output<'_>)) {
+    pub fn give_up(&mut self, out: Out<'_>) {
         while let Some((offset, _)) = self.waiting.first_key_value() {
             self.miss(*offset, Cause::Unknown, out);
             self.resume(out);
@@ -121,7 +111,7 @@ impl Stream {
     }
 
     /// Everything before `end` that has not come is missing.
-    fn miss(&mut self, end: u64, cause: Cause, out: &mut impl FnMut(&Stream, Output<'_>)) {
+    fn miss(&mut self, end: u64, cause: Cause, out: Out<'_>) {
         if end <= self.next {
             return;
         }
@@ -139,7 +129,7 @@ impl Stream {
     }
 
     /// What waited and is next now.
-    fn resume(&mut self, out: &mut impl FnMut(&Stream, Output<'_>)) {
+    fn resume(&mut self, out: Out<'_>) {
         while let Some(entry) = self.waiting.first_entry() {
             if *entry.key() > self.next {
                 return;
