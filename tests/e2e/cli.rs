@@ -214,7 +214,7 @@ fn full_disk_is_counted() {
     let server = lab.server(&[]);
     let copy = lab.path("copy");
     // A file size limit of the agent would be CMD's, too: a small file system instead.
-    let script = "mount -t tmpfs -o size=64k none \"$1\" && shift && exec \"$@\"";
+    let script = "mount -t tmpfs -o size=16k none \"$1\" && shift && exec \"$@\"";
     let small = lab.path("small");
     fs::create_dir(&small).unwrap();
     let run = lab
@@ -227,7 +227,7 @@ fn full_disk_is_counted() {
             "--http1.1",
             "-o",
             &copy,
-            server.url("/text/700000")
+            server.url("/bytes/700000")
         ]);
     run.success();
     assert_eq!(fs::metadata(&copy).unwrap().len(), 700_000);

@@ -73,16 +73,47 @@ fn pipeline_has_no_privileges() {
     run.finish(seconds(10)).success();
 }
 
-/// What CMD can tell about how it was started: descriptors, identity, signals, limits, environment,
-/// directory. Under the agent it must be what it is without.
+/// What CMD can tell about how it was started: identity, signals, limits, environment, directory.
+/// Under the agent it must be what it is without. By the shell alone: it blocks signals to fork.
 const VIEW: &str = "
-    ls /proc/$$/fd
-    grep -E '^(Uid|Gid|Groups|NoNewPrivs|Seccomp|Seccomp_filters|SigBlk|SigIgn|Cap...|CoreDumping|THP_enabled):' /proc/$$/status
-    cat /proc/$$/limits /proc/$$/cgroup /proc/$$/oom_score_adj
-    ls -l /proc/$$/ns | sed 's/.*-> //'
+    while read -r name value; do
+        case $name in
+        Uid:|Gid:|Groups:|NoNewPrivs:|Seccomp*|Sig[BIC]*|Cap*|CoreDumping:) echo \"$name $value\" ;;
+        esac
+    done </proc/self/status
+    cat /proc/self/limits /proc/self/cgroup /proc/self/oom_score_adj
+    ls -l /proc/self/ns | sed 's/.*-> //'
     umask; pwd; env | sort
     echo args \"$@\"
 ";
+
+/// What CMD saw in both cases.
+#[track_caller]
+fn assert_same_view(alone: &str, watched: &str) {
+    let zero = "0000000000000000";
+    for line in [
+        &format!("SigIgn: {zero}"),
+        &format!("SigBlk: {zero}"),
+        "NoNewPrivs: 0",
+        "Seccomp: 0",
+    ] {
+        assert!(
+            alone.lines().any(|other| other == line),
+            "without the agent no {line}: {alone}"
+        );
+    }
+    let only = |in_this: &str, not_in: &str| -> Vec<String> {
+        let new = in_this
+            .lines()
+            .filter(|line| !not_in.lines().any(|other| other == *line));
+        new.map(str::to_owned).collect()
+    };
+    let (more, less) = (only(watched, alone), only(alone, watched));
+    assert!(
+        alone == watched,
+        "with the agent only: {more:#?}\nwithout it only: {less:#?}"
+    );
+}
 
 #[test]
 fn cmd_sees_nothing_of_the_agent() {
@@ -93,35 +124,26 @@ fn cmd_sees_nothing_of_the_agent() {
     fs::create_dir(&here).unwrap();
     let cmd = argv!["sh", "-c", VIEW, "sh", "a b", "", "--", "-o", "ü"];
     let mut command = lab.command(cmd.clone());
-    let alone = lab.finish(
-        {
-            command.current_dir(&here);
-            command
-        },
-        "alone",
-    );
+    command.current_dir(&here);
+    let alone = lab.finish(command, "alone");
     let run = lab.agent().directory(&here).run(cmd);
     run.success();
-    let (alone, watched) = (alone.out(), run.process.out());
-    assert!(
-        alone.starts_with("0\n1\n2\nUid:"),
-        "descriptors without the agent: {alone}"
-    );
-    assert!(
-        alone.contains("SigIgn:\t0000000000000000"),
-        "signals without the agent: {alone}"
-    );
-    if alone != watched {
-        let differ: Vec<_> = watched
-            .lines()
-            .filter(|line| !alone.lines().any(|other| other == *line))
-            .collect();
-        let missing: Vec<_> = alone
-            .lines()
-            .filter(|line| !watched.lines().any(|other| other == *line))
-            .collect();
-        panic!("with the agent: {differ:#?}\nwithout: {missing:#?}");
-    }
+    assert_same_view(&alone.out(), &run.process.out());
+}
+
+/// Whatever the agent was given, and whatever it opens: CMD has 0 to 2 only.
+#[test]
+fn cmd_has_three_descriptors() {
+    let Some(lab) = lab("cmd_has_three_descriptors", &[]) else {
+        return;
+    };
+    let script = "exec 7</dev/null 9</dev/null; exec \"$@\"";
+    let run = lab
+        .agent()
+        .before(argv!["sh", "-c", script, "sh"])
+        .run(argv!["sh", "-c", "ls /proc/$$/fd"]);
+    run.success();
+    assert_eq!(run.process.out(), "0\n1\n2\n");
 }
 
 /// Kills one of the two after some time; CMD must go on, no breakpoint may stay, nobody may be left
@@ -403,8 +425,8 @@ fn by_sudo(lab: &Lab, defaults: &str) {
     let truth = server.client_truth().split_off(before);
     assert_eq!(truth.len(), 1);
     run.assert_exact(&truth);
-    assert_eq!(run.process.out(), alone.out(), "what CMD sees");
-    assert!(alone.out().contains("Uid:\t65534\t65534\t65534\t65534"));
+    assert_same_view(&alone.out(), &run.process.out());
+    assert!(alone.out().contains("Uid: 65534"));
     assert!(fs::read(user.home().join("echo")).unwrap() == lab.read("body"));
     let metadata = fs::metadata(user.home().join("records.ndjson")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&metadata), NOBODY);
@@ -453,7 +475,7 @@ fn user_without_sudo() {
     };
     let user = UserLab::new(&lab);
     let ran = user.home().join("ran");
-    let run = user.run(&lab).content("redacted").run(argv!["touch", &ran]);
+    let run = user.run(&lab).content("none").run(argv!["touch", &ran]);
     let said = run.process.err();
     assert_eq!(run.end, End::Code(125), "{said}");
     assert_eq!(said.lines().count(), 1, "one line: {said}");
@@ -461,7 +483,7 @@ fn user_without_sudo() {
 
     let run = user
         .run(&lab)
-        .content("redacted")
+        .content("none")
         .watch_without_coverage(std::process::id())
         .finish(seconds(10));
     let said = run.process.err();
@@ -480,7 +502,7 @@ fn user_with_no_new_privs() {
     before.insert(1, "--no-new-privs".into());
     let run = user
         .run(&lab)
-        .content("redacted")
+        .content("none")
         .before(before)
         .run(argv!["true"]);
     let said = run.process.err();

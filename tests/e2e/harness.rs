@@ -5,10 +5,10 @@
 //! - `VORTEX_AGENT`: the agent to test, else the one that cargo built.
 //! - `VORTEX_NO_SKIP=1`: a test that can't run fails.
 //! - `VORTEX_SCALE=N`: counts and sizes are divided by N (a slow virtual machine).
-//! - `VORTEX_SLOW=N`: deadlines are multiplied by N.
+//! - `VORTEX_SLOW=N`: deadlines are multiplied by N; by 5 where only the scale is set.
 //! - `VORTEX_BARE=1`: clients run without the agent; checks the programs alone.
 //! - `VORTEX_KEEP=1`: the directories of failed tests stay.
-//! - `VORTEX_FIXTURES`: where other versions of OpenSSL are, else `target/fixtures`.
+//! - `VORTEX_TEST_DIR`: where other versions of OpenSSL are, else `target/fixtures`.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -51,9 +51,9 @@ fn set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-fn factor(variable: &str) -> u64 {
+fn factor(variable: &str, otherwise: u64) -> u64 {
     let Ok(value) = std::env::var(variable) else {
-        return 1;
+        return otherwise;
     };
     let value = value.parse().ok().filter(|&value| value > 0);
     value.unwrap_or_else(|| panic!("{variable} is not a positive number"))
@@ -71,15 +71,21 @@ pub(crate) fn bare() -> bool {
 
 /// `count` divided by `VORTEX_SCALE`, at least `least`; printed if it is another number.
 pub(crate) fn scaled(what: &str, count: u64, least: u64) -> u64 {
-    let scaled = (count / factor("VORTEX_SCALE")).max(least);
+    let scaled = (count / factor("VORTEX_SCALE", 1)).max(least);
     if scaled != count {
         println!("SCALED {what}: {scaled} instead of {count}");
     }
     scaled
 }
 
+fn slowness() -> u64 {
+    let slow_machine = std::env::var_os("VORTEX_SCALE").is_some();
+    factor("VORTEX_SLOW", if slow_machine { 5 } else { 1 })
+}
+
+/// A deadline for something that takes far less.
 pub(crate) fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count * factor("VORTEX_SLOW"))
+    Duration::from_secs(count * slowness())
 }
 
 /// Looks every two milliseconds until `look` finds something.
@@ -187,7 +193,7 @@ impl Drop for Proc {
             eprintln!("stdout: {:.2000}\nstderr: {:.4000}", self.out(), self.err());
         }
         if let Some(records) = self.records.as_ref().filter(|_| std::thread::panicking()) {
-            match Records::parse(&fs::read_to_string(records).unwrap_or_default(), false) {
+            match Records::parse(&read_records(records), false) {
                 Ok(records) => eprintln!("records:\n{}", records.digest()),
                 Err(error) => eprintln!("records: {error}"),
             }
@@ -359,7 +365,7 @@ impl Lab {
 
     fn environment(&self) -> [(&'static str, OsString); 4] {
         let (cert, key) = self.certificate();
-        let seconds = (60 * factor("VORTEX_SLOW")).to_string();
+        let seconds = (60 * slowness()).to_string();
         [
             ("E2E_DIR", self.dir.clone().into()),
             ("E2E_CERT", cert.into()),
@@ -378,7 +384,7 @@ impl Lab {
 
     /// A file of another version's tree, which `cargo xtask fetch` makes.
     pub(crate) fn fixture(&self, tree: &str, file: &str) -> Option<PathBuf> {
-        let base = match std::env::var_os("VORTEX_FIXTURES") {
+        let base = match std::env::var_os("VORTEX_TEST_DIR") {
             Some(dir) => PathBuf::from(dir),
             None => Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("fixtures"),
         };
@@ -483,7 +489,7 @@ impl Lab {
     /// The agent as a user starts it who wants to be told only what went wrong: `--content full`
     /// is logged.
     pub(crate) fn quiet_agent(&self) -> Agent<'_> {
-        self.agent().content("redacted")
+        self.agent().content("none")
     }
 
     pub(crate) fn agent(&self) -> Agent<'_> {
@@ -720,6 +726,14 @@ impl Agent<'_> {
     }
 }
 
+/// The output file, if that is what it is: a pipe would be waited for.
+fn read_records(path: &Path) -> String {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_file() => fs::read_to_string(path).unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
 /// A running agent.
 pub(crate) struct Running {
     pub(crate) process: Proc,
@@ -730,7 +744,7 @@ impl Running {
     /// The records so far.
     #[track_caller]
     pub(crate) fn records(&self) -> Records {
-        let text = fs::read_to_string(&self.output).unwrap_or_default();
+        let text = read_records(&self.output);
         Records::parse(&text, false).unwrap()
     }
 
@@ -766,7 +780,7 @@ impl Running {
     #[track_caller]
     pub(crate) fn finish(self, deadline: Duration) -> Run {
         let end = self.process.wait(deadline);
-        let text = fs::read_to_string(&self.output).unwrap_or_default();
+        let text = read_records(&self.output);
         Run {
             end,
             text,

@@ -2,7 +2,9 @@
 
 use std::process::{Command, Stdio};
 
-use crate::harness::{End, Lab, PYTHON, argv, bare, free_port, random, seconds};
+use crate::harness::{
+    End, Lab, PYTHON, Run, argv, bare, free_port, random, seconds, skip, wait_for, which,
+};
 use crate::records::{self, Truth};
 
 /// A client of `http_client.py`, `python` being the interpreter.
@@ -21,7 +23,7 @@ fn python_client(lab: &Lab, python: impl AsRef<std::ffi::OsStr>, client: &str) {
 
 /// A C program that speaks frames to the server and writes its own truth under `name`.
 #[track_caller]
-fn frames_client(lab: &Lab, program: &str, name: &str, options: &[&str]) -> crate::harness::Run {
+fn frames_client(lab: &Lab, program: &str, name: &str, options: &[&str]) -> Run {
     let server = lab.server(&["--mode", "frames"]);
     let mut command = argv![lab.compiled(program), server.port.to_string()];
     command.extend(options.iter().map(Into::into));
@@ -58,7 +60,7 @@ fn python_requests() {
         return;
     };
     if !has_module("requests") {
-        return crate::harness::skip("python_requests", "python3-requests is not installed");
+        return skip("python_requests", "python3-requests is not installed");
     }
     python_client(&lab, PYTHON, "requests");
 }
@@ -77,7 +79,7 @@ fn python_aiohttp() {
         return;
     };
     if !has_module("aiohttp") {
-        return crate::harness::skip("python_aiohttp", "python3-aiohttp is not installed");
+        return skip("python_aiohttp", "python3-aiohttp is not installed");
     }
     python_client(&lab, PYTHON, "aiohttp");
 }
@@ -177,12 +179,13 @@ fn c_retries() {
     }
 }
 
+/// All of it fits into the ring, whatever the reader is doing.
 #[test]
 fn c_sixteen_threads() {
     let Some(lab) = Lab::with("c_sixteen_threads", &["cc"]) else {
         return;
     };
-    frames_client(&lab, "mix", "mix", &["threads=16"]);
+    frames_client(&lab, "mix", "mix", &["threads=16", "largest=16385"]);
 }
 
 /// The library comes by `dlopen`, after the program has run a while; it is a file nobody has seen.
@@ -318,10 +321,12 @@ fn python_server_by(lab: &Lab, python: &std::ffi::OsStr) {
 /// nginx with two workers, which its master forks.
 #[test]
 fn nginx_server() {
-    let Some(lab) = Lab::with("nginx_server", &["nginx"]) else {
+    let Some(lab) = Lab::new("nginx_server") else {
         return;
     };
-    let nginx = crate::harness::which("nginx").unwrap();
+    let Some(nginx) = which("nginx").or_else(|| lab.fixture("nginx", "bin/nginx")) else {
+        return;
+    };
     let port = free_port();
     let (cert, key) = lab.certificate();
     for dir in ["www", "temp"] {
@@ -357,7 +362,7 @@ fn nginx_server() {
     let running = lab
         .agent()
         .start(argv![nginx, "-p", &lab.dir, "-e", "stderr", "-c", config]);
-    crate::harness::wait_for("nginx to listen", seconds(20), || {
+    wait_for("nginx to listen", seconds(20), || {
         if let Some(end) = running.process.ended() {
             panic!("nginx ended: {end:?}\n{}", running.process.err());
         }
@@ -476,7 +481,7 @@ fn openssl_1_1_1_dlopen() {
     let Some(lab) = Lab::with("openssl_1_1_1_dlopen", &["cc"]) else {
         return;
     };
-    let dir = "usr/lib/x86_64-linux-gnu";
+    let dir = "root/usr/lib/x86_64-linux-gnu";
     let Some(crypto) = lab.fixture("openssl-1.1.1", &format!("{dir}/libcrypto.so.1.1")) else {
         return;
     };

@@ -29,7 +29,8 @@ fn four_mib_in_one_write() {
     run.assert_exact(&truth);
 }
 
-/// 16 MiB are data, then there is one gap of 4 MiB. A ring of 8 MiB may be full in between.
+/// 16 MiB of one call are copied, and the rest is one gap of 4 MiB. The ring has 8 MiB only: where
+/// the reader is not fast enough it runs full first, and that is the cause then.
 #[test]
 fn twenty_mib_in_one_write() {
     let Some(lab) = Lab::with("twenty_mib_in_one_write", &["cc"]) else {
@@ -46,24 +47,48 @@ fn twenty_mib_in_one_write() {
         .iter()
         .flat_map(|connection| connection.sent.gaps())
         .collect();
-    let too_long: Vec<_> = gaps
-        .iter()
-        .filter(|(_, cause, _)| *cause == "call_too_long")
-        .collect();
-    assert_eq!(
-        too_long,
-        [&(16 + 16 * MIB, "call_too_long", 4 * MIB)],
-        "all gaps: {gaps:?}"
-    );
+    let of = |wanted: &str| -> u64 {
+        gaps.iter()
+            .filter(|gap| gap.1 == wanted)
+            .map(|gap| gap.2)
+            .sum()
+    };
     let bytes = &records.last_stats().unwrap()["ledger"]["bytes"];
-    assert_eq!(bytes["over_limit"], 4 * MIB);
-    let full: u64 = gaps
-        .iter()
-        .filter(|(_, cause, _)| *cause == "ring_full")
-        .map(|(.., length)| length)
-        .sum();
-    assert_eq!(bytes["lost"]["ring_full"], full);
-    assert_eq!(bytes["delivered"], total(&truth) - 4 * MIB - full);
+    assert_eq!(bytes["over_limit"], of("call_too_long"));
+    assert_eq!(bytes["lost"]["ring_full"], of("ring_full"));
+    assert_eq!(
+        bytes["delivered"],
+        total(&truth) - of("call_too_long") - of("ring_full")
+    );
+    println!("gaps: {gaps:?}");
+    if of("ring_full") == 0 {
+        assert_eq!(gaps, [(16 + 16 * MIB, "call_too_long", 4 * MIB)]);
+    } else {
+        // What the ring holds at least came through, and nothing above the bound did.
+        assert!(of("ring_full") <= 20 * MIB - 7 * MIB, "gaps: {gaps:?}");
+        assert!(
+            gaps.iter()
+                .any(|&(offset, _, length)| offset + length == 16 + 20 * MIB),
+            "gaps: {gaps:?}"
+        );
+    }
+}
+
+/// A burst from 16 threads, several rings large: whatever doesn't fit is a gap.
+#[test]
+fn sixteen_threads_at_full_speed() {
+    let Some(lab) = Lab::with("sixteen_threads_at_full_speed", &["cc"]) else {
+        return;
+    };
+    let server = lab.server(&["--mode", "frames"]);
+    let run = lab.agent().run(argv![
+        lab.compiled("mix"),
+        server.port.to_string(),
+        "threads=16"
+    ]);
+    let truth = lab.truth("mix");
+    records::same(&truth, &server.client_truth()).unwrap();
+    run.assert_accounted(&truth, &["ring_full"]);
 }
 
 /// Only what is asked for is written, and the ledger doesn't change with it.

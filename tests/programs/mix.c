@@ -1,9 +1,10 @@
 // A client that uses the four calls in every way: sizes from 1 B to 1 MB, peeks, empty writes,
 // retries, threads, fork. It speaks the frames of server.py.
 //
-// usage: mix PORT [threads=N] [rounds=N] [single=BYTES] [nonblock] [fork] [late=BASE] [stay=BASE]
+// usage: mix PORT [threads=N] [rounds=N] [single=BYTES] [largest=BYTES] [nonblock] [fork] [late=BASE] [stay=BASE]
 //            [until=FILE]
 //   single   one SSL_write of this many bytes instead of the mix
+//   largest  the larger sizes of the mix become this
 //   nonblock WANT_READ and WANT_WRITE; prints how many there were of each
 //   fork     a child goes on with the connection, its truth is in child-N
 //   late     after a round waits for BASE.go, having made BASE.here; the truth of what follows is in late-N
@@ -19,7 +20,7 @@ static const size_t SIZES[] = {1,     2,     100,   511,   512,   513,    4095, 
 enum { COUNT = sizeof SIZES / sizeof *SIZES, LARGEST = 1000000 };
 
 static int port, threads = 1, rounds = 1, nonblock, forks;
-static size_t single;
+static size_t single, largest = LARGEST;
 static const char *late, *stay, *until;
 static SSL_CTX *context;
 static int want_read, want_write;
@@ -129,8 +130,10 @@ static void round_of(struct client *client, uint64_t seed) {
         exchange(client, single, 1, seed);
         return;
     }
-    for (int at = 0; at < COUNT; at++)
-        exchange(client, SIZES[at], SIZES[COUNT - 1 - at], seed * 100 + at);
+    for (int at = 0; at < COUNT; at++) {
+        size_t up = SIZES[at], down = SIZES[COUNT - 1 - at];
+        exchange(client, up > largest ? largest : up, down > largest ? largest : down, seed * 100 + at);
+    }
 }
 
 static void *run(void *argument) {
@@ -195,6 +198,8 @@ int main(int count, char **arguments) {
             rounds = atoi(value);
         else if ((value = option(argument, "single")))
             single = strtoull(value, NULL, 10);
+        else if ((value = option(argument, "largest")))
+            largest = strtoull(value, NULL, 10);
         else if ((value = option(argument, "late")))
             late = value;
         else if ((value = option(argument, "stay")))
