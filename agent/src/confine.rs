@@ -229,7 +229,10 @@ fn refused() -> Result<Rules, ConfineError> {
     )?)?;
     let not_a_thread = one(argument(0, masked(libc::CLONE_THREAD), 0)?)?;
     let not_unix = one(argument(0, Is::Ne, libc::AF_UNIX as u64)?)?;
-    let not_its_name = SeccompRule::new(vec![argument(0, Is::Ne, libc::PR_SET_NAME as u64)?, argument(0, Is::Ne, libc::PR_SET_NO_NEW_PRIVS as u64)?])?;
+    let not_its_name = SeccompRule::new(vec![
+        argument(0, Is::Ne, libc::PR_SET_NAME as u64)?,
+        argument(0, Is::Ne, libc::PR_SET_NO_NEW_PRIVS as u64)?,
+    ])?;
     let not_continue = SeccompRule::new(vec![
         argument(1, Is::Ne, libc::SIGCONT as u64)?,
         argument(1, Is::Ne, 0)?,
