@@ -215,3 +215,75 @@ fn writes(access: OpAccess) -> bool {
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: &[u8], arguments: usize, expected: Option<(usize, Instruction)>) {
+        let mut code = code.to_vec();
+        code.push(0xc3);
+        let function = Function::decode(0x1000, 0, code).expect("code");
+        let place = function
+            .place(arguments)
+            .map(|place| (place.distance, place.instruction));
+        assert_eq!(place, expected);
+    }
+
+    const ENTRY: Option<(usize, Instruction)> = Some((0, Instruction::Stepped));
+
+    fn emulated(distance: usize) -> Option<(usize, Instruction)> {
+        Some((distance, Instruction::Emulated))
+    }
+
+    #[test]
+    fn first_emulated_instruction() {
+        check(&[0x41, 0x57], 4, emulated(0));
+        // endbr64; push %r14
+        check(&[0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x56], 5, emulated(4));
+        // test %rdi,%rdi; je
+        check(&[0x48, 0x85, 0xff, 0x74, 0x02, 0x90, 0x90], 4, emulated(3));
+        // xor %eax,%eax; mov (%rdi),%eax; push
+        check(&[0x31, 0xc0, 0x8b, 0x07, 0x55], 4, emulated(4));
+        // 66 90 may be stepped over, not probed
+        check(&[0x66, 0x90, 0x55], 4, emulated(2));
+    }
+
+    #[test]
+    fn arguments_and_stack_must_be_intact() {
+        check(&[0x48, 0x83, 0xec, 0x18, 0x55], 3, ENTRY);
+        // mov %rdx,%rcx; push: rcx is the fourth argument
+        check(&[0x48, 0x89, 0xd1, 0x55], 3, emulated(3));
+        check(&[0x48, 0x89, 0xd1, 0x55], 4, ENTRY);
+        // xor %r8d,%r8d writes all of r8
+        check(&[0x45, 0x31, 0xc0, 0x55], 4, emulated(3));
+        check(&[0x45, 0x31, 0xc0, 0x55], 5, ENTRY);
+        // mov %rax,(%rdi)
+        check(&[0x48, 0x89, 0x07, 0x55], 3, ENTRY);
+        // call *%rax; push
+        check(&[0xff, 0xd0, 0x55], 3, ENTRY);
+        // lock add: refused, and nothing emulated before the store
+        check(&[0xf0, 0x01, 0x07, 0x55], 3, None);
+    }
+
+    #[test]
+    fn a_jump_into_the_prologue_refutes_the_point() {
+        // endbr64; push; pop; jmp to the push
+        check(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfc], 3, ENTRY);
+        // ... behind the push
+        check(
+            &[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfd],
+            3,
+            emulated(4),
+        );
+    }
+
+    #[test]
+    fn far_points_are_refused() {
+        let near: Vec<_> = [0x31, 0xc0].repeat(5).into_iter().chain([0x55]).collect();
+        check(&near, 3, emulated(10));
+        let far: Vec<_> = [0x31, 0xc0].repeat(6).into_iter().chain([0x55]).collect();
+        check(&far, 3, ENTRY);
+    }
+}
