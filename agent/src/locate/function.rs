@@ -89,6 +89,41 @@ impl Function {
             })
     }
 
+    /// Is `register`, which no call preserves, an argument: read on some path from the entry before it is
+    /// written? All paths, because a compiler may put a return that clears the registers first.
+    pub(super) fn takes(&self, register: Register) -> bool {
+        let mut factory = InstructionInfoFactory::new();
+        let mut seen = vec![false; self.instructions.len()];
+        let mut paths = vec![0];
+        while let Some(index) = paths.pop() {
+            if index >= seen.len() || std::mem::replace(&mut seen[index], true) {
+                continue;
+            }
+            let instruction = &self.instructions[index];
+            let used = factory.info(instruction).used_registers().iter();
+            let accesses = used.filter(|used| used.register().full_register() == register);
+            let accesses: Vec<_> = accesses.map(|used| used.access()).collect();
+            if accesses.iter().any(|access| reads(*access)) {
+                return true;
+            }
+            if !accesses.is_empty() {
+                continue;
+            }
+            let flow = instruction.flow_control();
+            if matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch) {
+                paths.push(index + 1);
+            }
+            if matches!(
+                flow,
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+            ) {
+                let target = instruction.near_branch_target();
+                paths.extend(self.instructions.binary_search_by_key(&target, Decoded::ip));
+            }
+        }
+        false
+    }
+
     /// Is `register` set to zero, last before `target` is called?
     pub(super) fn passes_zero(&self, register: Register, target: u64) -> bool {
         let mut factory = InstructionInfoFactory::new();
@@ -209,6 +244,13 @@ fn is_zeroing(instruction: &Decoded) -> bool {
     }
 }
 
+fn reads(access: OpAccess) -> bool {
+    matches!(
+        access,
+        OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
 fn writes(access: OpAccess) -> bool {
     matches!(
         access,
@@ -277,6 +319,25 @@ mod tests {
             3,
             emulated(4),
         );
+    }
+
+    #[test]
+    fn arguments_are_read_first_on_some_path() {
+        let takes = |code: &[u8]| {
+            Function::decode(0x1000, 0, code.to_vec())
+                .expect("code")
+                .takes(Register::R8)
+        };
+        assert!(takes(&[0x4c, 0x89, 0xc5, 0xc3]));
+        assert!(!takes(&[0x4d, 0x89, 0xc8, 0x4c, 0x89, 0xc5, 0xc3]));
+        // call; mov %r8,%rbp: the call has overwritten it
+        assert!(!takes(&[0xff, 0xd0, 0x4c, 0x89, 0xc5, 0xc3]));
+        // je +4; xor %r8d,%r8d; ret; mov %r8,%rbp: read on the second path
+        assert!(takes(&[
+            0x74, 0x04, 0x45, 0x31, 0xc0, 0xc3, 0x4c, 0x89, 0xc5, 0xc3
+        ]));
+        // jmp to itself ends
+        assert!(!takes(&[0xeb, 0xfe]));
     }
 
     #[test]

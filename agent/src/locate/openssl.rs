@@ -137,6 +137,45 @@ impl Entry {
         }))
     }
 
+    /// An internal function that `exports` of its direction may call; `None` if its signature is in doubt.
+    ///
+    /// `int ssl_read_internal(SSL *s, void *buf, size_t num, size_t *readbytes)`, 1.1.1 to 4.0;
+    /// `int ssl_write_internal(SSL *s, const void *buf, size_t num, size_t *written)`, 1.1.1 to 3.2, and
+    /// `(s, buf, num, uint64_t flags, size_t *written)` since 3.3, which brought SSL_write_ex2. That function
+    /// proves the flags, but a static program may have lost it: the code is asked, on both sides of the call.
+    fn internal(
+        elf: &Elf<'_>,
+        name: &'static str,
+        address: u64,
+        exports: &[&Entry],
+    ) -> Result<Option<Self>, Refusal> {
+        let direction = match name {
+            READ_INTERNAL => Direction::Received,
+            _ => Direction::Sent,
+        };
+        let Some(entry) = Self::read(elf, (name, direction, Shape::OutFourth), address)? else {
+            return Ok(None);
+        };
+        let has_flags = entry.function.takes(Register::R8);
+        let agree = exports
+            .iter()
+            .filter(|export| export.direction == direction)
+            .all(|export| match export.shape {
+                Shape::OutFifth => has_flags,
+                _ if !export.leads_to.contains(&address) => true,
+                // The others pass flags = 0 where older ones pass the address of the count.
+                _ => export.function.passes_zero(Register::RCX, address) == has_flags,
+            });
+        let shape = if has_flags {
+            Shape::OutFifth
+        } else {
+            Shape::OutFourth
+        };
+        let fits = agree && (!has_flags || direction == Direction::Sent);
+        let has_place = entry.function.place(arguments(shape)).is_some();
+        Ok((fits && has_place).then_some(Self { shape, ..entry }))
+    }
+
     fn leads_into(&self, others: &[u64]) -> bool {
         let mut others = others
             .iter()
@@ -194,37 +233,25 @@ fn internals(
     let early = exports.iter().filter(|entry| is_early(entry));
     let early: Vec<_> = early.map(|entry| entry.function.address).collect();
 
-    // int ssl_read_internal(SSL *s, void *buf, size_t num, size_t *readbytes), 1.1.1 to 4.0
     let (own, others) = of(Direction::Received);
-    let read = (READ_INTERNAL, Direction::Received, Shape::OutFourth);
-    let Some(read) = internal(elf, read, &own, &others, &early)? else {
+    let Some(read) = internal(elf, READ_INTERNAL, &own, &others, &early)? else {
         return Ok(None);
     };
     let (own, others) = of(Direction::Sent);
-    let write = (WRITE_INTERNAL, Direction::Sent, write_shape(exports));
-    let Some(write) = internal(elf, write, &own, &others, &early)? else {
+    let Some(write) = internal(elf, WRITE_INTERNAL, &own, &others, &early)? else {
         return Ok(None);
     };
     Ok(Some([read, write]))
-}
-
-/// `int ssl_write_internal(SSL *s, const void *buf, size_t num, size_t *written)`, 1.1.1 to 3.2;
-/// `(s, buf, num, uint64_t flags, size_t *written)` since 3.3, which brought SSL_write_ex2.
-fn write_shape(exports: &[Entry]) -> Shape {
-    match exports.iter().any(|entry| entry.shape == Shape::OutFifth) {
-        true => Shape::OutFifth,
-        false => Shape::OutFourth,
-    }
 }
 
 fn is_early(entry: &Entry) -> bool {
     matches!(entry.name, "SSL_read_early_data" | "SSL_write_early_data")
 }
 
-/// The one function that all of `own` lead to once, and none of `others`; known as `carrier` in the source.
+/// The one function that all of `own` lead to once, and none of `others`; `name` in the source.
 fn internal(
     elf: &Elf<'_>,
-    carrier: Carrier,
+    name: &'static str,
     own: &[&Entry],
     others: &[&Entry],
     early: &[u64],
@@ -243,20 +270,9 @@ fn internal(
         return Ok(None);
     };
 
-    let Some(entry) = Entry::read(elf, carrier, address)? else {
+    let Some(entry) = Entry::internal(elf, name, address, own)? else {
         return Ok(None);
     };
-    if entry.function.place(arguments(entry.shape)).is_none() {
-        return Ok(None);
-    }
-    // SSL_write passes flags = 0 as the fourth argument, where older ones pass the address of the count.
-    let plain = own.iter().find(|entry| entry.shape == Shape::Returned);
-    if plain.is_some_and(|plain| {
-        plain.function.passes_zero(Register::RCX, address) != (entry.shape == Shape::OutFifth)
-    }) {
-        return Ok(None);
-    }
-
     let Some(callers) = callers(elf, address)? else {
         return Ok(None);
     };
@@ -288,7 +304,7 @@ fn callers(elf: &Elf<'_>, address: u64) -> Result<Option<Vec<u64>>, Refusal> {
     Ok(Some(callers))
 }
 
-/// Exports, and the internal functions where a symbol names them, without those that lead into another one;
+/// Exports, and the internal functions that a symbol names, without those that lead into another one;
 /// and who is not seen by them.
 fn independent(
     elf: &Elf<'_>,
@@ -299,13 +315,15 @@ fn independent(
             entry.direction == direction && entry.shape != Shape::Returned && !is_early(entry)
         })
     };
-    let internals = [
-        (READ_INTERNAL, Direction::Received, Shape::OutFourth),
-        (WRITE_INTERNAL, Direction::Sent, write_shape(&exports)),
-    ];
-    let symbols = elf.functions(&internals.map(|(name, ..)| name))?;
+    let mut symbols = elf.functions(&[READ_INTERNAL, WRITE_INTERNAL])?;
+    symbols.sort_unstable_by_key(|symbol| symbol.name);
+    let own: Vec<_> = exports.iter().collect();
+    let mut internals = Vec::new();
+    for symbol in symbols {
+        internals.extend(Entry::internal(elf, symbol.name, symbol.address, &own)?);
+    }
     let mut all = exports;
-    all.extend(entries(elf, &symbols, &internals)?);
+    all.extend(internals);
 
     let addresses = addresses(&all);
     all.retain(|entry| !entry.leads_into(&addresses));
@@ -373,6 +391,8 @@ mod tests {
     /// mov %rcx,%r8; xor %ecx,%ecx
     const SHIFT: Piece = Bytes(&[0x49, 0x89, 0xc8, 0x31, 0xc9]);
     const PUSH: Piece = Bytes(&[0x55, 0x5d, 0xc3]);
+    /// push %rbp; mov %r8,%rbp; pop %rbp; ret
+    const PUSH_FIVE: Piece = Bytes(&[0x55, 0x4c, 0x89, 0xc5, 0x5d, 0xc3]);
     const ENDBR_PUSH: Piece = Bytes(&[0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x57, 0x41, 0x5f, 0xc3]);
 
     type Functions = Vec<(&'static str, &'static [Piece])>;
@@ -405,7 +425,7 @@ mod tests {
     fn new() -> Functions {
         vec![
             (".read", &[ENDBR_PUSH]),
-            (".write", &[ENDBR_PUSH]),
+            (".write", &[Bytes(&[0xf3, 0x0f, 0x1e, 0xfa]), PUSH_FIVE]),
             (
                 ".plt",
                 &[
@@ -517,6 +537,39 @@ mod tests {
         check(functions.clone(), &INTERNALS);
         functions.push((".another", &[Call(".read"), RET]));
         assert!(find(&functions).unwrap().partly.is_some());
+    }
+
+    /// As in cargo and rustup: 3.5 without SSL_write_ex2.
+    #[test]
+    fn flags_without_write_ex2() {
+        let mut functions: Functions = vec![
+            ("ssl_read_internal", &[PUSH]),
+            ("ssl_write_internal", &[PUSH_FIVE]),
+            (
+                "SSL_read",
+                &[SUB, OUT_FOURTH, Call("ssl_read_internal"), RET],
+            ),
+            (
+                "SSL_write",
+                &[SUB, FLAGS_AND_OUT_FIFTH, Call("ssl_write_internal"), RET],
+            ),
+        ];
+        assert_eq!(
+            check(functions.clone(), &INTERNALS).points[1].shape,
+            Shape::OutFifth
+        );
+        functions.push(("SSL_read_ex", &[SUB, Call("ssl_read_internal"), RET]));
+        functions.push((
+            "SSL_write_ex",
+            &[SUB, SHIFT, Call("ssl_write_internal"), RET],
+        ));
+        assert_eq!(
+            check(functions.clone(), &INTERNALS).points[1].shape,
+            Shape::OutFifth
+        );
+        // The two sides of the call disagree.
+        functions[1].1 = &[PUSH];
+        check(functions, &["SSL_write", "SSL_write_ex", READ_INTERNAL]);
     }
 
     #[test]
