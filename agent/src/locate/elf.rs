@@ -21,6 +21,8 @@ const BUDGET: u64 = 512 << 20;
 const PROGRAM_HEADERS_MAX: u64 = (64 << 10) / size_of::<elf::ProgramHeader64<LE>>() as u64;
 /// Places where wanted names may stand in one string table. Linkers keep each string once.
 const NAMES_MAX: usize = 1024;
+/// Functions with wanted names. A real file has one of each.
+const SAME_NAMES_MAX: usize = 64;
 /// No function of a TLS library is that long; SSL_write has 400 bytes.
 const FUNCTION_MAX: u64 = 16 << 10;
 /// A function with more references than this has too many callers for any rule.
@@ -308,12 +310,18 @@ impl<'a> Elf<'a> {
                         name: places[at].1,
                         address: symbol.st_value.get(LE),
                     };
-                    if !found.contains(&symbol) && found.len() < NAMES_MAX {
+                    if !found.contains(&symbol) {
                         found.push(symbol);
                     }
                 }
-                ControlFlow::Continue(())
+                match found.len() {
+                    0..=SAME_NAMES_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
             })?;
+        }
+        if found.len() > SAME_NAMES_MAX {
+            return Err(Refusal::Malformed("one name again and again"));
         }
         Ok(found)
     }

@@ -628,6 +628,8 @@ mod tests {
             ("SSL_write", &[PUSH]),
         ];
         assert!(matches!(find(&locked), Err(Refusal::Unsafe(_))));
+        let many: Functions = vec![("SSL_read", &[RET]); 100];
+        assert!(matches!(find(&many), Err(Refusal::Malformed(_))));
         let twice: Functions = vec![
             ("SSL_read", &[PUSH]),
             ("SSL_read", &[PUSH]),
