@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fs, io,
     os::{
-        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
     process::ExitCode,
@@ -290,7 +290,7 @@ impl<'a> Session<'a> {
             asked: false,
         };
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let pace = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let pace = readable(timerfd_create(TimerfdClockId::Monotonic, flags)?.as_fd())?;
         let owner = command
             .as_ref()
             .map_or(0, |_| rustix::process::getuid().as_raw());
@@ -380,12 +380,9 @@ impl<'a> Session<'a> {
 
     /// Until CMD or the watched processes end, or somebody asks us to.
     async fn serve(&mut self) -> Result<End> {
-        let half = self.half.as_ref().map(|half| half.socket.as_raw_fd());
+        let half = self.half.as_ref().map(|half| half.socket.as_fd());
         let half = half.map(readable).transpose()?;
-        let command = self
-            .command
-            .as_ref()
-            .map(|command| command.child.pidfd().as_raw_fd());
+        let command = self.command.as_ref().map(|command| command.child.pidfd());
         let command = command.map(readable).transpose()?;
         let mut ring = None;
         let mut empty_looks = 0;
@@ -399,7 +396,7 @@ impl<'a> Session<'a> {
             if ring.is_none()
                 && let Some(shared) = &self.shared
             {
-                ring = Some(readable(shared.ring.fd().as_raw_fd())?);
+                ring = Some(readable(shared.ring.fd())?);
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
             let is_asleep = empty_looks > EMPTY_LOOKS;
@@ -479,9 +476,9 @@ impl<'a> Session<'a> {
 
     async fn wait(
         &mut self,
-        half: Option<&AsyncFd<RawFd>>,
-        ring: Option<&AsyncFd<RawFd>>,
-        command: Option<&AsyncFd<RawFd>>,
+        half: Option<&AsyncFd<OwnedFd>>,
+        ring: Option<&AsyncFd<OwnedFd>>,
+        command: Option<&AsyncFd<OwnedFd>>,
     ) -> Result<Woke> {
         let half = half.filter(|_| self.half.is_some());
         let Caught {
@@ -965,11 +962,15 @@ fn is_worth_a_word(why: Refusal, path: &str) -> bool {
     }
 }
 
-fn readable(fd: RawFd) -> Result<AsyncFd<RawFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE).context("watch a descriptor")
+/// Its own copy: the original may be closed first.
+fn readable(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>> {
+    let fd = fd.try_clone_to_owned().context("copy a descriptor")?;
+    // SAFETY: the event loop owns the descriptor and closes it after it has forgotten it.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    fd.context("watch a descriptor")
 }
 
-async fn ready(fd: Option<&AsyncFd<RawFd>>) -> Result<()> {
+async fn ready(fd: Option<&AsyncFd<OwnedFd>>) -> Result<()> {
     match fd {
         Some(fd) => fd.readable().await?.clear_ready(),
         None => std::future::pending().await,
