@@ -97,13 +97,14 @@ impl Agent {
 
     /// Ends it, waits until its probes are gone, and returns what it says about the run.
     pub(super) fn stop(mut self) -> Result<Ledger> {
+        let family = self.family()?;
         self.signal(libc::SIGTERM)?;
-        self.wait_for_end()?;
+        self.wait_for_end(&family)?;
         records::last_ledger(&self.records)
     }
 
-    pub(super) fn wait_for_end(&mut self) -> Result<()> {
-        let family = self.family();
+    /// `family`: from before the end began. The privileged half detaches after the other has gone.
+    pub(super) fn wait_for_end(&mut self, family: &[u32]) -> Result<()> {
         let start = Instant::now();
         let status = loop {
             match self.child.0.try_wait()? {
@@ -143,8 +144,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Both halves.
-    fn family(&self) -> Vec<u32> {
+    /// Both halves; never none of them, or what is summed over them would look cheap.
+    pub(super) fn family(&self) -> Result<Vec<u32>> {
         let parents = parents();
         let descends = |mut pid: u32| {
             while let Some(&parent) = parents.get(&pid) {
@@ -155,26 +156,33 @@ impl Agent {
             }
             false
         };
-        parents
+        let family: Vec<u32> = parents
             .keys()
             .copied()
             .filter(|&pid| descends(pid))
             .filter(|pid| {
                 fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.program)
             })
-            .collect()
+            .collect();
+        ensure!(
+            !family.is_empty(),
+            "no process runs {}",
+            self.program.display()
+        );
+        Ok(family)
     }
 
-    pub(super) fn cpu_seconds(&self) -> f64 {
+    pub(super) fn cpu_seconds(&self) -> Result<f64> {
         // SAFETY: sysconf takes an integer and touches no memory of ours.
         let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64;
-        self.family().into_iter().filter_map(cpu_ticks).sum::<u64>() as f64 / ticks
+        let used: u64 = self.family()?.into_iter().filter_map(cpu_ticks).sum();
+        Ok(used as f64 / ticks)
     }
 
     pub(super) fn memory(&self) -> Result<Memory> {
         let mut memory = Memory::default();
         let mut maps = BTreeMap::new();
-        for pid in self.family() {
+        for pid in self.family()? {
             memory.resident += resident(pid)?;
             memory.processes += 1;
             maps.extend(bpf_maps(pid)?);

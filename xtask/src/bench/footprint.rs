@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::Bench;
 use super::agent::{Agent, Setup};
 use super::load::{Load, Order};
+use super::records;
 use super::report::{Check, Spread, quantile};
 
 const MIB: f64 = 1048576.0;
@@ -44,10 +45,7 @@ fn first_event(bench: &Bench) -> Result<f64> {
         },
         command.collect(),
     )?;
-    let seen = |agent: &Agent| {
-        fs::read_to_string(&agent.records).is_ok_and(|t| t.contains(r#""kind":"data""#))
-    };
-    while !seen(&agent) {
+    while !records::has_data(&ground.records()) {
         ensure!(
             start.elapsed() < Duration::from_secs(5),
             "no data record within 5 s of the start"
@@ -55,7 +53,8 @@ fn first_event(bench: &Bench) -> Result<f64> {
         sleep(Duration::from_micros(500));
     }
     let seconds = start.elapsed().as_secs_f64();
-    agent.wait_for_end()?;
+    let family = agent.family()?;
+    agent.wait_for_end(&family)?;
     Ok(seconds)
 }
 

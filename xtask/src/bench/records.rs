@@ -149,6 +149,15 @@ fn each_line(file: &Path, mut take: impl FnMut(Line) -> Result<()>) -> Result<()
     Ok(())
 }
 
+/// Has plaintext arrived? The last line may be half written.
+pub(super) fn has_data(file: &Path) -> bool {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let mut records = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.any(|record| record["kind"] == "data")
+}
+
 #[derive(Deserialize)]
 struct Line<'a> {
     kind: &'a str,
