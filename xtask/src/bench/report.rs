@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::cost::{Case, Cost, Costs, Via};
+use super::cost::{Case, Costs, Via};
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Spread {
@@ -174,11 +174,11 @@ const HEADINGS: [&str; 8] = [
     "",
     "bytes",
     "bare",
-    "empty, exported",
-    "empty, own point",
-    "agent",
-    "agent / own",
-    "agent / exported",
+    "+ empty, exported",
+    "+ empty, own point",
+    "+ agent",
+    "of own",
+    "of exported",
 ];
 
 fn cost_table(costs: &Costs) -> String {
@@ -187,12 +187,10 @@ fn cost_table(costs: &Costs) -> String {
         rows.push([
             label(&row.case).to_owned(),
             row.case.size.to_string(),
-            row.bare.map_or("-".to_owned(), |b| {
-                format!("{:.0} ({:.0}..{:.0})", b.median, b.min, b.max)
-            }),
-            added(row.exported),
-            added(row.own),
-            added(row.agent),
+            spread(row.bare),
+            spread(row.exported.map(|c| c.added)),
+            spread(row.own.map(|c| c.added)),
+            spread(row.agent.map(|c| c.added)),
             times(row.to_own),
             times(row.to_exported),
         ]);
@@ -201,7 +199,7 @@ fn cost_table(costs: &Costs) -> String {
         .map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = format!(
-        "ns for SSL_write + SSL_read: bare, and what the probes add; median (min..max) of {} rounds\n",
+        "ns for a pair, SSL_write + SSL_read: bare, and what probes add to it; median (min..max) of {} rounds\n",
         costs.rounds
     );
     for row in rows {
@@ -226,9 +224,9 @@ fn label(case: &Case) -> &'static str {
     }
 }
 
-fn added(cost: Option<Cost>) -> String {
-    cost.map_or("-".to_owned(), |Cost { added: a, .. }| {
-        format!("+{:.0} ({:+.0}..{:+.0})", a.median, a.min, a.max)
+fn spread(values: Option<Spread>) -> String {
+    values.map_or("-".to_owned(), |v| {
+        format!("{:.0} ({:.0}..{:.0})", v.median, v.min, v.max)
     })
 }
 
