@@ -59,12 +59,12 @@ impl Case {
     }
 
     fn order(&self, quick: bool) -> Order {
-        let ms = match (self.pairs_per_second, quick) {
-            (None, false) => 300,
-            (None, true) => 100,
-            (Some(_), false) => 1000,
-            (Some(_), true) => 400,
+        let normal = match (self.via, self.pairs_per_second) {
+            (Via::Memory, None) => 300,
+            (Via::Memory, Some(_)) => 1000,
+            (Via::Loopback, _) => 600,
         };
+        let ms = if quick { normal / 3 } else { normal };
         Order {
             size: self.size,
             ms: Some(ms),

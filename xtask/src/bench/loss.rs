@@ -18,7 +18,7 @@ const JSON_MIB_PER_SECOND: f64 = 500.0;
 const PAUSE_PAIRS_PER_SECOND: u64 = 2000;
 const PAUSES_MS: [u64; 6] = [100, 250, 500, 1000, 1500, 2000];
 const PAUSE_TO_SURVIVE_MS: u64 = 1000;
-/// Part of the highest rate down to which the search goes.
+/// Halvings: the search ends within 1/32 of the rate at full speed.
 const SEARCH_STEPS: usize = 5;
 
 /// One load and one agent, from before its first byte to after its last.
