@@ -86,11 +86,13 @@ pub mod counter {
     pub const FILTERED: usize = 10;
     /// Calls that had no return of their own, by cause: index from here.
     pub const UNMATCHED: usize = 12;
-    /// Bytes of gap records announced for `RING_FULL`; what is still missing is pending in the
-    /// stream map.
+    /// Bytes that gap records announced as lost to a full ring. What is missing to `LOST` is pending
+    /// in the map of streams.
     pub const ANNOUNCED: usize = 20;
-    /// The second run of an entry or a return by a second link on the same instruction.
+    /// Entries that a second link on the same instruction ran again.
     pub const DUPLICATE: usize = 21;
+    /// Returns whose byte count could not be read.
+    pub const UNREADABLE: usize = 22;
 }
 
 /// Why an entry had no return ([`counter::UNMATCHED`] + cause).
@@ -237,13 +239,13 @@ pub struct Frame {
     pub cookie: u64,
     /// Cookie of the socket used inside the call; [`SEVERAL_SOCKETS`] if more than one was.
     pub socket: u64,
-    /// Bit 0: the direction. [`FRAME_INNER`], [`FRAME_DONE`].
+    /// Direction and shape as in a [`cookie`]; [`FRAME_INNER`], [`FRAME_DONE`].
     pub flags: u64,
 }
 /// The same call again: an outer frame has the same handle and direction.
-pub const FRAME_INNER: u64 = 2;
+pub const FRAME_INNER: u64 = 1 << 8;
 /// The bytes were delivered by an inner frame.
-pub const FRAME_DONE: u64 = 4;
+pub const FRAME_DONE: u64 = 1 << 9;
 pub const SEVERAL_SOCKETS: u64 = u64::MAX;
 
 /// Value of the map of threads, keyed by pid_tgid: the calls that are open, and the call that is
@@ -256,12 +258,14 @@ pub struct Thread {
     pub depth: u64,
     pub key: StreamKey,
     pub buf: u64,
-    /// Bytes of the call.
-    pub len: u64,
+    /// What a stream that begins with this call is after it: `position` is the call's length in bytes,
+    /// `pending` is 0.
+    pub call: Stream,
     /// Stream position of its first byte.
     pub position: u64,
     /// Full records of the call, and the bytes in its last record: `len = full * RECORD_MAX + tail`,
-    /// 0 < tail <= RECORD_MAX.
+    /// 0 < tail <= RECORD_MAX. Kept here, so that all exits of the copy loop are one state for the
+    /// verifier.
     pub full: u64,
     pub tail: u64,
     pub socket: u64,

@@ -1,7 +1,17 @@
 //! Vortex: the plaintext of TLS traffic, from the kernel to a record.
 
 pub mod config;
+pub mod connection;
+pub mod coverage;
+pub mod escape;
+pub mod event;
+pub mod half;
+pub mod ledger;
 pub mod locate;
+pub mod pipeline;
+pub mod probe;
 pub mod record;
 pub mod redact;
+pub mod ring;
 pub mod sink;
+pub mod stream;

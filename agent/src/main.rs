@@ -1,3 +1,5 @@
 fn main() {
-    println!("vortex-agent");
+    for (n, r) in vortex_agent::probe::check_all().unwrap() {
+        println!("{n}: {r:?}");
+    }
 }

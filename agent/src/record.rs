@@ -8,10 +8,52 @@ use std::net::SocketAddr;
 use agent_ebpf::Direction;
 
 use crate::locate::Instruction;
+pub use crate::redact::Content;
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct WallTime(pub u64);
+
+/// A [`WallTime`] as people write it, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Civil {
+    pub year: u32,
+    pub month: u32,
+    pub day: u32,
+    pub hour: u32,
+    pub minute: u32,
+    pub second: u32,
+    pub nanosecond: u32,
+}
+
+impl WallTime {
+    pub fn civil(self) -> Civil {
+        let seconds = self.0 / 1_000_000_000;
+        let of_day = (seconds % 86_400) as u32;
+        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days: years begin
+        // in March, so that the leap day is the last, and come in eras of 400.
+        let days = (seconds / 86_400) as u32 + 719_468;
+        let era = days / 146_097;
+        let of_era = days % 146_097;
+        let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+        let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let from_march = (5 * of_year + 2) / 153;
+        let month = if from_march < 10 {
+            from_march + 3
+        } else {
+            from_march - 9
+        };
+        Civil {
+            year: era * 400 + year_of_era + u32::from(month <= 2),
+            month,
+            day: of_year - (153 * from_march + 2) / 5 + 1,
+            hour: of_day / 3600,
+            minute: of_day / 60 % 60,
+            second: of_day % 60,
+            nanosecond: (self.0 % 1_000_000_000) as u32,
+        }
+    }
+}
 
 /// The kinds of the contract. `--emit` accepts all of them; some have no producer yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +69,25 @@ pub enum Kind {
     Coverage,
     Gap,
     Stats,
+}
+
+impl Kind {
+    /// As in `kind` and in `--emit`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Data => "data",
+            Kind::Http => "http",
+            Kind::Websocket => "websocket",
+            Kind::Sse => "sse",
+            Kind::Grpc => "grpc",
+            Kind::Llm => "llm",
+            Kind::Mcp => "mcp",
+            Kind::Finding => "finding",
+            Kind::Coverage => "coverage",
+            Kind::Gap => "gap",
+            Kind::Stats => "stats",
+        }
+    }
 }
 
 /// Who: the facts about a process, as far as they are known.
@@ -181,14 +242,6 @@ pub struct Stats {
     pub limits: Vec<String>,
 }
 
-/// The plaintext of a data record, after the content policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content<'a> {
-    /// `--content none`.
-    Absent,
-    Plain(&'a [u8]),
-}
-
 /// What a record says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body<'a> {
@@ -196,7 +249,7 @@ pub enum Body<'a> {
         direction: Direction,
         /// Position in the stream, on the wire.
         offset: u64,
-        /// Bytes on the wire.
+        /// Bytes on the wire, whatever the content policy left of them.
         length: u64,
         content: Content<'a>,
     },
@@ -209,6 +262,17 @@ pub enum Body<'a> {
     },
     Coverage(Coverage),
     Stats(Stats),
+}
+
+impl Body<'_> {
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Body::Data { .. } => Kind::Data,
+            Body::Gap { .. } => Kind::Gap,
+            Body::Coverage(_) => Kind::Coverage,
+            Body::Stats(_) => Kind::Stats,
+        }
+    }
 }
 
 /// One line of output.
@@ -227,4 +291,53 @@ pub struct Record<'a> {
     /// Bytes of this stream that are missing so far.
     pub lost_bytes: u64,
     pub body: Body<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(nanoseconds: u64, expected: [u32; 7]) {
+        let civil = WallTime(nanoseconds).civil();
+        let fields = [
+            civil.year,
+            civil.month,
+            civil.day,
+            civil.hour,
+            civil.minute,
+            civil.second,
+            civil.nanosecond,
+        ];
+        assert_eq!(fields, expected);
+    }
+
+    /// Expected values from `date -u -d @SECONDS`.
+    #[test]
+    fn dates_around_the_edges_of_the_calendar() {
+        check(0, [1970, 1, 1, 0, 0, 0, 0]);
+        check(
+            951_782_399_999_999_999,
+            [2000, 2, 28, 23, 59, 59, 999_999_999],
+        );
+        check(951_782_400_000_000_000, [2000, 2, 29, 0, 0, 0, 0]);
+        check(951_868_800_000_000_001, [2000, 3, 1, 0, 0, 0, 1]);
+        check(1_735_689_599_000_000_000, [2024, 12, 31, 23, 59, 59, 0]);
+        check(4_107_542_400_000_000_000, [2100, 3, 1, 0, 0, 0, 0]);
+        check(u64::MAX, [2554, 7, 21, 23, 34, 33, 709_551_615]);
+    }
+
+    #[test]
+    fn every_day_follows_the_one_before() {
+        let mut before = WallTime(0).civil();
+        for day in 1..213_503 {
+            let today = WallTime(day * 86_400_000_000_000).civil();
+            let next_in_month = today.day == before.day + 1 && today.month == before.month;
+            let next_month = today.day == 1
+                && before.day >= 28
+                && (today.month == before.month + 1
+                    || today.month == 1 && before.month == 12 && today.year == before.year + 1);
+            assert!(next_in_month || next_month, "{before:?} {today:?}");
+            before = today;
+        }
+    }
 }

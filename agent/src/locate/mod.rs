@@ -1,21 +1,42 @@
 //! Finds the functions to probe in a file: bytes in, points out. No process, no path, no clock.
+//!
+//! The file belongs to somebody else. It may be hostile, huge, or change while we read it, so it is read by
+//! position in small pieces, every number in it is checked before use, and all work has a bound. What comes
+//! out is a proposal: whoever attaches compares [`Point::bytes`] again.
+
+mod elf;
+mod function;
+mod instruction;
+mod openssl;
+
+use std::io;
 
 use agent_ebpf::{Direction, Shape};
+
+/// The TLS library in `file` and where to probe it.
+pub fn locate(file: &dyn ReadAt) -> Result<Found, Refusal> {
+    openssl::locate(&elf::Elf::parse(file)?)
+}
 
 /// Positioned reads of a file that somebody else owns and may change or truncate at any time.
 pub trait ReadAt {
     /// Fills `buf` from `offset`, or fails: a short read is an error.
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()>;
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Size in bytes.
-    fn size(&self) -> std::io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 }
 
-/// What the kernel does with the probed instruction (arch/x86/kernel/uprobes.c).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instruction {
-    Emulated,
-    /// Single-stepped out of line: about ten times dearer.
-    Stepped,
+/// A TLS library and its points.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// `OpenSSL`, `BoringSSL`, or `libssl` where only the interface is known.
+    pub library: &'static str,
+    /// `3.0.19`, where the file says it.
+    pub version: Option<String>,
+    /// No call passes two of them.
+    pub points: Vec<Point>,
+    /// Who is not seen, if not all users of the library are.
+    pub partly: Option<&'static str>,
 }
 
 /// One place to probe.
@@ -32,4 +53,35 @@ pub struct Point {
     pub instruction: Instruction,
     /// The bytes at `offset`, compared again before the probe is placed.
     pub bytes: [u8; 16],
+}
+
+/// What the kernel does with the probed instruction (arch/x86/kernel/uprobes.c).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instruction {
+    Emulated,
+    /// Single-stepped out of line: about ten times dearer.
+    Stepped,
+}
+
+/// Why a file has no points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The usual answer.
+    #[error("no TLS library that we know")]
+    NoLibrary,
+    #[error("not an ELF program or library")]
+    NotElf,
+    #[error("a 32-bit file")]
+    Bits32,
+    #[error("made for a machine other than x86-64")]
+    ForeignMachine,
+    #[error("the file ends before its headers say")]
+    Truncated,
+    #[error("the file contradicts itself: {0}")]
+    Malformed(&'static str),
+    #[error("the file can't be read: {0}")]
+    Unreadable(io::ErrorKind),
+    /// A TLS library is there and no safe place for a probe; the sign that failed.
+    #[error("a TLS library, but {0}")]
+    Unsafe(&'static str),
 }

@@ -1,0 +1,305 @@
+//! The entry and the return of a TLS library's read and write functions.
+//!
+//! The bytes are taken at the return, when their number is known: a write may be partial or refused, a
+//! read fills its buffer. Until then the call is a frame of its thread, known by its stack pointer.
+
+use agent_ebpf::{
+    Direction, FRAME_DONE, FRAME_INNER, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread, counter,
+    unmatched,
+};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_pid_tgid, generated},
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+
+use crate::{
+    emit,
+    filter::{self, Admission, admit},
+    maps::{THREADS, count, get, hide, opaque, stopped},
+};
+
+/// One link for all points of a file (uprobe_multi, 6.6): the cookie says what each point is.
+#[uprobe(multi)]
+pub fn entry_multi(ctx: ProbeContext) -> u32 {
+    let cookie = attach_cookie(ctx.as_ptr());
+    enter(&ctx, cookie, cookie)
+}
+
+#[uretprobe(multi)]
+pub fn return_multi(ctx: RetProbeContext) -> u32 {
+    leave(&ctx)
+}
+
+/// One perf event per point. Before 5.15 there are no cookies, so the program says what the point is;
+/// the cookie, where there is one, adds its number.
+macro_rules! perf_entry {
+    ($name:ident, $direction:ident, $shape:ident) => {
+        #[uprobe]
+        pub fn $name(ctx: ProbeContext) -> u32 {
+            let what = agent_ebpf::cookie(0, Direction::$direction, Shape::$shape);
+            enter(&ctx, what, what)
+        }
+    };
+}
+perf_entry!(entry_read, Received, Returned);
+perf_entry!(entry_read_fourth, Received, OutFourth);
+perf_entry!(entry_write, Sent, Returned);
+perf_entry!(entry_write_fourth, Sent, OutFourth);
+perf_entry!(entry_write_fifth, Sent, OutFifth);
+
+#[uretprobe]
+pub fn return_perf(ctx: RetProbeContext) -> u32 {
+    leave(&ctx)
+}
+
+#[inline(always)]
+fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
+    // SAFETY: the program's own context.
+    unsafe { generated::bpf_get_attach_cookie(ctx) }
+}
+
+const DIRECTION: u64 = 1;
+const SHAPE: u64 = 6;
+
+/// Opens a frame. `what` holds direction and shape as a cookie does.
+#[inline(always)]
+fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let thread = match admit(&id) {
+        Admission::Wanted(thread) => thread,
+        Admission::Filtered => {
+            count(counter::FILTERED, 1);
+            return 0;
+        }
+        Admission::Full => {
+            count(counter::ENTRIES, 1);
+            count(counter::UNMATCHED + filter::FULL, 1);
+            return 0;
+        }
+    };
+    // SAFETY: the program's context, and a map value.
+    unsafe {
+        let depth = get!(thread, depth);
+        if depth == 0 {
+            count(counter::ENTRIES, 1);
+            (*thread).depth = 1;
+            open(ctx, &raw mut (*thread).frames[0], what, cookie, 0);
+        } else {
+            enter_nested(ctx, thread, what, cookie);
+        }
+    }
+    0
+}
+
+/// A call while others of this thread are open: TLS in TLS, one function of the library inside
+/// another, or leftovers of calls that never returned.
+#[inline(always)]
+unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cookie: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        let sp = (*ctx.regs).rsp;
+        let handle = ctx.arg::<u64>(0).unwrap_or(0);
+        let mut slot = get!(thread, depth);
+        let mut inner = 0;
+        let mut reused = false;
+        let mut i = 0;
+        while i < FRAMES {
+            if !reused && (i as u64) < get!(thread, depth) {
+                let frame = &raw const (*thread).frames[i];
+                if get!(frame, sp) == sp {
+                    slot = i as u64;
+                    reused = true;
+                } else if get!(frame, handle) == handle
+                    && get!(frame, flags) & DIRECTION == what & DIRECTION
+                {
+                    inner = FRAME_INNER;
+                }
+            }
+            i += 1;
+        }
+        if reused {
+            let frame = &raw const (*thread).frames[(slot & 3) as usize];
+            if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
+                // The same trap, run again for a second link on this instruction.
+                count(counter::DUPLICATE, 1);
+                return;
+            }
+            // Two calls can't be open at one stack pointer: this one and those inside it are gone.
+            count(
+                counter::UNMATCHED + unmatched::ABANDONED,
+                get!(thread, depth) - slot,
+            );
+        } else if slot >= FRAMES as u64 {
+            // The innermost one is gone if it lies deeper in the stack than we are. Another stack
+            // (a coroutine's) is a wrong guess that costs one call, counted.
+            slot = FRAMES as u64 - 1;
+            if get!(thread, frames[FRAMES - 1].sp) > sp {
+                count(counter::ENTRIES, 1);
+                count(counter::UNMATCHED + unmatched::TOO_DEEP, 1);
+                return;
+            }
+            count(counter::UNMATCHED + unmatched::ABANDONED, 1);
+        }
+        if inner == 0 {
+            count(counter::ENTRIES, 1);
+        }
+        (*thread).depth = slot + 1;
+        let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
+        open(ctx, frame, what, cookie, inner);
+    }
+}
+
+#[inline(always)]
+unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, inner: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*frame).sp = (*ctx.regs).rsp;
+        (*frame).ip = (*ctx.regs).rip;
+        (*frame).handle = ctx.arg(0).unwrap_or(0);
+        (*frame).buf = ctx.arg(1).unwrap_or(0);
+        // Both are loaded before one is chosen: a chosen register would be a computed offset into the
+        // context, which the verifier refuses.
+        let fourth = opaque(ctx.arg(3).unwrap_or(0));
+        let fifth = opaque(ctx.arg(4).unwrap_or(0));
+        (*frame).out = if what & SHAPE == (Shape::OutFifth as u64) << 1 {
+            fifth
+        } else {
+            fourth
+        };
+        (*frame).cookie = opaque(cookie);
+        (*frame).socket = opaque(0); // zeros side by side would be a call of `memset`
+        (*frame).flags = what & (DIRECTION | SHAPE) | inner;
+    }
+}
+
+/// Takes the frame of the returning call and sends its bytes.
+#[inline(always)]
+fn leave(ctx: &RetProbeContext) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let Some(thread) = THREADS.get_ptr_mut(&id) else {
+        return 0;
+    };
+    // SAFETY: the program's context, and a map value.
+    unsafe {
+        // `ret` has taken the return address off the stack.
+        let sp = (*ctx.regs).rsp - 8;
+        let depth = get!(thread, depth);
+        if depth == 0 {
+            return 0;
+        }
+        if depth == 1 {
+            if get!(thread, frames[0].sp) != sp {
+                return 0;
+            }
+            (*thread).depth = 0;
+        } else {
+            let slot = find(thread, sp);
+            if slot >= FRAMES as u64 {
+                return 0;
+            }
+            // Calls opened after this one that are still open will never return.
+            let abandoned = get!(thread, depth) - 1 - slot;
+            (*thread).depth = slot;
+            if abandoned != 0 {
+                count(counter::UNMATCHED + unmatched::ABANDONED, abandoned);
+            }
+        }
+        if get!(frame(thread), flags) & FRAME_INNER == 0 {
+            count(counter::RETURNS, 1);
+        }
+        if ctx.ret::<i32>() <= 0 || get!(frame(thread), flags) & FRAME_DONE != 0 {
+            return 0;
+        }
+        take(thread);
+        if get!(frame(thread), flags) & SHAPE == 0 {
+            (*thread).call.position = u64::from(ctx.ret::<i32>() as u32);
+        } else {
+            // Only now: at a failure it is an uninitialised slot of the caller's stack.
+            let out = get!(frame(thread), out) as *const core::ffi::c_void;
+            let to = (&raw mut (*hide(thread)).call.position).cast();
+            if generated::bpf_probe_read_user(to, 8, out) != 0 {
+                count(counter::UNREADABLE, 1);
+                return 0;
+            }
+        }
+        if get!(thread, call.position) == 0 {
+            return 0;
+        }
+        if get!(frame(thread), flags) & FRAME_INNER != 0 {
+            finish_outer(thread);
+        }
+        count(counter::SEEN, get!(thread, call.position));
+        emit::call(thread);
+    }
+    0
+}
+
+/// The frame that was just closed: the one behind those that are still open.
+#[inline(always)]
+unsafe fn frame(thread: *mut Thread) -> *mut Frame {
+    // SAFETY: a map value; the mask keeps the index below FRAMES.
+    unsafe { &raw mut (*hide(thread)).frames[(opaque(get!(thread, depth)) & 3) as usize] }
+}
+
+/// The innermost frame with this stack pointer, [`FRAMES`] if there is none.
+#[inline(always)]
+unsafe fn find(thread: *const Thread, sp: u64) -> u64 {
+    let mut slot = FRAMES as u64;
+    let mut i = 0;
+    while i < FRAMES {
+        // SAFETY: a map value; i < FRAMES.
+        unsafe {
+            if (i as u64) < get!(thread, depth) && get!(thread, frames[i].sp) == sp {
+                slot = i as u64;
+            }
+        }
+        i += 1;
+    }
+    slot
+}
+
+/// Moves what the frame says into the thread, where the copy works: two map values at a time would
+/// not fit into the registers that survive a helper call.
+#[inline(always)]
+unsafe fn take(thread: *mut Thread) {
+    // SAFETY: a map value.
+    unsafe {
+        (*thread).key.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        let frame = frame(thread);
+        (*thread).key.handle = get!(frame, handle);
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.direction = (get!(frame, flags) & DIRECTION) as u32;
+        (*thread).buf = get!(frame, buf);
+        (*thread).cookie = get!(frame, cookie);
+        let socket = get!(frame, socket);
+        (*thread).socket = if socket == SEVERAL_SOCKETS { 0 } else { socket };
+        (*thread).call.pending = 0;
+    }
+}
+
+/// The bytes are delivered by the inner call: those of the outer ones are the same.
+#[inline(always)]
+unsafe fn finish_outer(thread: *mut Thread) {
+    let mut i = 0;
+    while i < FRAMES {
+        // SAFETY: a map value; i < FRAMES.
+        unsafe {
+            let frame = &raw mut (*thread).frames[i];
+            if (i as u64) < get!(thread, depth)
+                && get!(frame, handle) == get!(thread, key.handle)
+                && get!(frame, flags) & DIRECTION == u64::from(get!(thread, key.direction))
+            {
+                (*frame).flags = get!(frame, flags) | FRAME_DONE;
+            }
+        }
+        i += 1;
+    }
+}

@@ -1,0 +1,274 @@
+//! Reserve, fill, submit; and count and place what could not be sent.
+
+use core::ffi::c_void;
+
+use agent_ebpf::{
+    Data, Gap, Head, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, cause, control, counter, kind,
+};
+use aya_ebpf::{
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
+};
+
+use crate::maps::{RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque};
+
+const HEADER: u64 = size_of::<Data>() as u64;
+const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
+const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
+/// Full records between two wake-ups in the copy loop: 1 MiB.
+const WAKE_EVERY: u64 = (1 << 20) / RECORD_MAX;
+
+/// `size` must be a constant on every path: the verifier wants it so.
+#[inline(always)]
+pub fn reserve(size: u64) -> *mut u8 {
+    // SAFETY: a ring buffer map; the result is checked by every caller.
+    unsafe { generated::bpf_ringbuf_reserve(address(&RING).cast_mut(), size, 0).cast() }
+}
+
+/// The reader says in shared memory whether it is awake, as network cards do: one wake-up per sleep.
+/// Call it after a `lock` instruction (a counter): the reservation has to be visible before the word is
+/// read.
+#[inline(always)]
+pub fn wake_flags() -> u64 {
+    if control(control::AWAKE) != 0 {
+        NO_WAKEUP
+    } else {
+        FORCE_WAKEUP
+    }
+}
+
+/// Sends the bytes of the call that `thread` describes (`key`, `buf`, `call.position`, `socket`,
+/// `cookie`), in order, and advances the stream.
+#[inline(always)]
+pub fn call(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value throughout; its fields are read again after each helper call.
+    unsafe {
+        if !place(thread) {
+            return;
+        }
+        let len = get!(thread, call.position);
+        (*thread).full = (len - 1) / RECORD_MAX;
+        (*thread).tail = len - (len - 1) / RECORD_MAX * RECORD_MAX;
+        let mut i = 0;
+        while i < RECORDS_PER_CALL {
+            if i >= get!(thread, full) {
+                break;
+            }
+            let record = reserve(HEADER + RECORD_MAX);
+            if record.is_null() {
+                lose(thread, get!(thread, call.position) - i * RECORD_MAX);
+                return;
+            }
+            copy::<false>(thread, record, RECORD_MAX, i);
+            i += 1;
+        }
+        if get!(thread, full) >= RECORDS_PER_CALL {
+            cut(thread);
+            return;
+        }
+        let (record, room) = reserve_class(get!(thread, tail));
+        if record.is_null() {
+            lose(thread, get!(thread, tail));
+            return;
+        }
+        copy::<true>(thread, record, room, 0);
+    }
+}
+
+#[inline(always)]
+unsafe fn stream(thread: *mut Thread) -> *mut Stream {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe { lookup(address(&STREAMS), (&raw const (*hide(thread)).key).cast()) }
+}
+
+/// Finds the call's position in its stream and sends what is pending there. False if the call can't be
+/// sent: then it is counted.
+#[inline(always)]
+unsafe fn place(thread: *mut Thread) -> bool {
+    // SAFETY: `thread` is a map value; `key` and `call` are a key and a value of STREAMS.
+    unsafe {
+        (*thread).position = 0;
+        let stream = stream(thread);
+        if stream.is_null() {
+            let key = (&raw const (*hide(thread)).key).cast();
+            let new = (&raw const (*hide(thread)).call).cast();
+            if insert(address(&STREAMS), key, new) {
+                return true;
+            }
+            let len = get!(thread, call.position);
+            count(counter::LOST + cause::MAP_FULL as usize, len);
+            let gap = reserve(size_of::<Gap>() as u64);
+            if !gap.is_null() {
+                fill_gap(thread, gap.cast(), u64::MAX, len, cause::MAP_FULL);
+                generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+            }
+            return false;
+        }
+        // A plain read-modify-write: the caller still holds its handle, so no other thread is here.
+        let position = get!(stream, position);
+        (*thread).position = position;
+        (*stream).position = position + get!(thread, call.position);
+        let pending = get!(stream, pending);
+        if pending == 0 {
+            return true;
+        }
+        // The hole comes before the bytes behind it. While it can't be announced, all that follows is
+        // part of it: so a stream has at most one hole that is pending, and it has one cause.
+        let gap = reserve(size_of::<Gap>() as u64);
+        if gap.is_null() {
+            let len = get!(thread, call.position);
+            (*stream).pending = get!(stream, pending) + len;
+            count(counter::LOST + cause::RING_FULL as usize, len);
+            return false;
+        }
+        let pending = get!(stream, pending);
+        (*stream).pending = 0;
+        let offset = get!(thread, position) - pending;
+        fill_gap(thread, gap.cast(), offset, pending, cause::RING_FULL);
+        count(counter::ANNOUNCED, pending);
+        generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+        true
+    }
+}
+
+/// The last `len` bytes of the call are lost to a full ring; the next call of the stream says so.
+#[inline(always)]
+unsafe fn lose(thread: *mut Thread, len: u64) {
+    count(counter::LOST + cause::RING_FULL as usize, len);
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        let stream = stream(thread);
+        if !stream.is_null() {
+            (*stream).pending = get!(stream, pending) + len;
+        }
+    }
+}
+
+/// The part of a call above the bound is a gap of its own.
+#[inline(always)]
+unsafe fn cut(thread: *mut Thread) {
+    const LIMIT: u64 = RECORD_MAX * RECORDS_PER_CALL;
+    // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
+    unsafe {
+        let gap = reserve(size_of::<Gap>() as u64);
+        let rest = get!(thread, call.position) - LIMIT;
+        if gap.is_null() {
+            lose(thread, rest);
+            return;
+        }
+        let offset = get!(thread, position) + LIMIT;
+        fill_gap(thread, gap.cast(), offset, rest, cause::CALL_TOO_LONG);
+        count(counter::LOST + cause::CALL_TOO_LONG as usize, rest);
+        generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+    }
+}
+
+/// Fills and submits one record: the call's last one, or its `i`th full one. A page that is away makes
+/// a gap of this record and costs none of the others.
+#[inline(always)]
+unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64, i: u64) {
+    // SAFETY: `thread` is a map value, `record` a reservation of HEADER + room bytes.
+    unsafe {
+        macro_rules! offset {
+            () => {
+                if TAIL {
+                    get!(thread, full) * RECORD_MAX
+                } else {
+                    i * RECORD_MAX
+                }
+            };
+        }
+        macro_rules! len {
+            () => {
+                if TAIL { get!(thread, tail) } else { RECORD_MAX }
+            };
+        }
+        // Field by field into the ring: built on the stack it would be 64 bytes there.
+        let data: *mut Data = record.cast();
+        (*data).head = Head {
+            kind: kind::DATA,
+            direction: get!(thread, key.direction) as u16,
+            len: len!() as u32,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*data).pid_tgid = bpf_get_current_pid_tgid();
+        (*data).born = get!(thread, key.born);
+        (*data).handle = get!(thread, key.handle);
+        (*data).offset = get!(thread, position) + offset!();
+        (*data).socket = get!(thread, socket);
+        (*data).cookie = get!(thread, cookie);
+
+        let mut size = opaque(len!());
+        if size > room {
+            size = room;
+        }
+        let to: *mut c_void = record.add(HEADER as usize).cast();
+        let from = (get!(thread, buf) + offset!()) as *const c_void;
+        if generated::bpf_probe_read_user(to, size as u32, from) != 0 {
+            let gap: *mut Gap = record.cast();
+            (*gap).head.kind = kind::GAP;
+            (*gap).head.len = 0;
+            (*gap).length = len!();
+            (*gap).cause = u64::from(cause::COPY_FAULT);
+            count(counter::LOST + cause::COPY_FAULT as usize, len!());
+        } else {
+            count(counter::RECORDS, 1);
+        }
+        // In the loop a constant on each walk of the verifier: no branch for it.
+        let flags = if TAIL {
+            wake_flags()
+        } else if i % WAKE_EVERY == 0 {
+            FORCE_WAKEUP
+        } else {
+            NO_WAKEUP
+        };
+        generated::bpf_ringbuf_submit(record.cast(), flags);
+    }
+}
+
+#[inline(always)]
+unsafe fn fill_gap(thread: *mut Thread, gap: *mut Gap, offset: u64, length: u64, cause: u16) {
+    // SAFETY: `thread` is a map value, `gap` a reservation of this size; every field is written.
+    unsafe {
+        (*gap).offset = offset;
+        (*gap).length = length;
+        (*gap).cause = u64::from(cause);
+        (*gap).head = Head {
+            kind: kind::GAP,
+            direction: get!(thread, key.direction) as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*gap).pid_tgid = bpf_get_current_pid_tgid();
+        (*gap).born = get!(thread, key.born);
+        (*gap).handle = get!(thread, key.handle);
+    }
+}
+
+/// Reserves the smallest of 81 sizes that holds `len` bytes: eight per octave, so that 4 to 5 % of the
+/// ring is rounding, not 38 % as with one per octave. Returns the record and its payload room.
+#[inline(always)]
+fn reserve_class(len: u64) -> (*mut u8, u64) {
+    macro_rules! classes {
+        ($($octave:literal)*) => {
+            $(
+                if len <= 2 * $octave {
+                    classes!(@ $octave; 1 2 3 4 5 6 7 8);
+                }
+            )*
+        };
+        (@ $octave:literal; $($eighth:literal)*) => {
+            $(
+                if len <= $octave + $octave / 8 * $eighth {
+                    const ROOM: u64 = $octave + $octave / 8 * $eighth;
+                    return (reserve(HEADER + ROOM), ROOM);
+                }
+            )*
+        };
+    }
+    if len <= 64 {
+        return (reserve(HEADER + 64), 64);
+    }
+    classes!(64 128 256 512 1024 2048 4096 8192 16384 32768);
+    (core::ptr::null_mut(), 0)
+}

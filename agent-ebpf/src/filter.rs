@@ -1,0 +1,134 @@
+//! Which calls are wanted. Runs before anything is copied or kept.
+
+use core::{ffi::c_void, ptr};
+
+use agent_ebpf::{Process, Thread, WANTED, control, filter, unmatched};
+use aya_ebpf::helpers::{
+    bpf_get_current_task, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, generated,
+};
+
+use crate::maps::{
+    CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, insert, lookup, new_thread, offset,
+    opaque,
+};
+
+/// What becomes of a call.
+pub enum Admission {
+    Wanted(*mut Thread),
+    /// The filter turned it away.
+    Filtered,
+    /// Wanted, but there is no room for its thread or process.
+    Full,
+}
+
+/// The calling thread's entry, made at its first wanted call.
+#[inline(always)]
+pub fn admit(id: &u64) -> Admission {
+    let active = control(control::FILTER);
+    if let Some(thread) = THREADS.get_ptr_mut(id) {
+        // A process stays in the set as long as it lives, so its threads need not ask again. Its user,
+        // name and cgroup can change.
+        let passes =
+            active & (filter::UID | filter::COMM | filter::CGROUP) == 0 || changeable_pass(active);
+        return if passes {
+            Admission::Wanted(thread)
+        } else {
+            Admission::Filtered
+        };
+    }
+    // The upper half of the id is the thread group: no second stack slot for the key.
+    // SAFETY: eight bytes; little endian, as all targets of this crate are.
+    let tgid: *const c_void = unsafe { ptr::from_ref(id).cast::<u8>().add(4) }.cast();
+    // SAFETY: a key of PROCESSES.
+    let mut process: *mut Process = unsafe { lookup(address(&PROCESSES), tgid) };
+    if active & filter::PROCESS != 0 {
+        if process.is_null() {
+            return Admission::Filtered;
+        }
+        // SAFETY: checked for null, a map value lives on until the program ends.
+        if unsafe { (*process).flags } & WANTED == 0 {
+            return Admission::Filtered;
+        }
+    }
+    if !changeable_pass(active) {
+        return Admission::Filtered;
+    }
+    if process.is_null() {
+        // SAFETY: no arguments.
+        let born = unsafe { bpf_ktime_get_boot_ns() };
+        let new = Process { born, flags: 0 };
+        // SAFETY: a key and a value of PROCESSES. Another thread may be first: the lookup decides.
+        process = unsafe {
+            insert(address(&PROCESSES), tgid, (&raw const new).cast());
+            lookup(address(&PROCESSES), tgid)
+        };
+        if process.is_null() {
+            return Admission::Full;
+        }
+    }
+    let Some(thread) = new_thread(id) else {
+        return Admission::Full;
+    };
+    // SAFETY: both are values of maps, checked.
+    unsafe { (*thread).born = (*process).born };
+    Admission::Wanted(thread)
+}
+
+/// The filters by what a process can change about itself.
+#[inline(always)]
+fn changeable_pass(active: u64) -> bool {
+    if active & filter::UID != 0 {
+        let uid = bpf_get_current_uid_gid() as u32;
+        if UIDS.get_ptr(&uid).is_none() {
+            return false;
+        }
+    }
+    if active & filter::COMM != 0 && !leader_comm_passes() {
+        return false;
+    }
+    if active & filter::CGROUP != 0 && !cgroup_passes() {
+        return false;
+    }
+    true
+}
+
+/// The leader's name, not the thread's: thread pools name their threads.
+#[inline(always)]
+fn leader_comm_passes() -> bool {
+    let mut comm = [0u64, opaque(0)]; // one array of zeros would be a call of `memset`
+    // SAFETY: kernel memory is read by the helper, which fails on a wrong address; `comm` is 16 bytes
+    // (TASK_COMM_LEN), zero-filled by the kernel behind its end.
+    unsafe {
+        let task = bpf_get_current_task();
+        // The pointer to the leader goes through `comm`, so that there is one stack slot only.
+        let leader: *mut u64 = &raw mut comm[0];
+        let from = (task + offset!(task_group_leader)) as *const c_void;
+        if generated::bpf_probe_read_kernel(leader.cast(), 8, from) != 0 {
+            return false;
+        }
+        let from = (ptr::read_volatile(leader) + offset!(task_comm)) as *const c_void;
+        if generated::bpf_probe_read_kernel((&raw mut comm).cast(), 16, from) != 0 {
+            return false;
+        }
+    }
+    COMMS.get_ptr(&comm).is_some()
+}
+
+#[inline(always)]
+fn cgroup_passes() -> bool {
+    let mut index = 0;
+    while index < 8 {
+        // SAFETY: a cgroup array; an empty slot is an error, not 1.
+        let under = unsafe {
+            generated::bpf_current_task_under_cgroup(address(&CGROUPS).cast_mut(), index)
+        };
+        if under == 1 {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+/// What [`Admission::Full`] is counted as.
+pub const FULL: usize = unmatched::MAP_FULL;

@@ -1,0 +1,234 @@
+//! Which file is probed where, and which process is seen through it from when.
+
+use std::collections::HashMap;
+
+use agent_ebpf::cookie;
+
+use crate::{
+    half::{FileId, Site},
+    locate::{Found, Point},
+    record::{Coverage, CoverageStatus, Joined, Probed, WallTime},
+};
+
+/// What is known of the files and who maps them.
+#[derive(Debug, Default)]
+pub struct Table {
+    files: HashMap<FileId, File>,
+    /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
+    points: Vec<(FileId, &'static str)>,
+    /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
+    seen: HashMap<(u32, FileId), Option<u64>>,
+}
+
+#[derive(Debug)]
+struct File {
+    path: String,
+    library: Option<(&'static str, Option<String>)>,
+    functions: Vec<Probed>,
+    partly: Option<&'static str>,
+    state: State,
+    /// Processes that map it and were not told of yet.
+    waiting: Vec<User>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Points were sent to the half.
+    Asked,
+    /// All probes in place, nanoseconds since boot.
+    Attached(u64),
+    Refused(String),
+}
+
+/// A process that maps a file.
+#[derive(Clone, Copy, Debug)]
+pub struct User {
+    pub pid: u32,
+    /// When, in nanoseconds since boot; `None`: before we looked.
+    pub mapped_at: Option<u64>,
+    /// It waited until the probes were in place.
+    pub held: bool,
+}
+
+/// A coverage record and whom it is about.
+pub type Said = (u32, Coverage);
+
+impl Table {
+    /// Points were found; returns what the half is asked to place.
+    pub fn found(&mut self, id: FileId, path: String, found: &Found) -> Vec<Site> {
+        if self.points.is_empty() {
+            self.points.push((0, ""));
+        }
+        let sites = found
+            .points
+            .iter()
+            .map(|point| self.site(id, point))
+            .collect();
+        let functions = found
+            .points
+            .iter()
+            .map(|point| Probed {
+                function: point.function,
+                instruction: point.instruction,
+            })
+            .collect();
+        let library = Some((found.library, found.version.clone()));
+        let state = State::Asked;
+        let partly = found.partly;
+        let file = File {
+            path,
+            library,
+            functions,
+            partly,
+            state,
+            waiting: Vec::new(),
+        };
+        self.files.insert(id, file);
+        sites
+    }
+
+    fn site(&mut self, id: FileId, point: &Point) -> Site {
+        let number = self.points.len() as u64;
+        self.points.push((id, point.function));
+        Site {
+            offset: point.offset,
+            cookie: cookie(number, point.direction, point.shape),
+            bytes: point.bytes,
+        }
+    }
+
+    /// A TLS library without a safe place for a probe.
+    pub fn refused(&mut self, id: FileId, path: String, why: String) {
+        let state = State::Refused(why);
+        let (functions, waiting) = (Vec::new(), Vec::new());
+        self.files.insert(
+            id,
+            File {
+                path,
+                library: None,
+                functions,
+                partly: None,
+                state,
+                waiting,
+            },
+        );
+    }
+
+    pub fn knows(&self, id: FileId) -> bool {
+        self.files.contains_key(&id)
+    }
+
+    /// A process maps a file that is known here. Once a process and file.
+    pub fn mapped(&mut self, id: FileId, user: User) -> Option<Said> {
+        let file = self.files.get_mut(&id)?;
+        if self.seen.contains_key(&(user.pid, id)) {
+            return None;
+        }
+        if let State::Asked = file.state {
+            file.waiting.push(user);
+            return None;
+        }
+        Some(self.say(id, user))
+    }
+
+    /// The probes are in place.
+    pub fn attached(&mut self, id: FileId, at: u64) -> Vec<Said> {
+        self.settle(id, State::Attached(at))
+    }
+
+    /// The half could not or would not place them.
+    pub fn failed(&mut self, id: FileId, why: String) -> Vec<Said> {
+        self.settle(id, State::Refused(why))
+    }
+
+    fn settle(&mut self, id: FileId, state: State) -> Vec<Said> {
+        let Some(file) = self.files.get_mut(&id) else {
+            return Vec::new();
+        };
+        file.state = state;
+        let waiting = std::mem::take(&mut file.waiting);
+        waiting.into_iter().map(|user| self.say(id, user)).collect()
+    }
+
+    fn say(&mut self, id: FileId, user: User) -> Said {
+        let seen_from = match (&self.files[&id].state, user.mapped_at) {
+            (State::Attached(_), _) if user.held => None,
+            (State::Attached(at), Some(mapped)) if *at <= mapped => None,
+            (State::Attached(at), _) => Some(*at),
+            (State::Asked | State::Refused(_), _) => None,
+        };
+        self.seen.insert((user.pid, id), seen_from);
+        (user.pid, self.coverage(id, seen_from))
+    }
+
+    fn coverage(&self, id: FileId, seen_from: Option<u64>) -> Coverage {
+        let file = &self.files[&id];
+        let late = seen_from.map(|_| "its calls before `seen_from` were not seen");
+        let (status, reason) = match (&file.state, file.partly.or(late)) {
+            (State::Attached(_), None) => (CoverageStatus::Probed, None),
+            (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(why.to_owned())),
+            (State::Refused(why), _) => (CoverageStatus::Refused, Some(why.clone())),
+            (State::Asked, _) => (CoverageStatus::Unknown, Some("not probed yet".to_owned())),
+        };
+        Coverage {
+            status,
+            reason,
+            library_path: file.path.clone(),
+            library_name: file.library.as_ref().map(|(name, _)| (*name).to_owned()),
+            library_version: file
+                .library
+                .as_ref()
+                .and_then(|(_, version)| version.clone()),
+            functions: file.functions.clone(),
+            // In nanoseconds since boot until the pipeline turns it into wall clock.
+            seen_from: seen_from.map(WallTime),
+        }
+    }
+
+    /// The file and the function of a point, by the number in its cookie.
+    pub fn point(&self, number: u64) -> Option<(FileId, &'static str)> {
+        self.points
+            .get(usize::try_from(number).ok()?)
+            .filter(|(_, name)| !name.is_empty())
+            .copied()
+    }
+
+    /// Library name and version of a file.
+    pub fn library(&self, id: FileId) -> Option<(&str, Option<&str>)> {
+        let (name, version) = self.files.get(&id)?.library.as_ref()?;
+        Some((name, version.as_deref()))
+    }
+
+    /// Was every call of this process through this file seen? `None`: nothing is known of it, as of a
+    /// forked child.
+    pub fn joined(&self, pid: u32, id: FileId) -> Option<Joined> {
+        let seen_from = self.seen.get(&(pid, id))?;
+        Some(if seen_from.is_none() {
+            Joined::Start
+        } else {
+            Joined::Middle
+        })
+    }
+
+    /// A process has the file from its parent: no mapping was reported.
+    pub fn inherited(&mut self, pid: u32, id: FileId, joined: Joined) -> Option<Coverage> {
+        let State::Attached(at) = self.files.get(&id)?.state else {
+            return None;
+        };
+        let seen_from = (joined == Joined::Middle).then_some(at);
+        self.seen.insert((pid, id), seen_from);
+        Some(self.coverage(id, seen_from))
+    }
+
+    /// Is anything probed?
+    pub fn is_any_probed(&self) -> bool {
+        self.files
+            .values()
+            .any(|file| matches!(file.state, State::Attached(_)))
+    }
+
+    /// The process is gone, or became another program.
+    pub fn forget(&mut self, pid: u32) {
+        self.seen.retain(|(known, _), _| *known != pid);
+    }
+}

@@ -1,0 +1,216 @@
+//! decode: the bytes of a ring record → [`Event`]. Total: any bytes give an event or an error.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use agent_ebpf::{Data, Direction, Gap, Head, Socket, cause, kind};
+use zerocopy::FromBytes as _;
+
+use crate::record::Cause;
+
+/// What the kernel side said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// The next bytes of a stream.
+    Data {
+        stream: StreamId,
+        offset: u64,
+        bytes: &'a [u8],
+        socket: u64,
+        point: u64,
+        tid: u32,
+        time: u64,
+    },
+    /// Bytes of a stream that will not come. `offset` is `None` where the kernel knows none.
+    Gap {
+        stream: StreamId,
+        offset: Option<u64>,
+        length: u64,
+        cause: Cause,
+        tid: u32,
+        time: u64,
+    },
+    /// The two ends of a socket.
+    Socket {
+        cookie: u64,
+        local: SocketAddr,
+        peer: SocketAddr,
+    },
+}
+
+/// One direction of one TLS object of one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StreamId {
+    pub handle: HandleId,
+    pub direction: Direction,
+}
+
+/// A TLS object of a process that may share its number with a dead one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HandleId {
+    pub pid: u32,
+    pub born: u64,
+    pub handle: u64,
+}
+
+/// A record that the kernel side of this version never writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed ring record")]
+pub struct Malformed;
+
+pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
+    let (head, _) = Head::read_from_prefix(record).map_err(|_| Malformed)?;
+    match head.kind {
+        kind::DATA => {
+            let (data, rest) = Data::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, tid) = ids(data.pid_tgid);
+            let handle = HandleId {
+                pid,
+                born: data.born,
+                handle: data.handle,
+            };
+            Ok(Event::Data {
+                stream: StreamId {
+                    handle,
+                    direction: direction(head.direction)?,
+                },
+                offset: data.offset,
+                // What follows is old ring content of other processes: never looked at.
+                bytes: rest.get(..head.len as usize).ok_or(Malformed)?,
+                socket: data.socket,
+                point: data.cookie >> 8,
+                tid,
+                time: head.time,
+            })
+        }
+        kind::GAP => {
+            let (gap, _) = Gap::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, tid) = ids(gap.pid_tgid);
+            let handle = HandleId {
+                pid,
+                born: gap.born,
+                handle: gap.handle,
+            };
+            Ok(Event::Gap {
+                stream: StreamId {
+                    handle,
+                    direction: direction(head.direction)?,
+                },
+                offset: (gap.offset != u64::MAX).then_some(gap.offset),
+                length: gap.length,
+                cause: match u16::try_from(gap.cause).map_err(|_| Malformed)? {
+                    cause::RING_FULL => Cause::RingFull,
+                    cause::COPY_FAULT => Cause::CopyFault,
+                    cause::MAP_FULL => Cause::MapFull,
+                    cause::CALL_TOO_LONG => Cause::CallTooLong,
+                    _ => return Err(Malformed),
+                },
+                tid,
+                time: head.time,
+            })
+        }
+        kind::SOCKET => {
+            let (socket, _) = Socket::read_from_prefix(record).map_err(|_| Malformed)?;
+            Ok(Event::Socket {
+                cookie: socket.cookie,
+                local: SocketAddr::new(address(socket.family, socket.local)?, socket.local_port),
+                peer: SocketAddr::new(address(socket.family, socket.peer)?, socket.peer_port),
+            })
+        }
+        _ => Err(Malformed),
+    }
+}
+
+fn ids(pid_tgid: u64) -> (u32, u32) {
+    ((pid_tgid >> 32) as u32, pid_tgid as u32)
+}
+
+pub fn direction(value: u16) -> Result<Direction, Malformed> {
+    match value {
+        0 => Ok(Direction::Received),
+        1 => Ok(Direction::Sent),
+        _ => Err(Malformed),
+    }
+}
+
+fn address(family: u16, bytes: [u8; 16]) -> Result<IpAddr, Malformed> {
+    const AF_INET: u16 = 2;
+    const AF_INET6: u16 = 10;
+    match family {
+        AF_INET => {
+            let [a, b, c, d, ..] = bytes;
+            Ok(Ipv4Addr::new(a, b, c, d).into())
+        }
+        // An IPv4 peer of a dual-stack socket is an IPv4 peer.
+        AF_INET6 => Ok(Ipv6Addr::from(bytes).to_canonical()),
+        _ => Err(Malformed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes as _;
+
+    fn data(len: u32, payload: &[u8]) -> Vec<u8> {
+        let head = Head {
+            kind: kind::DATA,
+            direction: 1,
+            len,
+            time: 5,
+        };
+        let data = Data {
+            head,
+            pid_tgid: 7 << 32 | 8,
+            born: 3,
+            handle: 0x1000,
+            offset: 64,
+            socket: 9,
+            cookie: agent_ebpf::cookie(2, Direction::Sent, agent_ebpf::Shape::OutFifth),
+        };
+        [data.as_bytes(), payload].concat()
+    }
+
+    #[test]
+    fn data_is_cut_at_its_length_not_at_the_records() {
+        let record = data(3, b"abcSECRET OF ANOTHER PROCESS");
+        let Ok(Event::Data {
+            stream,
+            bytes,
+            offset,
+            point,
+            tid,
+            ..
+        }) = decode(&record)
+        else {
+            panic!("{:?}", decode(&record))
+        };
+        assert_eq!((bytes, offset, point, tid), (&b"abc"[..], 64, 2, 8));
+        assert_eq!(
+            stream.handle,
+            HandleId {
+                pid: 7,
+                born: 3,
+                handle: 0x1000
+            }
+        );
+        assert_eq!(stream.direction, Direction::Sent);
+    }
+
+    #[test]
+    fn every_cut_record_is_malformed() {
+        let record = data(3, b"abc");
+        for len in 0..record.len() {
+            assert_eq!(decode(&record[..len]), Err(Malformed), "{len}");
+        }
+        assert!(decode(&record).is_ok());
+        assert_eq!(decode(&data(4, b"abc")), Err(Malformed));
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        let mut bytes = [0; 16];
+        bytes[10..].copy_from_slice(&[0xff, 0xff, 127, 0, 0, 1]);
+        assert_eq!(address(10, bytes), Ok(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(address(1, bytes), Err(Malformed));
+    }
+}

@@ -1,0 +1,251 @@
+//! What the two halves say to each other, and the socket that carries it.
+//!
+//! One `SOCK_SEQPACKET` packet is one message: no length prefix, no partial read. A packet of length 0
+//! is the end, so no message is empty. Descriptors travel with the message they belong to, in a number
+//! that the message fixes; anything else is a protocol error.
+
+use std::{io, mem::MaybeUninit};
+
+use rustix::{
+    fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{Errno, IoSlice, IoSliceMut},
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    },
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
+pub type FileId = u64;
+pub const OWN_FILE: FileId = 1 << 63;
+
+/// Privileged half → pipeline.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Report {
+    /// First of all. Descriptors: ring, counters, control words.
+    Hello(Hello),
+    /// The filter is in force.
+    FilterSet,
+    /// A process maps a file executable. One descriptor, the file, the first time; none if the file is
+    /// known by its number already.
+    Mapped(Mapped),
+    /// Who a process is; sent before anything else about it.
+    Process(Facts),
+    Attached(Attached),
+    /// Nothing was attached to this file, or no longer is.
+    Refused {
+        file: FileId,
+        why: String,
+    },
+    /// Holes at the end of streams that no later call could announce; answers [`Order::Survey`].
+    Survey(Survey),
+    /// The process is gone.
+    Ended {
+        pid: u32,
+    },
+    /// A line for the log.
+    Warning(String),
+}
+
+/// Pipeline → privileged half.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    Filter(Filter),
+    /// One descriptor: a directory of the cgroup v2 hierarchy. Before `Filter`.
+    Cgroup,
+    /// Probe these points. One descriptor if the file is the pipeline's own, none else. Without points:
+    /// nothing is there, let go of the file.
+    Attach {
+        file: FileId,
+        points: Vec<Site>,
+    },
+    /// This file is a TLS library that can't be probed.
+    Refuse {
+        file: FileId,
+        why: String,
+    },
+    /// `pending`: look for holes at the end of streams, too.
+    Survey {
+        pending: bool,
+    },
+    /// Detach and end. The control word has stopped the programs already.
+    Stop,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub ring_bytes: u64,
+    /// Rows of the counters.
+    pub cpus: u32,
+    pub link: Link,
+    /// What does not work here, in words.
+    pub limits: Vec<String>,
+}
+
+/// How probes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Link {
+    /// One link for all points of a file and kind (6.6).
+    Multi,
+    /// One perf event per point, with cookies (5.15).
+    PerfCookie,
+    Perf,
+}
+
+/// Which processes are wanted. Lists of one kind mean "or", different kinds "and"; all empty: everybody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Filter {
+    pub pids: Vec<u32>,
+    /// Children of `pids` too.
+    pub follow: bool,
+    pub uids: Vec<u32>,
+    pub comms: Vec<String>,
+    /// Look at what is mapped already.
+    pub scan: bool,
+    /// Hold processes of the tree while a new file of theirs is looked at.
+    pub hold: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Mapped {
+    pub file: FileId,
+    pub pid: u32,
+    /// Nanoseconds since boot; `None`: found by the scan, mapped earlier.
+    pub at: Option<u64>,
+    /// As the kernel shows it; for people.
+    pub path: String,
+    /// The process waits until this file is answered.
+    pub held: bool,
+}
+
+/// What /proc says of a process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    pub pid: u32,
+    pub vpid: Option<u32>,
+    pub comm: Option<String>,
+    pub executable: Option<String>,
+    pub owner_uid: Option<u32>,
+    pub parent_pid: Option<u32>,
+    pub container_id: Option<String>,
+}
+
+/// One probe to place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Site {
+    /// File offset.
+    pub offset: u64,
+    pub cookie: u64,
+    /// The bytes the pipeline saw there. The half looks again before it attaches.
+    pub bytes: [u8; 16],
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Attached {
+    pub file: FileId,
+    /// When the last probe was in place, nanoseconds since boot.
+    pub at: u64,
+    /// From the mapping or the order to here.
+    pub micros: u64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Survey {
+    pub pending: Vec<Pending>,
+    /// More of them follow in another message.
+    pub more: bool,
+    /// The half's own CPU time in microseconds and resident memory in bytes.
+    pub cpu_micros: u64,
+    pub memory_bytes: u64,
+}
+
+/// The last bytes of a stream, lost to a full ring.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Pending {
+    pub handle: u64,
+    pub born: u64,
+    pub tgid: u32,
+    pub direction: u32,
+    pub offset: u64,
+    pub length: u64,
+}
+
+/// Largest message: well below the default socket buffer of 208 KiB.
+const MAX_BYTES: usize = 64 << 10;
+const MAX_FDS: usize = 4;
+
+/// What came.
+#[derive(Debug)]
+pub enum Received<M> {
+    Message(M, Vec<OwnedFd>),
+    /// The other half is gone.
+    End,
+    /// Nothing is there now.
+    Nothing,
+}
+
+/// Never blocks: `WouldBlock` if the other half does not read.
+pub fn send<M: Serialize>(
+    socket: impl AsFd,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
+    assert!(
+        bytes.len() <= MAX_BYTES && fds.len() <= MAX_FDS,
+        "message too large"
+    );
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// Never blocks.
+///
+/// # Errors
+/// A message that this half does not know, or one that was cut: the other half is broken or hostile.
+pub fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<M>> {
+    let mut bytes = vec![0; MAX_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let received = match recvmsg(
+        socket,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut ancillary,
+        flags,
+    ) {
+        Ok(received) => received,
+        Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
+        // The other half closed with data of ours unread: an end as well.
+        Err(Errno::CONNRESET | Errno::PIPE) => return Ok(Received::End),
+        Err(error) => return Err(error.into()),
+    };
+    // Collected before the message is judged: none may leak, a cut list must not be half believed.
+    let fds: Vec<OwnedFd> = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    if received.bytes == 0 {
+        return Ok(Received::End);
+    }
+    if received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        return Err(io::Error::other("a message of the other half was cut"));
+    }
+    let message = postcard::from_bytes(&bytes[..received.bytes])
+        .map_err(|error| io::Error::other(format!("a message of the other half: {error}")))?;
+    Ok(Received::Message(message, fds))
+}

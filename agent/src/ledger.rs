@@ -1,0 +1,117 @@
+//! Where every byte and every call went. The kernel counts what it saw, the pipeline what it delivered.
+
+use agent_ebpf::{cause, counter, unmatched};
+
+use crate::record::{Bytes, Calls, Ledger, Lost, Unmatched};
+
+/// What user space did with the bytes that reached it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Given to the protocol stage.
+    pub delivered: u64,
+    /// Turned away by a filter of user space.
+    pub filtered: u64,
+    /// Missing without the kernel saying so.
+    pub unknown: u64,
+}
+
+/// The whole ledger. `kernel` gives the sum of one counter over all CPUs. What is neither lost nor
+/// delivered yet is in flight: 0 after the last record.
+pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
+    let lost = |cause: u16| kernel(counter::LOST + usize::from(cause));
+    let unmatched = |cause: usize| kernel(counter::UNMATCHED + cause);
+    let lost_bytes = Lost {
+        ring_full: lost(cause::RING_FULL),
+        copy_fault: lost(cause::COPY_FAULT),
+        map_full: lost(cause::MAP_FULL),
+        unknown: tally.unknown,
+    };
+    let over_limit = lost(cause::CALL_TOO_LONG);
+    let unmatched = Unmatched {
+        abandoned: unmatched(unmatched::ABANDONED),
+        too_deep: unmatched(unmatched::TOO_DEEP),
+        map_full: unmatched(unmatched::MAP_FULL),
+        exited: unmatched(unmatched::EXITED),
+    };
+    let returns = kernel(counter::RETURNS);
+    // The totals last: what comes in meanwhile is in flight, never negative.
+    let (seen, entries) = (kernel(counter::SEEN), kernel(counter::ENTRIES));
+    let placed = over_limit
+        + tally.filtered
+        + tally.delivered
+        + lost_bytes.ring_full
+        + lost_bytes.copy_fault
+        + lost_bytes.map_full
+        + lost_bytes.unknown;
+    let ended =
+        returns + unmatched.abandoned + unmatched.too_deep + unmatched.map_full + unmatched.exited;
+    Ledger {
+        bytes: Bytes {
+            seen,
+            filtered: tally.filtered,
+            over_limit,
+            lost: lost_bytes,
+            delivered: tally.delivered,
+            in_flight: seen.saturating_sub(placed),
+        },
+        calls: Calls {
+            entries,
+            returns,
+            in_flight: entries.saturating_sub(ended),
+            filtered: kernel(counter::FILTERED),
+            unmatched,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_identities_hold_by_field() {
+        // Each counter has a value of its own, so that none can stand for another.
+        let ledger = ledger(
+            |index| match index {
+                counter::SEEN => 1_000_000,
+                counter::ENTRIES => 50_000,
+                index => 1 << index,
+            },
+            Tally {
+                delivered: 7,
+                filtered: 11,
+                unknown: 13,
+            },
+        );
+        let bytes = &ledger.bytes;
+        assert_eq!(
+            bytes.seen,
+            bytes.filtered
+                + bytes.over_limit
+                + bytes.lost.ring_full
+                + bytes.lost.copy_fault
+                + bytes.lost.map_full
+                + bytes.lost.unknown
+                + bytes.delivered
+                + bytes.in_flight
+        );
+        assert_eq!(
+            (bytes.lost.ring_full, bytes.lost.copy_fault),
+            (1 << 4, 1 << 5)
+        );
+        assert_eq!((bytes.lost.map_full, bytes.over_limit), (1 << 6, 1 << 7));
+        let calls = &ledger.calls;
+        let unmatched = &calls.unmatched;
+        assert_eq!(
+            calls.entries,
+            calls.returns
+                + calls.in_flight
+                + unmatched.abandoned
+                + unmatched.too_deep
+                + unmatched.map_full
+                + unmatched.exited
+        );
+        assert_eq!((calls.returns, calls.filtered), (1 << 9, 1 << 10));
+        assert_eq!((unmatched.abandoned, unmatched.exited), (1 << 12, 1 << 15));
+    }
+}

@@ -1,0 +1,671 @@
+//! The file as addresses: segments, symbols, where functions end, what a PLT entry jumps to.
+//!
+//! Nothing is kept but a few numbers: tables are streamed in chunks, so a file of 300 MB costs 64 KiB. What
+//! the dynamic loader uses is preferred to what only tools use: a file without section headers works, too.
+
+use std::{cell::Cell, cmp::min, io, mem::size_of, ops::ControlFlow, ops::Range};
+
+use memchr::memmem;
+use object::{
+    LittleEndian as LE, elf,
+    pod::{Pod, from_bytes, slice_from_all_bytes},
+};
+
+use super::{ReadAt, Refusal};
+
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
+/// Bytes read of one file in all: the bound of all work, whatever the tables claim. A Chromium with its
+/// symbols needs half of it.
+const BUDGET: u64 = 1 << 30;
+/// Places where wanted names may stand in one string table. Linkers keep each string once.
+const NAMES_MAX: usize = 1024;
+/// No function of a TLS library is that long; SSL_write has 400 bytes.
+const FUNCTION_MAX: u64 = 64 << 10;
+/// A function with more references than this has too many callers for any rule.
+const REFERENCES_MAX: usize = 64;
+
+pub(super) struct Elf<'a> {
+    file: &'a dyn ReadAt,
+    size: u64,
+    /// Bytes that may still be read.
+    budget: Cell<u64>,
+    segments: Vec<Segment>,
+    /// Address and size of `.eh_frame_hdr`.
+    unwind: Option<(u64, u64)>,
+    /// `.dynsym`, then `.symtab`, as far as they exist.
+    symbols: Vec<SymbolTable>,
+    relocations: Vec<Table>,
+}
+
+/// One PT_LOAD, as far as the file backs it.
+struct Segment {
+    address: u64,
+    offset: u64,
+    size: u64,
+    flags: elf::ProgramFlags,
+}
+
+/// `count` entries at a file offset.
+#[derive(Clone, Copy)]
+struct Table {
+    offset: u64,
+    count: u64,
+}
+
+struct SymbolTable {
+    symbols: Table,
+    strings: Range<u64>,
+    dynamic: bool,
+}
+
+/// A defined function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Symbol {
+    pub(super) name: &'static str,
+    pub(super) address: u64,
+}
+
+/// Where a direct branch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Code(u64),
+    /// Through the address stored at this address: `jmp *x(%rip)`.
+    Slot(u64),
+}
+
+impl<'a> Elf<'a> {
+    pub(super) fn parse(file: &'a dyn ReadAt) -> Result<Self, Refusal> {
+        let size = file.size().map_err(unreadable)?;
+        let mut elf = Elf {
+            file,
+            size,
+            budget: Cell::new(BUDGET),
+            segments: Vec::new(),
+            unwind: None,
+            symbols: Vec::new(),
+            relocations: Vec::new(),
+        };
+
+        let header = elf.header()?;
+        elf.read_program_headers(&header)?;
+        elf.read_section_headers(&header)?;
+        Ok(elf)
+    }
+
+    fn header(&self) -> Result<elf::FileHeader64<LE>, Refusal> {
+        let ident = self
+            .read(0, size_of::<elf::Ident>())
+            .map_err(|refusal| match refusal {
+                Refusal::Truncated => Refusal::NotElf,
+                other => other,
+            })?;
+        if !ident.starts_with(&elf::ELFMAG) {
+            return Err(Refusal::NotElf);
+        }
+        // x32 is a 32-bit file for the x86-64 machine: asked first.
+        if ident[4] != elf::ELFCLASS64.0 {
+            return Err(Refusal::Bits32);
+        }
+        if ident[5] != elf::ELFDATA2LSB.0 {
+            return Err(Refusal::ForeignMachine);
+        }
+        let header: elf::FileHeader64<LE> = self.one(0)?;
+        if header.e_machine.get(LE) != elf::EM_X86_64 {
+            return Err(Refusal::ForeignMachine);
+        }
+        if !matches!(header.e_type.get(LE), elf::ET_EXEC | elf::ET_DYN) {
+            return Err(Refusal::NotElf);
+        }
+        Ok(header)
+    }
+
+    fn read_program_headers(&mut self, header: &elf::FileHeader64<LE>) -> Result<(), Refusal> {
+        let table = Table {
+            offset: header.e_phoff.get(LE),
+            count: header.e_phnum.get(LE).into(),
+        };
+        if usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>() {
+            return Err(Refusal::Malformed("size of a program header"));
+        }
+        let mut dynamic = None;
+        for program in self.all::<elf::ProgramHeader64<LE>>(table)? {
+            let (address, offset) = (program.p_vaddr.get(LE), program.p_offset.get(LE));
+            let size = program.p_filesz.get(LE);
+            match program.p_type.get(LE) {
+                elf::PT_LOAD => {
+                    self.within_file(offset, size)?;
+                    address
+                        .checked_add(size)
+                        .ok_or(Refusal::Malformed("address of a segment"))?;
+                    self.segments.push(Segment {
+                        address,
+                        offset,
+                        size,
+                        flags: program.p_flags.get(LE),
+                    });
+                }
+                elf::PT_DYNAMIC => {
+                    dynamic = Some(Table {
+                        offset,
+                        count: size / size_of::<elf::Dyn64<LE>>() as u64,
+                    })
+                }
+                elf::PT_GNU_EH_FRAME => self.unwind = Some((address, size)),
+                _ => {}
+            }
+        }
+        match dynamic {
+            Some(table) => self.read_dynamic(table),
+            None => Ok(()),
+        }
+    }
+
+    fn read_dynamic(&mut self, table: Table) -> Result<(), Refusal> {
+        let mut values = Vec::new();
+        self.each::<elf::Dyn64<LE>>(table, |_, entry| match entry.d_tag.get(LE) {
+            elf::DT_NULL => ControlFlow::Break(()),
+            tag => {
+                // Repeated tags (DT_NEEDED) are of no use here, and their number is not ours.
+                if !values.iter().any(|&(known, _)| known == tag) && values.len() < 64 {
+                    values.push((tag, entry.d_val.get(LE)));
+                }
+                ControlFlow::Continue(())
+            }
+        })?;
+        let value = |tag| {
+            values
+                .iter()
+                .find(|&&(known, _)| known == tag)
+                .map(|&(_, value)| value)
+        };
+        let offset = |tag| value(tag).map(|address| self.offset(address)).transpose();
+
+        let mut relocations = Vec::new();
+        for (start, size) in [
+            (elf::DT_JMPREL, elf::DT_PLTRELSZ),
+            (elf::DT_RELA, elf::DT_RELASZ),
+        ] {
+            if let (Some(offset), Some(size)) = (offset(start)?, value(size)) {
+                relocations.push(Table {
+                    offset,
+                    count: size / size_of::<elf::Rela64<LE>>() as u64,
+                });
+            }
+        }
+        let hashed = match (offset(elf::DT_HASH)?, offset(elf::DT_GNU_HASH)?) {
+            // "The number of symbol table entries should equal nchain", the second word.
+            (Some(hash), _) => Some(self.one::<object::U32<LE>>(after(hash, 4)?)?.get(LE).into()),
+            (None, Some(hash)) => Some(self.gnu_hashed(hash)?),
+            (None, None) => None,
+        };
+        let symbols = match (
+            offset(elf::DT_SYMTAB)?,
+            offset(elf::DT_STRTAB)?,
+            value(elf::DT_STRSZ),
+            hashed,
+        ) {
+            (Some(symbols), Some(strings), Some(size), Some(count)) => Some(SymbolTable {
+                symbols: Table {
+                    offset: symbols,
+                    count,
+                },
+                strings: self.within_file(strings, size)?,
+                dynamic: true,
+            }),
+            _ => None,
+        };
+        self.relocations = relocations;
+        self.symbols.extend(symbols);
+        Ok(())
+    }
+
+    /// Number of dynamic symbols. A GNU hash table doesn't say it: the last chain ends with the last symbol.
+    fn gnu_hashed(&self, offset: u64) -> Result<u64, Refusal> {
+        let [buckets, first, blooms, _] = self
+            .one::<[object::U32<LE>; 4]>(offset)?
+            .map(|word| u64::from(word.get(LE)));
+        let buckets = Table {
+            offset: after(offset, 16 + blooms * 8)?,
+            count: buckets,
+        };
+        let mut last = 0;
+        self.each::<object::U32<LE>>(buckets, |_, bucket| {
+            last = last.max(u64::from(bucket.get(LE)));
+            ControlFlow::Continue(())
+        })?;
+        if last < first {
+            return Ok(first);
+        }
+        let chains = after(buckets.offset, buckets.count * 4)?;
+        let chain = after(chains, (last - first) * 4)?;
+        let rest = Table {
+            offset: chain,
+            count: self.size.saturating_sub(chain) / 4,
+        };
+        let mut length = 0;
+        self.each::<object::U32<LE>>(rest, |index, hash| {
+            length = index + 1;
+            if hash.get(LE) & 1 == 0 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        Ok(last + length)
+    }
+
+    /// `.symtab`: statically linked libraries have their names there only.
+    fn read_section_headers(&mut self, header: &elf::FileHeader64<LE>) -> Result<(), Refusal> {
+        let table = Table {
+            offset: header.e_shoff.get(LE),
+            count: header.e_shnum.get(LE).into(),
+        };
+        if table.count == 0 {
+            return Ok(());
+        }
+        if usize::from(header.e_shentsize.get(LE)) != size_of::<elf::SectionHeader64<LE>>() {
+            return Err(Refusal::Malformed("size of a section header"));
+        }
+        let sections = self.all::<elf::SectionHeader64<LE>>(table)?;
+        let Some(symtab) = sections
+            .iter()
+            .find(|section| section.sh_type.get(LE) == elf::SHT_SYMTAB)
+        else {
+            return Ok(());
+        };
+        let strings = sections
+            .get(symtab.sh_link.get(LE) as usize)
+            .ok_or(Refusal::Malformed("strings of .symtab"))?;
+        self.symbols.push(SymbolTable {
+            symbols: Table {
+                offset: symtab.sh_offset.get(LE),
+                count: symtab.sh_size.get(LE) / size_of::<elf::Sym64<LE>>() as u64,
+            },
+            strings: self.within_file(strings.sh_offset.get(LE), strings.sh_size.get(LE))?,
+            dynamic: false,
+        });
+        Ok(())
+    }
+
+    /// Functions with these names, which share their first four bytes. One address comes once.
+    ///
+    /// Strings are searched before symbols: a file without the names costs one pass over its strings.
+    pub(super) fn functions(&self, names: &[&'static str]) -> Result<Vec<Symbol>, Refusal> {
+        let mut found = Vec::new();
+        for table in &self.symbols {
+            let places = self.places(table, names)?;
+            if places.is_empty() {
+                continue;
+            }
+            self.each::<elf::Sym64<LE>>(table.symbols, |_, symbol| {
+                let at = places.binary_search_by_key(&symbol.st_name.get(LE), |&(place, _)| place);
+                if let (Ok(at), true) = (at, is_function(symbol)) {
+                    let symbol = Symbol {
+                        name: places[at].1,
+                        address: symbol.st_value.get(LE),
+                    };
+                    if !found.contains(&symbol) && found.len() < NAMES_MAX {
+                        found.push(symbol);
+                    }
+                }
+                ControlFlow::Continue(())
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Where the names stand in the strings of a symbol table, sorted. A name may be the end of a longer
+    /// string: linkers share tails.
+    fn places(
+        &self,
+        table: &SymbolTable,
+        names: &[&'static str],
+    ) -> Result<Vec<(u32, &'static str)>, Refusal> {
+        let Some(stem) = names.first().and_then(|name| name.get(..4)) else {
+            return Ok(Vec::new());
+        };
+        let longest = names.iter().map(|name| name.len()).max().unwrap_or(0);
+        let finder = memmem::Finder::new(stem);
+        let mut places = Vec::new();
+        self.windows(table.strings.clone(), longest, |offset, window| {
+            for at in finder.find_iter(window) {
+                let name = names.iter().find(|name| {
+                    window[at..]
+                        .strip_prefix(name.as_bytes())
+                        .is_some_and(|rest| rest.first() == Some(&0))
+                });
+                let place = u32::try_from(offset - table.strings.start + at as u64);
+                if let (Some(name), Ok(place)) = (name, place) {
+                    places.push((place, *name));
+                }
+            }
+            if places.len() > NAMES_MAX {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })?;
+        if places.len() > NAMES_MAX {
+            return Err(Refusal::Malformed("one name again and again"));
+        }
+        places.sort_unstable();
+        places.dedup();
+        Ok(places)
+    }
+
+    /// The function that begins at `address`, if its end is known: by its unwind entry, else its symbol.
+    pub(super) fn function_at(&self, address: u64) -> Result<Option<Range<u64>>, Refusal> {
+        if let Some(range) = self.function_around(address)?
+            && range.start == address
+        {
+            return Ok(Some(range));
+        }
+        let mut end = None;
+        for table in &self.symbols {
+            self.each::<elf::Sym64<LE>>(table.symbols, |_, symbol| {
+                if symbol.st_value.get(LE) != address
+                    || symbol.st_size.get(LE) == 0
+                    || !is_function(symbol)
+                {
+                    return ControlFlow::Continue(());
+                }
+                end = address.checked_add(symbol.st_size.get(LE));
+                ControlFlow::Break(())
+            })?;
+        }
+        Ok(end.map(|end| address..end))
+    }
+
+    /// The function around `address`, by its unwind entry (DWARF frame description).
+    pub(super) fn function_around(&self, address: u64) -> Result<Option<Range<u64>>, Refusal> {
+        let Some((table, size)) = self.unwind else {
+            return Ok(None);
+        };
+        let table_offset = self.offset(table)?;
+        // Version 1; pointer to .eh_frame; count as udata4; pairs of sdata4 relative to the table: all that
+        // linkers make.
+        let [head, _, count] = self
+            .one::<[object::U32<LE>; 3]>(table_offset)?
+            .map(|word| word.get(LE));
+        if head.to_le_bytes() != [1, 0x1b, 0x03, 0x3b] {
+            return Ok(None);
+        }
+        let pair = |index: u64| -> Result<(u64, u64), Refusal> {
+            let pair = self.one::<[object::I32<LE>; 2]>(after(table_offset, 12 + index * 8)?)?;
+            let [function, entry] =
+                pair.map(|distance| table.wrapping_add_signed(distance.get(LE).into()));
+            Ok((function, entry))
+        };
+        let (mut low, mut high) = (0, min(u64::from(count), size.saturating_sub(12) / 8));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if pair(middle)?.0 <= address {
+                low = middle + 1
+            } else {
+                high = middle
+            }
+        }
+        let Some(index) = low.checked_sub(1) else {
+            return Ok(None);
+        };
+        let (start, entry) = pair(index)?;
+        // length, CIE, begin relative to itself, size: as every x86-64 compiler encodes it. The begin must be
+        // the one of the table, so another encoding is not mistaken for it.
+        let [_, _, begin, size] = self
+            .one::<[object::I32<LE>; 4]>(self.offset(entry)?)?
+            .map(|word| word.get(LE));
+        let range = start..start.saturating_add(size.cast_unsigned().into());
+        let known = entry.wrapping_add(8).wrapping_add_signed(begin.into()) == start;
+        Ok((known && range.contains(&address)).then_some(range))
+    }
+
+    /// The bytes of a function, and their file offset.
+    pub(super) fn code(&self, range: Range<u64>) -> Result<Option<(u64, Vec<u8>)>, Refusal> {
+        let size = range.end.saturating_sub(range.start);
+        let Some(segment) = self
+            .segments
+            .iter()
+            .find(|segment| segment.is_code() && segment.contains(&range))
+        else {
+            return Ok(None);
+        };
+        if size == 0 || size > FUNCTION_MAX {
+            return Ok(None);
+        }
+        let offset = segment.offset + (range.start - segment.address);
+        Ok(Some((offset, self.read(offset, size as usize)?)))
+    }
+
+    /// The code that is reached through a GOT slot; `None` if another file has it.
+    pub(super) fn slot(&self, address: u64) -> Result<Option<u64>, Refusal> {
+        for &table in &self.relocations {
+            let mut hit = None;
+            self.each::<elf::Rela64<LE>>(table, |_, relocation| {
+                if relocation.r_offset.get(LE) != address {
+                    return ControlFlow::Continue(());
+                }
+                hit = Some(*relocation);
+                ControlFlow::Break(())
+            })?;
+            let Some(relocation) = hit else {
+                continue;
+            };
+            return match relocation.r_type(LE, false) {
+                elf::R_X86_64_RELATIVE => Ok(Some(relocation.r_addend.get(LE).cast_unsigned())),
+                elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_GLOB_DAT => {
+                    self.dynamic_symbol(relocation.r_sym(LE, false))
+                }
+                _ => Ok(None),
+            };
+        }
+        Ok(None)
+    }
+
+    fn dynamic_symbol(&self, index: u32) -> Result<Option<u64>, Refusal> {
+        let Some(table) = self.symbols.iter().find(|table| table.dynamic) else {
+            return Ok(None);
+        };
+        let offset = after(
+            table.symbols.offset,
+            u64::from(index) * size_of::<elf::Sym64<LE>>() as u64,
+        )?;
+        let symbol = self.one::<elf::Sym64<LE>>(offset)?;
+        Ok(is_function(&symbol).then_some(symbol.st_value.get(LE)))
+    }
+
+    /// Addresses of the four bytes in code that name `target` relative to their end: direct calls, jumps and
+    /// `lea`. `None` if there are too many, or too much code.
+    ///
+    /// All positions are looked at, not only instructions: a false hit is one in four thousand million bytes
+    /// and makes one caller too many, which is the safe side.
+    pub(super) fn references(&self, target: u64) -> Result<Option<Vec<u64>>, Refusal> {
+        let mut references = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.is_code()) {
+            let text = segment.offset..segment.offset + segment.size;
+            self.windows(text, 3, |offset, window| {
+                let end = segment
+                    .address
+                    .wrapping_add(offset - segment.offset)
+                    .wrapping_add(4);
+                let mut wanted = target.wrapping_sub(end) as u32;
+                for (at, word) in window.array_windows::<4>().enumerate() {
+                    // Zero is the end of the padding before the target.
+                    if u32::from_le_bytes(*word) == wanted && wanted != 0 {
+                        references.push(end.wrapping_sub(4).wrapping_add(at as u64));
+                    }
+                    wanted = wanted.wrapping_sub(1);
+                }
+                if references.len() > REFERENCES_MAX {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            if references.len() > REFERENCES_MAX {
+                return Ok(None);
+            }
+        }
+        Ok(Some(references))
+    }
+
+    /// The first answer of `read` to an occurrence of `needle` and up to `tail` bytes behind it, in the first
+    /// `max` bytes that the program can't write.
+    pub(super) fn search<T>(
+        &self,
+        needle: &[u8],
+        tail: usize,
+        max: u64,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, Refusal> {
+        let finder = memmem::Finder::new(needle);
+        let mut left = max;
+        let mut answer = None;
+        for segment in self
+            .segments
+            .iter()
+            .filter(|segment| segment.flags & elf::PF_W == elf::ProgramFlags(0))
+        {
+            let size = min(segment.size, left);
+            left -= size;
+            self.windows(
+                segment.offset..segment.offset + size,
+                needle.len() + tail,
+                |_, window| {
+                    answer = finder
+                        .find_iter(window)
+                        .find_map(|at| read(&window[at + needle.len()..]));
+                    if answer.is_none() {
+                        ControlFlow::Continue(())
+                    } else {
+                        ControlFlow::Break(())
+                    }
+                },
+            )?;
+            if answer.is_some() {
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// File offset of an address.
+    fn offset(&self, address: u64) -> Result<u64, Refusal> {
+        let segment = self
+            .segments
+            .iter()
+            .find(|segment| segment.contains(&(address..address)));
+        let segment = segment.ok_or(Refusal::Malformed("an address outside of all segments"))?;
+        Ok(segment.offset + (address - segment.address))
+    }
+
+    fn within_file(&self, offset: u64, size: u64) -> Result<Range<u64>, Refusal> {
+        match offset.checked_add(size) {
+            Some(end) if end <= self.size => Ok(offset..end),
+            _ => Err(Refusal::Truncated),
+        }
+    }
+
+    /// Hands out `range` in windows of [`CHUNK`] bytes; each has `overlap` more, with which the next begins.
+    fn windows(
+        &self,
+        range: Range<u64>,
+        overlap: usize,
+        mut visit: impl FnMut(u64, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Refusal> {
+        let mut start = range.start;
+        while start < range.end {
+            let size = min(range.end - start, (CHUNK + overlap) as u64);
+            let window = self.read(start, size as usize)?;
+            if visit(start, &window).is_break() || start + size == range.end {
+                break;
+            }
+            start += CHUNK as u64;
+        }
+        Ok(())
+    }
+
+    /// Hands out the entries of a table with their numbers.
+    fn each<T: Pod>(
+        &self,
+        table: Table,
+        mut visit: impl FnMut(u64, &T) -> ControlFlow<()>,
+    ) -> Result<(), Refusal> {
+        let per_chunk = (CHUNK / size_of::<T>()) as u64;
+        let mut offset = table.offset;
+        let mut done = 0;
+        while done < table.count {
+            let size = min(table.count - done, per_chunk) as usize * size_of::<T>();
+            let bytes = self.read(offset, size)?;
+            for entry in slice_from_all_bytes::<T>(&bytes).map_err(|()| Refusal::Truncated)? {
+                if visit(done, entry).is_break() {
+                    return Ok(());
+                }
+                done += 1;
+            }
+            offset = after(offset, size as u64)?;
+        }
+        Ok(())
+    }
+
+    /// A whole table whose count is a 16-bit number.
+    fn all<T: Pod>(&self, table: Table) -> Result<Vec<T>, Refusal> {
+        let mut entries = Vec::new();
+        self.each::<T>(table, |_, entry| {
+            entries.push(*entry);
+            ControlFlow::Continue(())
+        })?;
+        Ok(entries)
+    }
+
+    fn one<T: Pod>(&self, offset: u64) -> Result<T, Refusal> {
+        let bytes = self.read(offset, size_of::<T>())?;
+        from_bytes::<T>(&bytes)
+            .map(|(one, _)| *one)
+            .map_err(|()| Refusal::Truncated)
+    }
+
+    /// At most [`CHUNK`] bytes and an overlap.
+    pub(super) fn read(&self, offset: u64, size: usize) -> Result<Vec<u8>, Refusal> {
+        self.within_file(offset, size as u64)?;
+        let budget = self.budget.get().checked_sub(size as u64);
+        self.budget
+            .set(budget.ok_or(Refusal::Malformed("its tables are too large"))?);
+        let mut bytes = vec![0; size];
+        self.file
+            .read_exact_at(&mut bytes, offset)
+            .map_err(unreadable)?;
+        Ok(bytes)
+    }
+}
+
+impl Segment {
+    fn is_code(&self) -> bool {
+        self.flags & elf::PF_X != elf::ProgramFlags(0)
+    }
+
+    fn contains(&self, range: &Range<u64>) -> bool {
+        // The sum was checked when the header was read.
+        self.address <= range.start
+            && range.start < self.address + self.size
+            && range.end <= self.address + self.size
+    }
+}
+
+/// STT_GNU_IFUNC is another type: its value is a resolver, not the function.
+fn is_function(symbol: &elf::Sym64<LE>) -> bool {
+    symbol.st_type() == elf::STT_FUNC
+        && symbol.st_shndx.get(LE) != elf::SHN_UNDEF
+        && symbol.st_value.get(LE) != 0
+}
+
+fn after(offset: u64, distance: u64) -> Result<u64, Refusal> {
+    offset.checked_add(distance).ok_or(Refusal::Truncated)
+}
+
+fn unreadable(error: io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Refusal::Truncated,
+        kind => Refusal::Unreadable(kind),
+    }
+}

@@ -1,0 +1,653 @@
+//! The line, stage by stage: ring records and the half's reports in, output records out. Pure: no clock,
+//! no file, no socket. Time comes with the events.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::{
+    connection::Connections,
+    coverage::{Said, Table, User},
+    event::{self, Event, HandleId, StreamId, decode},
+    half::{Facts, FileId, Pending, Site},
+    ledger::Tally,
+    locate::Found,
+    record::{Body, Cause, Joined, Kind, Process, Record, Stats, WallTime},
+    redact::Policy,
+    stream::{Output, Stream},
+};
+
+/// Where records go.
+pub type Out<'a> = &'a mut dyn FnMut(&Record<'_>);
+
+/// What is wanted of the line.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub emit: BTreeSet<Kind>,
+    pub content: Policy,
+    /// Patterns of executables; a process passes if one matches. Empty: everybody.
+    pub exes: Vec<String>,
+    /// Container ids, or their beginnings.
+    pub containers: Vec<String>,
+}
+
+/// All state of the line.
+pub struct Pipeline {
+    wanted: Wanted,
+    processes: HashMap<u32, Who>,
+    coverage: Table,
+    connections: Connections,
+    parked: HashMap<u32, Parked>,
+    tally: Tally,
+    /// Bytes lost to a full ring that gaps have told of.
+    told_ring_full: u64,
+    malformed: u64,
+    captured: bool,
+    sequence: u64,
+    /// Wall clock minus time since boot, in nanoseconds.
+    clock: u64,
+}
+
+struct Who {
+    facts: Process,
+    passes: bool,
+}
+
+/// Records of a process that nobody has told us about: its facts are on their way by the other channel.
+#[derive(Default)]
+struct Parked {
+    since: u64,
+    bytes: usize,
+    records: Vec<Vec<u8>>,
+}
+
+/// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait.
+const PARKED_TIME: u64 = 50_000_000;
+const PARKED_BYTES: usize = 1 << 20;
+
+impl Pipeline {
+    pub fn new(wanted: Wanted) -> Pipeline {
+        Pipeline {
+            wanted,
+            processes: HashMap::new(),
+            coverage: Table::default(),
+            connections: Connections::default(),
+            parked: HashMap::new(),
+            tally: Tally::default(),
+            told_ring_full: 0,
+            malformed: 0,
+            captured: false,
+            sequence: 0,
+            clock: 0,
+        }
+    }
+
+    /// Wall clock minus time since boot, in nanoseconds; changes when somebody sets the clock.
+    pub fn set_clock(&mut self, offset: u64) {
+        self.clock = offset;
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Bytes that gaps of cause `ring_full` have told of so far.
+    pub fn told_ring_full(&self) -> u64 {
+        self.told_ring_full
+    }
+
+    /// Did anything come at all?
+    pub fn has_captured(&self) -> bool {
+        self.captured
+    }
+
+    pub fn is_any_probed(&self) -> bool {
+        self.coverage.is_any_probed()
+    }
+
+    /// One ring record. `now` is nanoseconds since boot.
+    pub fn record(&mut self, raw: &[u8], now: u64, out: Out<'_>) {
+        let Ok(event) = decode(raw) else {
+            self.malformed += 1;
+            return;
+        };
+        if let Event::Data { stream, .. } | Event::Gap { stream, .. } = &event
+            && self.must_wait(stream.handle.pid, raw, now)
+        {
+            return;
+        }
+        self.event(event, out);
+    }
+
+    fn must_wait(&mut self, pid: u32, raw: &[u8], now: u64) -> bool {
+        if self.processes.contains_key(&pid) {
+            return false;
+        }
+        let parked = self.parked.entry(pid).or_insert_with(|| Parked {
+            since: now,
+            ..Parked::default()
+        });
+        parked.bytes += raw.len();
+        parked.records.push(raw.to_vec());
+        true
+    }
+
+    /// Lets records go that waited long enough, and gives up on holes. `None`: nothing waits.
+    pub fn expire(&mut self, now: u64, out: Out<'_>) {
+        let overdue: Vec<u32> = self
+            .parked
+            .iter()
+            .filter(|(_, parked)| {
+                parked.bytes > PARKED_BYTES || now.saturating_sub(parked.since) > PARKED_TIME
+            })
+            .map(|(pid, _)| *pid)
+            .collect();
+        for pid in overdue {
+            self.process(
+                Facts {
+                    pid,
+                    ..Facts::default()
+                },
+                out,
+            );
+        }
+        self.give_up(|stream| stream.is_overdue(now), now, out);
+    }
+
+    /// Does anything wait for the clock?
+    pub fn is_waiting(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    /// The end of the input: whatever waits comes out.
+    pub fn finish(&mut self, now: u64, out: Out<'_>) {
+        for pid in self.parked.keys().copied().collect::<Vec<_>>() {
+            self.process(
+                Facts {
+                    pid,
+                    ..Facts::default()
+                },
+                out,
+            );
+        }
+        self.give_up(|_| true, now, out);
+    }
+
+    fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
+        let due: Vec<StreamId> = self
+            .connections
+            .iter_mut()
+            .flat_map(|(handle, entry)| {
+                [
+                    (agent_ebpf::Direction::Received, &entry.received),
+                    (agent_ebpf::Direction::Sent, &entry.sent),
+                ]
+                .into_iter()
+                .filter(|(_, stream)| is_due(stream))
+                .map(|(direction, _)| StreamId {
+                    handle: *handle,
+                    direction,
+                })
+                .collect::<Vec<_>>()
+            })
+            .collect();
+        for id in due {
+            self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>, out: Out<'_>) {
+        match event {
+            Event::Socket {
+                cookie,
+                local,
+                peer,
+            } => self.connections.announce(cookie, local, peer),
+            Event::Data {
+                stream,
+                offset,
+                bytes,
+                socket,
+                point,
+                tid,
+                time,
+            } => {
+                self.captured = true;
+                if self.is_filtered(stream.handle.pid) {
+                    self.tally.filtered += bytes.len() as u64;
+                    return;
+                }
+                self.open(stream.handle, point, time, out);
+                self.connections.used(&stream.handle, socket);
+                self.feed(stream, tid, point, time, out, |stream, out| {
+                    stream.data(offset, bytes, time, out);
+                });
+            }
+            Event::Gap {
+                stream,
+                offset,
+                length,
+                cause,
+                tid,
+                time,
+            } => {
+                self.captured = true;
+                if self.is_filtered(stream.handle.pid) {
+                    self.told_ring_full += if cause == Cause::RingFull { length } else { 0 };
+                    return;
+                }
+                self.open(stream.handle, 0, time, out);
+                let Some(offset) = offset else {
+                    self.unplaced(stream, tid, length, cause, time, out);
+                    return;
+                };
+                self.feed(stream, tid, 0, time, out, |stream, out| {
+                    stream.gap(offset, length, cause, time, out);
+                });
+            }
+        }
+    }
+
+    /// Holes at the end of streams that the half found in the kernel's map.
+    pub fn pending(&mut self, pending: &[Pending], now: u64, out: Out<'_>) {
+        for hole in pending {
+            let Ok(direction) = event::direction(hole.direction as u16) else {
+                continue;
+            };
+            let handle = HandleId {
+                pid: hole.tgid,
+                born: hole.born,
+                handle: hole.handle,
+            };
+            let stream = StreamId { handle, direction };
+            // Told again when it has grown; what is known already is not counted twice.
+            if self.is_filtered(hole.tgid) {
+                continue;
+            }
+            self.open(handle, 0, now, out);
+            self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
+                stream.gap(hole.offset, hole.length, Cause::RingFull, now, out);
+            });
+        }
+    }
+
+    fn is_filtered(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|who| !who.passes)
+    }
+
+    /// The connection of a handle, made at its first event.
+    fn open(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
+        if self.connections.contains(&id) {
+            return;
+        }
+        let file = self.coverage.point(point).map(|(file, _)| file);
+        let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
+        let library = file.and_then(|file| self.coverage.library(file));
+        self.connections.open(id, joined, library);
+    }
+
+    /// Was the connection seen from its first byte? It was, if every call of the process was. A forked
+    /// child has its parent's handles: one that the parent used is in its middle.
+    fn joined(&mut self, id: HandleId, file: FileId, time: u64, out: Out<'_>) -> Joined {
+        if let Some(joined) = self.coverage.joined(id.pid, file) {
+            return joined;
+        }
+        let parent = self
+            .processes
+            .get(&id.pid)
+            .and_then(|who| who.facts.parent_pid);
+        let of_parent = parent.and_then(|parent| self.coverage.joined(parent, file));
+        let of_process = of_parent.unwrap_or(Joined::Middle);
+        if let Some(coverage) = self.coverage.inherited(id.pid, file, of_process) {
+            self.say(vec![(id.pid, coverage)], time, out);
+        }
+        match parent {
+            Some(parent) if self.connections.knows(parent, id.handle) => Joined::Middle,
+            _ => of_process,
+        }
+    }
+
+    /// Runs one step of a stream and turns what comes out into records.
+    fn feed(
+        &mut self,
+        id: StreamId,
+        tid: u32,
+        point: u64,
+        time: u64,
+        out: Out<'_>,
+        step: impl FnOnce(&mut Stream, &mut dyn FnMut(&Stream, Output<'_>)),
+    ) {
+        let Pipeline {
+            wanted,
+            processes,
+            coverage,
+            connections,
+            tally,
+            told_ring_full,
+            sequence,
+            clock,
+            ..
+        } = self;
+        let Some(entry) = connections.get(&id.handle) else {
+            return;
+        };
+        let (stream, connection) = entry.stream(id.direction);
+        let process = processes.get(&id.handle.pid).map(|who| &who.facts);
+        let function = coverage.point(point).map(|(_, function)| function);
+        step(stream, &mut |stream, output| {
+            let body = match output {
+                Output::Bytes { offset, bytes } => {
+                    tally.delivered += bytes.len() as u64;
+                    Body::Data {
+                        direction: id.direction,
+                        offset,
+                        length: bytes.len() as u64,
+                        content: wanted.content.apply(bytes),
+                    }
+                }
+                Output::Gap {
+                    offset,
+                    length,
+                    cause,
+                } => {
+                    match cause {
+                        Cause::RingFull => *told_ring_full += length,
+                        Cause::Unknown => tally.unknown += length,
+                        Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
+                    }
+                    Body::Gap {
+                        direction: id.direction,
+                        cause,
+                        offset: Some(offset),
+                        length,
+                    }
+                }
+            };
+            emit(
+                wanted,
+                sequence,
+                out,
+                &mut Record {
+                    sequence: 0,
+                    time: WallTime(time.wrapping_add(*clock)),
+                    process,
+                    tid: (tid != 0).then_some(tid),
+                    connection: Some(connection),
+                    function,
+                    complete: connection.joined == Joined::Start && stream.lost() == 0,
+                    lost_bytes: stream.lost(),
+                    body,
+                },
+            );
+        });
+    }
+
+    /// Bytes that the kernel could not place in a stream.
+    fn unplaced(
+        &mut self,
+        id: StreamId,
+        tid: u32,
+        length: u64,
+        cause: Cause,
+        time: u64,
+        out: Out<'_>,
+    ) {
+        let Pipeline {
+            wanted,
+            processes,
+            connections,
+            sequence,
+            clock,
+            ..
+        } = self;
+        emit(
+            wanted,
+            sequence,
+            out,
+            &mut Record {
+                sequence: 0,
+                time: WallTime(time.wrapping_add(*clock)),
+                process: processes.get(&id.handle.pid).map(|who| &who.facts),
+                tid: Some(tid),
+                connection: connections.get(&id.handle).map(|entry| &entry.facts),
+                function: None,
+                complete: false,
+                lost_bytes: length,
+                body: Body::Gap {
+                    direction: id.direction,
+                    cause,
+                    offset: None,
+                    length,
+                },
+            },
+        );
+    }
+
+    /// Who a process is, or has become by exec.
+    pub fn process(&mut self, facts: Facts, out: Out<'_>) {
+        let pid = facts.pid;
+        self.coverage.forget(pid);
+        let passes = passes(&self.wanted, &facts);
+        self.processes.insert(
+            pid,
+            Who {
+                facts: facts.into(),
+                passes,
+            },
+        );
+        for raw in self.parked.remove(&pid).unwrap_or_default().records {
+            if let Ok(event) = decode(&raw) {
+                self.event(event, out);
+            }
+        }
+    }
+
+    /// The process is gone, and so are its connections.
+    pub fn ended(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        if self.parked.contains_key(&pid) {
+            self.process(
+                Facts {
+                    pid,
+                    ..Facts::default()
+                },
+                out,
+            );
+        }
+        let overdue: Vec<StreamId> = self
+            .connections
+            .iter_mut()
+            .filter(|(id, _)| id.pid == pid)
+            .flat_map(|(id, _)| {
+                [agent_ebpf::Direction::Received, agent_ebpf::Direction::Sent].map(|direction| {
+                    StreamId {
+                        handle: *id,
+                        direction,
+                    }
+                })
+            })
+            .collect();
+        for id in overdue {
+            self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
+        }
+        self.connections.close(pid);
+        self.coverage.forget(pid);
+        self.processes.remove(&pid);
+    }
+
+    /// Points were found in a file; what the half is asked to place.
+    pub fn found(&mut self, file: FileId, path: String, found: &Found) -> Vec<Site> {
+        self.coverage.found(file, path, found)
+    }
+
+    /// A TLS library that can't be probed.
+    pub fn refused(&mut self, file: FileId, path: String, why: String) {
+        self.coverage.refused(file, path, why);
+    }
+
+    /// Is the file a TLS library?
+    pub fn knows(&self, file: FileId) -> bool {
+        self.coverage.knows(file)
+    }
+
+    pub fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {
+        let said = self.coverage.mapped(file, user);
+        self.say(said.into_iter().collect(), now, out);
+    }
+
+    pub fn attached(&mut self, file: FileId, at: u64, now: u64, out: Out<'_>) {
+        let said = self.coverage.attached(file, at);
+        self.say(said, now, out);
+    }
+
+    pub fn failed(&mut self, file: FileId, why: String, now: u64, out: Out<'_>) {
+        let said = self.coverage.failed(file, why);
+        self.say(said, now, out);
+    }
+
+    fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {
+        for (pid, mut coverage) in said {
+            if self.is_filtered(pid) {
+                continue;
+            }
+            let clock = self.clock;
+            coverage.seen_from = coverage
+                .seen_from
+                .map(|at| WallTime(at.0.wrapping_add(clock)));
+            let complete = coverage.seen_from.is_none();
+            let Pipeline {
+                wanted,
+                processes,
+                sequence,
+                ..
+            } = self;
+            emit(
+                wanted,
+                sequence,
+                out,
+                &mut Record {
+                    sequence: 0,
+                    time: WallTime(now.wrapping_add(clock)),
+                    process: processes.get(&pid).map(|who| &who.facts),
+                    tid: None,
+                    connection: None,
+                    function: None,
+                    complete,
+                    lost_bytes: 0,
+                    body: Body::Coverage(coverage),
+                },
+            );
+        }
+    }
+
+    pub fn stats(&mut self, stats: Stats, now: u64, out: Out<'_>) {
+        let time = WallTime(now.wrapping_add(self.clock));
+        emit(
+            &self.wanted,
+            &mut self.sequence,
+            out,
+            &mut Record {
+                sequence: 0,
+                time,
+                process: None,
+                tid: None,
+                connection: None,
+                function: None,
+                complete: true,
+                lost_bytes: 0,
+                body: Body::Stats(stats),
+            },
+        );
+    }
+
+    /// Ring records that made no sense. 0, or a bug.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+}
+
+/// Numbers the record and lets it out, if its kind is wanted.
+fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'_>) {
+    if wanted.emit.contains(&record.body.kind()) {
+        record.sequence = *sequence;
+        *sequence += 1;
+        out(record);
+    }
+}
+
+fn passes(wanted: &Wanted, facts: &Facts) -> bool {
+    let exe = || facts.executable.as_deref().unwrap_or_default();
+    let container = || facts.container_id.as_deref().unwrap_or_default();
+    (wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe())))
+        && (wanted.containers.is_empty()
+            || wanted
+                .containers
+                .iter()
+                .any(|id| container().starts_with(id.as_str())))
+}
+
+/// `*` is any text, `?` any character. Linear in time for each star: only the last one is tried again.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text): (Vec<char>, Vec<char>) =
+        (pattern.chars().collect(), text.chars().collect());
+    let (mut p, mut t) = (0, 0);
+    let mut star = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(c) if *c == '?' || *c == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match &mut star {
+                Some((at, from)) => {
+                    *from += 1;
+                    (p, t) = (*at + 1, *from);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == '*')
+}
+
+impl From<Facts> for Process {
+    fn from(facts: Facts) -> Process {
+        Process {
+            pid: facts.pid,
+            vpid: facts.vpid,
+            comm: facts.comm,
+            executable: facts.executable,
+            owner_uid: facts.owner_uid,
+            parent_pid: facts.parent_pid,
+            container_id: facts.container_id,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, text) in [
+            ("/usr/bin/curl", "/usr/bin/curl"),
+            ("*/curl", "/usr/bin/curl"),
+            ("/usr/*", "/usr/bin/curl"),
+            ("*", ""),
+            ("/opt/*/bin/python3.?", "/opt/a/b/bin/python3.9"),
+            ("*a*b*c", "xxaxxbxxbc"),
+        ] {
+            assert!(glob(pattern, text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("curl", "/usr/bin/curl"),
+            ("", "x"),
+            ("?", ""),
+            ("*a", "ab"),
+        ] {
+            assert!(!glob(pattern, text), "{pattern} {text}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Where the members of kernel structures are, read from the kernel's own BTF. aya's programs have no
+//! CO-RE, so they get the offsets as a global.
+//!
+//! Format: `include/uapi/linux/btf.h` and `Documentation/bpf/btf.rst`.
+
+use std::{collections::HashMap, fs, io};
+
+use agent_ebpf::Offsets;
+
+/// Which groups of offsets are complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// `task_struct.tgid`: children can be followed in the kernel.
+    pub tasks: bool,
+    /// The leader's name.
+    pub leader: bool,
+    /// Addresses of sockets.
+    pub sockets: bool,
+}
+
+/// The offsets of the running kernel.
+///
+/// # Errors
+/// There is no BTF, or it is not readable (confidentiality lockdown, a container without /sys).
+pub fn offsets() -> io::Result<(Offsets, Known)> {
+    parse(&fs::read("/sys/kernel/btf/vmlinux")?)
+        .ok_or_else(|| io::Error::other("unknown format of /sys/kernel/btf/vmlinux"))
+}
+
+fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
+    let types = Types::new(btf, &["task_struct", "sock", "sock_common"])?;
+    let at = |name, member| types.member(name, member);
+    let in_sock = |member| Some(at("sock", "__sk_common")? + at("sock_common", member)?);
+    let mut offsets = Offsets::default();
+    let mut set = |field: fn(&mut Offsets) -> &mut u32, value: Option<u32>| {
+        *field(&mut offsets) = value.unwrap_or_default();
+        value.is_some()
+    };
+    let tasks = set(|o| &mut o.task_tgid, at("task_struct", "tgid"));
+    let leader = set(
+        |o| &mut o.task_group_leader,
+        at("task_struct", "group_leader"),
+    ) & set(|o| &mut o.task_comm, at("task_struct", "comm"));
+    let sockets = set(|o| &mut o.sock_family, in_sock("skc_family"))
+        & set(|o| &mut o.sock_num, in_sock("skc_num"))
+        & set(|o| &mut o.sock_dport, in_sock("skc_dport"))
+        & set(|o| &mut o.sock_rcv_saddr, in_sock("skc_rcv_saddr"))
+        & set(|o| &mut o.sock_daddr, in_sock("skc_daddr"))
+        & set(|o| &mut o.sock_v6_rcv_saddr, in_sock("skc_v6_rcv_saddr"))
+        & set(|o| &mut o.sock_v6_daddr, in_sock("skc_v6_daddr"))
+        & set(|o| &mut o.sock_protocol, at("sock", "sk_protocol"));
+    Some((
+        offsets,
+        Known {
+            tasks,
+            leader,
+            sockets,
+        },
+    ))
+}
+
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+
+/// The structures and unions of a BTF blob, by id; members are read when asked for.
+struct Types<'a> {
+    strings: &'a [u8],
+    /// By type id: name, kind with kind_flag, members.
+    composites: HashMap<u32, Composite<'a>>,
+    named: HashMap<&'static str, u32>,
+}
+
+struct Composite<'a> {
+    /// Member offsets hold a bit-field size in their upper byte.
+    bit_fields: bool,
+    members: &'a [u8],
+}
+
+impl<'a> Types<'a> {
+    fn new(btf: &'a [u8], wanted: &[&'static str]) -> Option<Types<'a>> {
+        const MAGIC: u16 = 0xeb9f;
+        if u16::from_ne_bytes(btf.get(..2)?.try_into().ok()?) != MAGIC {
+            return None;
+        }
+        let header = u32_at(btf, 4)? as usize;
+        let section = |offset: usize| {
+            let start = header.checked_add(u32_at(btf, offset)? as usize)?;
+            btf.get(start..start.checked_add(u32_at(btf, offset + 4)? as usize)?)
+        };
+        let mut types = Types {
+            strings: section(16)?,
+            composites: HashMap::new(),
+            named: HashMap::new(),
+        };
+        let mut rest = section(8)?;
+        let mut id = 0;
+        while !rest.is_empty() {
+            id += 1;
+            let (name, info) = (u32_at(rest, 0)?, u32_at(rest, 4)?);
+            let (count, kind) = (info as usize & 0xffff, info >> 24 & 0x1f);
+            // What follows the 12 bytes that all kinds have.
+            let tail = match kind {
+                // INT, VAR, DECL_TAG
+                1 | 14 | 17 => 4,
+                // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
+                2 | 7..=12 | 16 | 18 => 0,
+                // ARRAY
+                3 => 12,
+                // STRUCT, UNION, DATASEC, ENUM64
+                4 | 5 | 15 | 19 => count * 12,
+                // ENUM, FUNC_PROTO
+                6 | 13 => count * 8,
+                _ => return None,
+            };
+            if kind == KIND_STRUCT || kind == KIND_UNION {
+                let members = rest.get(12..12 + tail)?;
+                types.composites.insert(
+                    id,
+                    Composite {
+                        bit_fields: info >> 31 == 1,
+                        members,
+                    },
+                );
+                if let Some(name) = wanted.iter().find(|wanted| types.is(name, wanted)) {
+                    types.named.entry(name).or_insert(id);
+                }
+            }
+            rest = rest.get(12 + tail..)?;
+        }
+        Some(types)
+    }
+
+    fn is(&self, name: u32, expected: &str) -> bool {
+        let at = name as usize;
+        let end = at + expected.len();
+        self.strings.get(at..end) == Some(expected.as_bytes()) && self.strings.get(end) == Some(&0)
+    }
+
+    /// Offset in bytes of a member, also inside anonymous structures and unions.
+    fn member(&self, composite: &str, member: &str) -> Option<u32> {
+        self.member_of(*self.named.get(composite)?, member, 0)
+    }
+
+    fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<u32> {
+        let composite = self.composites.get(&id)?;
+        composite.members.chunks_exact(12).find_map(|member| {
+            let (name, kind, offset) = (u32_at(member, 0)?, u32_at(member, 4)?, u32_at(member, 8)?);
+            let bits = if composite.bit_fields {
+                offset & 0x00ff_ffff
+            } else {
+                offset
+            };
+            if self.is(name, wanted) {
+                return Some(bits / 8);
+            }
+            if name != 0 || depth > 8 {
+                return None;
+            }
+            Some(bits / 8 + self.member_of(kind, wanted, depth + 1)?)
+        })
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest BTF with an anonymous union: `struct sock_common { union { u32 a; }; }`.
+    #[test]
+    fn members_inside_anonymous_unions_are_found() {
+        let strings = b"\0sock_common\0skc_num\0";
+        let word = |v: u32| v.to_ne_bytes();
+        let mut types = Vec::new();
+        // 1: union with member skc_num (name 13) at bit 16
+        for v in [0, 5 << 24 | 1, 4, 13, 0, 16] {
+            types.extend(word(v));
+        }
+        // 2: struct sock_common (name 1) with an anonymous member of type 1 at bit 64
+        for v in [1, 4 << 24 | 1, 16, 0, 1, 64] {
+            types.extend(word(v));
+        }
+        let mut btf = vec![0x9f, 0xeb, 1, 0];
+        for v in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
+            btf.extend(word(v));
+        }
+        btf.extend(&types);
+        btf.extend(strings);
+        let parsed = Types::new(&btf, &["sock_common"]).unwrap();
+        assert_eq!(parsed.member("sock_common", "skc_num"), Some(10));
+        assert_eq!(parsed.member("sock_common", "skc_nu"), None);
+        for len in 0..btf.len() {
+            assert!(
+                Types::new(&btf[..len], &["sock_common"]).is_none_or(|t| t.composites.is_empty())
+            );
+        }
+    }
+}

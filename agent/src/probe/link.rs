@@ -1,0 +1,304 @@
+//! Loads the programs and attaches them: by which kind of link, and with what it costs to undo.
+
+use std::{io, os::fd::AsRawFd as _};
+
+use agent_ebpf::Offsets;
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    maps::{CgroupArray, HashMap, Map, MapData},
+    programs::{
+        BtfTracePoint, RawTracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+    sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported},
+};
+use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use super::kernel;
+use crate::half::{Link, Site};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
+
+/// Programs for perf links, by the low bits of the cookie: shape and direction.
+const PERF_ENTRIES: [(u64, &str); 5] = [
+    (0, "entry_read"),
+    (1, "entry_write"),
+    (2, "entry_read_fourth"),
+    (3, "entry_write_fourth"),
+    (5, "entry_write_fifth"),
+];
+const WHAT: u64 = 7;
+
+/// The loaded kernel side.
+pub struct Kernel {
+    ebpf: Ebpf,
+    pub link: Link,
+    /// Children are followed in the kernel.
+    pub follows: bool,
+    /// What does not work here, in words.
+    pub limits: Vec<String>,
+    pub cpus: u32,
+    pub ring_bytes: u32,
+}
+
+impl Kernel {
+    /// Loads what this kernel can run and attaches what is not a probe.
+    pub fn load(ring_bytes: u32, allow_multi: bool) -> Result<Kernel> {
+        let mut limits = Vec::new();
+        let (offsets, known) = kernel::offsets().unwrap_or_else(|error| {
+            limits.push(format!(
+                "no kernel type information (/sys/kernel/btf/vmlinux: {error}): no addresses, \
+                 no --comm filter, children are followed with a delay"
+            ));
+            Default::default()
+        });
+        let cpus = possible_cpus()?;
+        let mut ebpf = open(ring_bytes, cpus, &offsets)?;
+        let link = best_link(allow_multi);
+        for name in uprobes(link) {
+            let program: &mut UProbe = program(&mut ebpf, name)?;
+            program
+                .load()
+                .with_context(|| format!("load the kernel program {name}"))?;
+        }
+        let mut follows = known.tasks;
+        for (name, tracepoint) in [
+            ("process_exec", "sched_process_exec"),
+            ("process_exit", "sched_process_exit"),
+            ("process_fork", "sched_process_fork"),
+        ] {
+            if name == "process_fork" && !known.tasks {
+                continue;
+            }
+            if let Err(error) = raw_tracepoint(&mut ebpf, name, tracepoint) {
+                limits.push(format!("{error:#}"));
+                follows &= name != "process_fork";
+            }
+        }
+        let mut kernel = Kernel {
+            ebpf,
+            link,
+            follows,
+            limits,
+            cpus,
+            ring_bytes,
+        };
+        if known.sockets {
+            if let Err(error) = kernel.follow_sockets() {
+                kernel
+                    .limits
+                    .push(format!("no addresses of connections: {error:#}"));
+            }
+        }
+        Ok(kernel)
+    }
+
+    /// The tracepoints that tell which socket a call used came with 6.3.
+    fn follow_sockets(&mut self) -> Result<()> {
+        let btf = Btf::from_sys_fs()?;
+        for (name, tracepoint) in [
+            ("socket_send", "sock_send_length"),
+            ("socket_receive", "sock_recv_length"),
+        ] {
+            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
+            program
+                .load(tracepoint, &btf)
+                .and_then(|()| program.attach())
+                .with_context(|| format!("attach to the tracepoint {tracepoint}"))?;
+        }
+        Ok(())
+    }
+
+    /// Ring, counters, control words: the three maps that the pipeline shares.
+    pub fn shared(&self) -> [BorrowedFd<'_>; 3] {
+        ["RING", "COUNTERS", "CONTROL"].map(|name| match self.ebpf.map(name) {
+            Some(Map::RingBuf(map) | Map::Array(map)) => map.fd().as_fd(),
+            _ => unreachable!("{name} is a map of the object"),
+        })
+    }
+
+    /// A map keyed by `K`, as the object defines it.
+    pub fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        let map = self
+            .ebpf
+            .map_mut(name)
+            .unwrap_or_else(|| panic!("{name} is a map of the object"));
+        HashMap::try_from(map).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    pub fn add_cgroup(&mut self, index: u32, directory: &OwnedFd) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("CGROUPS")
+            .context("CGROUPS is a map of the object")?;
+        CgroupArray::try_from(map)?.set(index, directory.as_raw_fd(), 0)?;
+        Ok(())
+    }
+
+    /// Sets the control word that stops every program.
+    pub fn stop(&mut self) -> Result<()> {
+        let map = self
+            .ebpf
+            .map_mut("CONTROL")
+            .context("CONTROL is a map of the object")?;
+        let mut control: aya::maps::Array<_, [u64; agent_ebpf::control::COUNT]> =
+            aya::maps::Array::try_from(map)?;
+        let mut words = control.get(&0, 0)?;
+        words[agent_ebpf::control::STOP] = 1;
+        Ok(control.set(0, &words, 0)?)
+    }
+
+    /// Probes all sites of a file. The links are undone when they are dropped.
+    ///
+    /// By offset through the descriptor's own link in /proc: no path is looked up again. All sites of a
+    /// kind go in one call: the kernel's writer lock costs 5 to 28 ms once, 20 µs each after that. The
+    /// return probes come first, so that no entry stays without its return.
+    pub fn attach(&mut self, file: &OwnedFd, sites: &[Site]) -> Result<Vec<UProbeLink>> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let groups: Vec<(&str, Vec<&Site>)> = match self.link {
+            Link::Multi => vec![
+                ("return_multi", sites.iter().collect()),
+                ("entry_multi", sites.iter().collect()),
+            ],
+            Link::Perf | Link::PerfCookie => {
+                std::iter::once(("return_perf", sites.iter().collect()))
+                    .chain(PERF_ENTRIES.iter().map(|(what, name)| {
+                        (
+                            *name,
+                            sites
+                                .iter()
+                                .filter(|site| site.cookie & WHAT == *what)
+                                .collect(),
+                        )
+                    }))
+                    .collect()
+            }
+        };
+        let cookies = self.link != Link::Perf;
+        let mut links = Vec::new();
+        for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
+            let points = sites.iter().map(|site| UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(site.offset),
+                cookie: cookies.then_some(site.cookie),
+            });
+            let program: &mut UProbe = program(&mut self.ebpf, name)?;
+            let id = program
+                .attach(points, &path, UProbeScope::AllProcesses)
+                .map_err(|error| anyhow!("{}", root_cause(&error)))?;
+            links.push(program.take_link(id)?);
+        }
+        Ok(links)
+    }
+}
+
+/// Loads every program of the object by itself, whatever this machine would use, and says what came
+/// out. For tests on many kernels.
+pub fn check_all() -> Result<Vec<(String, Result<String>)>> {
+    let (offsets, _) = kernel::offsets().unwrap_or_default();
+    let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
+    let btf = Btf::from_sys_fs().ok();
+    let mut results = Vec::new();
+    for (name, program) in ebpf.programs_mut() {
+        let loaded = match program {
+            aya::programs::Program::UProbe(program) => program.load(),
+            aya::programs::Program::RawTracePoint(program) => program.load(),
+            aya::programs::Program::BtfTracePoint(program) => {
+                let tracepoint = match name {
+                    "socket_send" => "sock_send_length",
+                    _ => "sock_recv_length",
+                };
+                match &btf {
+                    Some(btf) => program.load(tracepoint, btf),
+                    None => continue,
+                }
+            }
+            _ => continue,
+        };
+        let result = loaded
+            .and_then(|()| program.info())
+            .map(|info| match info.verified_instruction_count() {
+                Some(count) => format!("{count} instructions verified"),
+                None => "loaded".to_owned(),
+            })
+            .map_err(|error| anyhow!("{error:#?}"));
+        results.push((name.to_owned(), result));
+    }
+    Ok(results)
+}
+
+fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
+    // Below 5.11 maps count against this limit; above it does nothing, so a refusal is no error yet.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Memlock,
+        rustix::process::Rlimit {
+            current: None,
+            maximum: None,
+        },
+    );
+    EbpfLoader::new()
+        .override_global("OFFSETS", offsets, true)
+        .map_max_entries("RING", ring_bytes)
+        .map_max_entries("COUNTERS", cpus)
+        .load(OBJECT)
+        .context(
+            "create the kernel maps: it needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN before 5.8), \
+             and below 5.11 an unlimited RLIMIT_MEMLOCK; `vortex-agent doctor` says what is missing",
+        )
+}
+
+fn best_link(allow_multi: bool) -> Link {
+    if allow_multi && is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false) {
+        Link::Multi
+    } else if is_perf_link_supported().unwrap_or(false) {
+        Link::PerfCookie
+    } else {
+        Link::Perf
+    }
+}
+
+fn uprobes(link: Link) -> Vec<&'static str> {
+    match link {
+        Link::Multi => vec!["entry_multi", "return_multi"],
+        Link::Perf | Link::PerfCookie => PERF_ENTRIES
+            .iter()
+            .map(|(_, name)| *name)
+            .chain(["return_perf"])
+            .collect(),
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("no program {name} in the object"))?;
+    Ok(program.try_into()?)
+}
+
+fn raw_tracepoint(ebpf: &mut Ebpf, name: &str, tracepoint: &str) -> Result<()> {
+    let program: &mut RawTracePoint = program(ebpf, name)?;
+    program
+        .load()
+        .and_then(|()| program.attach(tracepoint))
+        .with_context(|| format!("attach to the tracepoint {tracepoint}"))?;
+    Ok(())
+}
+
+/// The last error of a chain: aya's outer ones repeat it.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// The kernel numbers CPUs from 0 to this, absent ones included.
+fn possible_cpus() -> Result<u32> {
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+    Ok(cpus.get())
+}

@@ -1,0 +1,575 @@
+//! The privileged half: loads the programs, opens what processes map, attaches, reads /proc. It parses
+//! nothing that a process wrote, and it is the only place that knows aya.
+//!
+//! It takes orders from the pipeline, which parses hostile bytes, and so trusts it as little as it can:
+//! it attaches only to files that it sent or was sent, inside the file, where the bytes are those that
+//! the pipeline saw, and with `-- CMD` only to files that the tree maps.
+
+pub mod facts;
+mod file;
+mod hold;
+mod kernel;
+mod link;
+mod mapping;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use agent_ebpf::{Process, Stream, StreamKey, WANTED};
+use anyhow::{Context as _, Result, bail};
+use aya::programs::uprobe::UProbeLink;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    time::{ClockId, clock_gettime},
+};
+
+pub use self::link::check_all;
+use self::{
+    file::{Identity, Version},
+    hold::Holds,
+    link::Kernel,
+    mapping::{Happening, Mapping, SideBand},
+};
+use crate::half::{
+    self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
+    Report, Site, Survey,
+};
+
+/// What `vortex-agent attach` was told.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub ring_bytes: u32,
+    /// Use one link per file where the kernel can. Off only for tests of the other way.
+    pub allow_multi: bool,
+}
+
+/// Serves one pipeline until it orders `Stop` or is gone, then returns: the caller exits, and the kernel
+/// undoes every link.
+pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
+    let kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
+    let band = SideBand::open().context(
+        "watch for executable mappings by perf_event_open: it needs CAP_PERFMON, and \
+         kernel.perf_event_paranoid must not forbid it",
+    )?;
+    let mut half = Half::new(kernel, band, socket)?;
+    half.greet()?;
+    let served = half.run();
+    // The stop flag first: the pipeline may have died without setting it. The links end with us.
+    half.kernel.stop()?;
+    served
+}
+
+struct Half<'a> {
+    socket: BorrowedFd<'a>,
+    kernel: Kernel,
+    band: SideBand,
+    /// The agent's own processes are never looked at.
+    own: HashSet<u32>,
+    filter: Filter,
+    files: HashMap<FileId, File>,
+    held: HashMap<Identity, FileId>,
+    /// Files without anything to probe.
+    nothing: HashSet<Version>,
+    next_file: FileId,
+    holds: Holds,
+    /// Processes whose facts were sent and still hold.
+    told: HashSet<u32>,
+    /// Leaders that ended, and when: their entries in the kernel's maps are removed a little later.
+    ended: VecDeque<(Instant, u32)>,
+    /// Holes at the end of streams whose process is gone.
+    pending: Vec<Pending>,
+    outbox: VecDeque<(Report, Option<Rc<OwnedFd>>)>,
+    cgroups: u32,
+    rescan: bool,
+}
+
+struct File {
+    fd: Rc<OwnedFd>,
+    identity: Identity,
+    version: Version,
+    since: Instant,
+    state: State,
+}
+
+enum State {
+    /// The pipeline was asked.
+    Asked,
+    /// Dropping the links detaches.
+    Attached { _links: Vec<UProbeLink> },
+    /// Looked at, and not to be probed: kept, so that each process is told.
+    Refused(String),
+}
+
+/// A pipeline that does not read (Ctrl-Z) must not make us grow.
+const OUTBOX_LIMIT: usize = 4096;
+/// How long the entries of a process that ended stay in the kernel's maps.
+const LINGER: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(1);
+const NOTHING_LIMIT: usize = 65536;
+
+impl<'a> Half<'a> {
+    fn new(kernel: Kernel, band: SideBand, socket: BorrowedFd<'a>) -> Result<Half<'a>> {
+        let peer = rustix::net::sockopt::socket_peercred(socket)?;
+        let own = [
+            std::process::id(),
+            std::os::unix::process::parent_id(),
+            peer.pid.as_raw_pid() as u32,
+        ];
+        Ok(Half {
+            socket,
+            kernel,
+            band,
+            own: own.into(),
+            filter: Filter::default(),
+            files: HashMap::new(),
+            held: HashMap::new(),
+            nothing: HashSet::new(),
+            next_file: 1,
+            holds: Holds::default(),
+            told: HashSet::new(),
+            ended: VecDeque::new(),
+            pending: Vec::new(),
+            outbox: VecDeque::new(),
+            cgroups: 0,
+            rescan: false,
+        })
+    }
+
+    fn greet(&mut self) -> Result<()> {
+        let hello = Report::Hello(Hello {
+            ring_bytes: u64::from(self.kernel.ring_bytes),
+            cpus: self.kernel.cpus,
+            link: self.kernel.link,
+            limits: self.kernel.limits.clone(),
+        });
+        half::send(self.socket, &hello, &self.kernel.shared())
+            .context("greet the unprivileged half")
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut tick = Instant::now() + TICK;
+        loop {
+            let now = Instant::now();
+            let wake = self.holds.expire(now).map_or(tick, |hold| hold.min(tick));
+            self.wait(wake.saturating_duration_since(now))?;
+            let mut happenings = Vec::new();
+            self.band.drain(|happening| happenings.push(happening));
+            for happening in happenings {
+                self.happened(happening)?;
+            }
+            if !self.take_orders()? {
+                return Ok(());
+            }
+            if std::mem::take(&mut self.rescan) {
+                self.scan()?;
+            }
+            if Instant::now() >= tick {
+                tick = Instant::now() + TICK;
+                self.band.refresh()?;
+                self.forget_ended()?;
+            }
+            if !self.flush()? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, at_most: Duration) -> Result<()> {
+        let mut interest = PollFlags::IN;
+        if !self.outbox.is_empty() {
+            interest |= PollFlags::OUT;
+        }
+        let mut fds = vec![PollFd::from_borrowed_fd(self.socket, interest)];
+        fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let timeout = Timespec::try_from(at_most).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("wait for orders and mappings"),
+        }
+    }
+
+    fn happened(&mut self, happening: Happening) -> Result<()> {
+        match happening {
+            Happening::Mapped(mapping) => self.mapped(&mapping)?,
+            Happening::Exec { pid } => {
+                self.told.remove(&pid);
+            }
+            Happening::Fork { pid, parent } => {
+                // It has its parent's mappings, and no event says so.
+                if self.told.contains(&parent) && self.is_wanted(parent) {
+                    self.tell(pid);
+                }
+                if !self.kernel.follows && self.filter.follow && self.in_tree(parent) {
+                    self.want(pid)?;
+                }
+            }
+            Happening::Exit { pid } => {
+                self.told.remove(&pid);
+                self.ended.push_back((Instant::now(), pid));
+            }
+            Happening::Lost => self.rescan = true,
+        }
+        Ok(())
+    }
+
+    /// False when the pipeline is done.
+    fn take_orders(&mut self) -> Result<bool> {
+        loop {
+            let (order, mut fds) = match half::receive(self.socket)? {
+                Received::Nothing => return Ok(true),
+                Received::End => return Ok(false),
+                Received::Message(order, fds) => (order, fds),
+            };
+            match (order, fds.len()) {
+                (Order::Stop, 0) => return Ok(false),
+                (Order::Filter(filter), 0) => self.set_filter(filter)?,
+                (Order::Cgroup, 1) => {
+                    self.kernel.add_cgroup(self.cgroups, &fds.remove(0))?;
+                    self.cgroups += 1;
+                }
+                (Order::Attach { file, points }, 0) if file & OWN_FILE == 0 => {
+                    self.answer(file, &points)?;
+                }
+                (Order::Attach { file, points }, 1) if file & OWN_FILE != 0 => {
+                    self.adopt(file, fds.remove(0))?;
+                    self.answer(file, &points)?;
+                }
+                (Order::Refuse { file, why }, 0) => self.refuse(file, why),
+                (Order::Survey { pending }, 0) => self.survey(pending)?,
+                (order, fds) => bail!("unexpected order with {fds} descriptors: {order:?}"),
+            }
+        }
+    }
+
+    fn set_filter(&mut self, filter: Filter) -> Result<()> {
+        for pid in &filter.pids {
+            self.want(*pid)?;
+        }
+        for uid in &filter.uids {
+            self.kernel.map::<u32, u8>("UIDS").insert(uid, &1, 0)?;
+        }
+        for comm in &filter.comms {
+            let mut name = [0; 16];
+            let len = comm.len().min(15);
+            name[..len].copy_from_slice(&comm.as_bytes()[..len]);
+            self.kernel
+                .map::<[u8; 16], u8>("COMMS")
+                .insert(&name, &1, 0)?;
+        }
+        self.rescan = filter.scan;
+        self.filter = filter;
+        self.report(Report::FilterSet, None);
+        Ok(())
+    }
+
+    /// A process that the filter names, or a child of one.
+    fn want(&mut self, pid: u32) -> Result<()> {
+        let process = Process {
+            born: now(),
+            flags: WANTED,
+        };
+        self.kernel
+            .map::<u32, Process>("PROCESSES")
+            .insert(&pid, &process, 0)?;
+        Ok(())
+    }
+
+    fn in_tree(&mut self, pid: u32) -> bool {
+        let process = self.kernel.map::<u32, Process>("PROCESSES").get(&pid, 0);
+        process.is_ok_and(|process| process.flags & WANTED != 0)
+    }
+
+    fn is_wanted(&mut self, pid: u32) -> bool {
+        !self.own.contains(&pid) && (self.filter.pids.is_empty() || self.in_tree(pid))
+    }
+
+    fn scan(&mut self) -> Result<()> {
+        for pid in facts::all_pids() {
+            if !self.is_wanted(pid) {
+                continue;
+            }
+            for mapping in facts::mappings(pid) {
+                self.mapped(&mapping)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn mapped(&mut self, mapping: &Mapping) -> Result<()> {
+        if mapping.inode == 0 || !self.is_wanted(mapping.pid) {
+            return Ok(());
+        }
+        let (fd, stat) = match file::open_mapped(mapping) {
+            Ok(opened) => opened,
+            // The process went on; what it maps now is reported by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => {
+                let warning = format!("open {} of process {}: {error}", mapping.path, mapping.pid);
+                self.report(Report::Warning(warning), None);
+                return Ok(());
+            }
+        };
+        let version = file::version(&stat);
+        if self.nothing.contains(&version) {
+            return Ok(());
+        }
+        let known = self.held.get(&file::identity(&stat)).copied();
+        let id = known.unwrap_or(self.next_file);
+        let asked = known.is_none_or(|id| matches!(self.files[&id].state, State::Asked));
+        let held =
+            asked && self.filter.hold && mapping.at.is_some() && self.holds.hold(mapping.pid, id);
+        self.tell(mapping.pid);
+        let mut sent = None;
+        if known.is_none() {
+            self.next_file += 1;
+            let fd = Rc::new(fd);
+            sent = Some(fd.clone());
+            self.hold_file(id, fd, &stat);
+        }
+        let path = mapping.path.clone();
+        self.report(
+            Report::Mapped(Mapped {
+                file: id,
+                pid: mapping.pid,
+                at: mapping.at,
+                path,
+                held,
+            }),
+            sent,
+        );
+        // Refused once: the same for this process.
+        if let Some(File {
+            state: State::Refused(why),
+            ..
+        }) = self.files.get(&id)
+        {
+            let why = why.clone();
+            self.report(Report::Refused { file: id, why }, None);
+        }
+        Ok(())
+    }
+
+    fn hold_file(&mut self, id: FileId, fd: Rc<OwnedFd>, stat: &rustix::fs::Stat) {
+        let identity = file::identity(stat);
+        let version = file::version(stat);
+        let file = File {
+            fd,
+            identity,
+            version,
+            since: Instant::now(),
+            state: State::Asked,
+        };
+        self.held.insert(identity, id);
+        self.files.insert(id, file);
+    }
+
+    /// A file that the pipeline opened itself, as the user.
+    fn adopt(&mut self, id: FileId, fd: OwnedFd) -> Result<()> {
+        let stat = file::regular(&fd)?;
+        if self.held.contains_key(&file::identity(&stat)) {
+            bail!("the file is held already");
+        }
+        self.hold_file(id, Rc::new(fd), &stat);
+        Ok(())
+    }
+
+    /// The pipeline looked at a file.
+    fn answer(&mut self, id: FileId, sites: &[Site]) -> Result<()> {
+        if !matches!(
+            self.files.get(&id),
+            Some(File {
+                state: State::Asked,
+                ..
+            })
+        ) {
+            bail!("an order about file {id:x}, which was not asked for");
+        }
+        if sites.is_empty() {
+            let file = self.files.remove(&id).context("checked above")?;
+            self.held.remove(&file.identity);
+            if self.nothing.len() >= NOTHING_LIMIT {
+                self.nothing.clear();
+            }
+            self.nothing.insert(file.version);
+            self.holds.answered(id);
+            return Ok(());
+        }
+        let since = self.files[&id].since;
+        let (state, report) = match self.attach(id, sites) {
+            Ok(links) => {
+                let micros = since.elapsed().as_micros() as u64;
+                let attached = Attached {
+                    file: id,
+                    at: now(),
+                    micros,
+                };
+                (
+                    State::Attached { _links: links },
+                    Report::Attached(attached),
+                )
+            }
+            Err(why) => (
+                State::Refused(why.clone()),
+                Report::Refused { file: id, why },
+            ),
+        };
+        if let Some(file) = self.files.get_mut(&id) {
+            file.state = state;
+        }
+        self.holds.answered(id);
+        self.report(report, None);
+        Ok(())
+    }
+
+    /// The pipeline found a library that it won't probe. It has told those who map it; later ones are
+    /// told by us.
+    fn refuse(&mut self, id: FileId, why: String) {
+        if let Some(file) = self.files.get_mut(&id) {
+            file.state = State::Refused(why);
+        }
+        self.holds.answered(id);
+    }
+
+    fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
+        let fd = self.files[&id].fd.clone();
+        file::check_sites(&fd, sites)?;
+        let links = self
+            .kernel
+            .attach(&fd, sites)
+            .map_err(|error| format!("attach: {error:#}"))?;
+        match file::check_placed(&fd, sites) {
+            Ok(true) => Ok(links),
+            Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
+            Err(error) => Err(format!("look whether the probes are in place: {error}")),
+        }
+    }
+
+    fn tell(&mut self, pid: u32) {
+        if self.told.insert(pid) {
+            let facts: Facts = facts::of(pid);
+            self.report(Report::Process(facts), None);
+        }
+    }
+
+    /// Answers with what no later call can announce, in messages of a bounded size.
+    fn survey(&mut self, wanted: bool) -> Result<()> {
+        if wanted {
+            self.collect_pending(|_| true, false)?;
+        }
+        const PER_MESSAGE: usize = 512;
+        let mut pending = std::mem::take(&mut self.pending);
+        loop {
+            let rest = pending.split_off(pending.len().min(PER_MESSAGE));
+            let more = !rest.is_empty();
+            let survey = Survey {
+                pending,
+                more,
+                cpu_micros: own_cpu_micros(),
+                memory_bytes: facts::own_memory(),
+            };
+            self.report(Report::Survey(survey), None);
+            if !more {
+                return Ok(());
+            }
+            pending = rest;
+        }
+    }
+
+    /// Reads the holes at the end of streams from the kernel's map; with `remove` takes the streams out.
+    fn collect_pending(&mut self, of: impl Fn(u32) -> bool, remove: bool) -> Result<()> {
+        let mut streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
+        let keys: Vec<StreamKey> = streams
+            .keys()
+            .flatten()
+            .filter(|key| of(key.tgid))
+            .collect();
+        for key in keys {
+            let Ok(stream) = streams.get(&key, 0) else {
+                continue;
+            };
+            if stream.pending != 0 {
+                self.pending.push(Pending {
+                    handle: key.handle,
+                    born: key.born,
+                    tgid: key.tgid,
+                    direction: key.direction,
+                    offset: stream.position - stream.pending,
+                    length: stream.pending,
+                });
+            }
+            if remove {
+                let _ = streams.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what the kernel's maps hold of processes that ended a while ago.
+    fn forget_ended(&mut self) -> Result<()> {
+        let mut gone = HashSet::new();
+        while let Some((since, pid)) = self.ended.front().copied() {
+            if since.elapsed() < LINGER {
+                break;
+            }
+            self.ended.pop_front();
+            // Its leader ended, other threads live on; or the id belongs to somebody new.
+            if fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
+                continue;
+            }
+            let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&pid);
+            gone.insert(pid);
+        }
+        for pid in &gone {
+            self.report(Report::Ended { pid: *pid }, None);
+        }
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.collect_pending(|pid| gone.contains(&pid), true)
+    }
+
+    fn report(&mut self, report: Report, fd: Option<Rc<OwnedFd>>) {
+        if self.outbox.len() >= OUTBOX_LIMIT {
+            // Nothing is lost for good: the scan finds it again.
+            self.rescan = true;
+            return;
+        }
+        self.outbox.push_back((report, fd));
+    }
+
+    /// False when the pipeline is gone.
+    fn flush(&mut self) -> Result<bool> {
+        while let Some((report, fd)) = self.outbox.front() {
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(|fd| fd.as_fd()).collect();
+            match half::send(self.socket, report, &fds) {
+                Ok(()) => {
+                    self.outbox.pop_front();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => return Ok(false),
+                Err(error) => return Err(error).context("report to the unprivileged half"),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Nanoseconds since boot, suspend included.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::Boottime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn own_cpu_micros() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
