@@ -220,13 +220,6 @@ impl Table {
         Some(self.coverage(id, seen_from))
     }
 
-    /// Is anything probed?
-    pub fn is_any_probed(&self) -> bool {
-        self.files
-            .values()
-            .any(|file| matches!(file.state, State::Attached(_)))
-    }
-
     /// The process is gone, or became another program.
     pub fn forget(&mut self, pid: u32) {
         self.seen.retain(|(known, _), _| *known != pid);

@@ -25,6 +25,8 @@ pub const OWN_FILE: FileId = 1 << 63;
 pub enum Report {
     /// First of all. Descriptors: ring, counters, control words.
     Hello(Hello),
+    /// Instead of `Hello`, or at any later time: the half ends, and why.
+    Failed(String),
     /// The filter is in force.
     FilterSet,
     /// A process maps a file executable. One descriptor, the file, the first time; none if the file is

@@ -41,6 +41,7 @@ pub struct Pipeline {
     told_ring_full: u64,
     malformed: u64,
     captured: bool,
+    used: bool,
     sequence: u64,
     /// Wall clock minus time since boot, in nanoseconds.
     clock: u64,
@@ -75,6 +76,7 @@ impl Pipeline {
             told_ring_full: 0,
             malformed: 0,
             captured: false,
+            used: false,
             sequence: 0,
             clock: 0,
         }
@@ -99,8 +101,9 @@ impl Pipeline {
         self.captured
     }
 
-    pub fn is_any_probed(&self) -> bool {
-        self.coverage.is_any_probed()
+    /// Was a probed library mapped by anybody who is watched?
+    pub fn is_any_used(&self) -> bool {
+        self.used
     }
 
     /// One ring record. `now` is nanoseconds since boot.
@@ -504,6 +507,7 @@ impl Pipeline {
 
     fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {
         for (pid, mut coverage) in said {
+            self.used |= !coverage.functions.is_empty();
             if self.is_filtered(pid) {
                 continue;
             }

@@ -1,0 +1,933 @@
+//! `vortex-agent run`: the unprivileged half. Starts the other one and CMD, locks itself in, and then
+//! moves what comes through the line until it ends. The only file that waits.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fmt, fs,
+    io::{self, IsTerminal as _, Write as _},
+    os::{
+        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::fs::FileExt as _,
+    },
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use agent_ebpf::{control, counter, filter};
+use anyhow::{Context as _, Result, bail};
+use rustix::{
+    fs::{Mode, OFlags, open},
+    process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
+    time::{
+        ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+        clock_gettime, timerfd_create, timerfd_settime,
+    },
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{Signal as Signals, SignalKind, signal},
+};
+
+use crate::{
+    ahead::{Ahead, ahead},
+    cli::{Attach, Run},
+    command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
+    config::{Color, Config, Content, Output},
+    confine::{Identity, Mode as SeccompMode, harden, lock_in},
+    coverage::User as Mapper,
+    escape,
+    half::{self, Filter, Hello, OWN_FILE, Order, Received, Report},
+    launch::{self, Half},
+    ledger::ledger,
+    locate::{ReadAt, Refusal, locate},
+    pipeline::{Pipeline, Wanted},
+    record::Stats,
+    redact::Policy,
+    ring::{Control, Counters, Next, Ring},
+    sink::{Format, Origin, Sink, Target},
+    user::User,
+};
+
+/// Exit statuses without CMD.
+const FAILED: u8 = 1;
+const MISUSE: u8 = 2;
+
+/// The whole command; returns the exit status.
+pub fn run(arguments: &Run) -> ExitCode {
+    let config = match arguments.config() {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&error);
+            return MISUSE.into();
+        }
+    };
+    match watch(&config, &arguments.command) {
+        Ok(code) => code.into(),
+        Err(Failed { code, error }) => {
+            complain(&error);
+            code.into()
+        }
+    }
+}
+
+/// One line on stderr, whatever a stranger's path in it contains.
+fn complain(error: &dyn fmt::Display) {
+    let line = escape::visible(&format!("vortex-agent: {error:#}")).into_owned();
+    // Nobody may be reading.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+struct Failed {
+    code: u8,
+    error: anyhow::Error,
+}
+
+/// Everything up to the lock-in, in the order that `ARCHITECTURE.md` explains.
+fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
+    let failed = |code| move |error: anyhow::Error| Failed { code, error };
+    let agent_failed = failed(if words.is_empty() { FAILED } else { AGENT_FAILED });
+
+    let core = harden().context("make the process undumpable").map_err(agent_failed)?;
+    let target = open_target(config, !words.is_empty()).map_err(agent_failed)?;
+    let program = match words {
+        [] => None,
+        words => Some(program(words).map_err(|(code, error)| Failed { code, error })?),
+    };
+    let watched = open_watched(config).map_err(agent_failed)?;
+    let options = Attach { ring_size: config.ring_size, ..Attach::default() };
+    let starting = launch::start(&options).map_err(|error| agent_failed(error.into()))?;
+    let command = match &program {
+        None => None,
+        Some(program) => Some(Command {
+            child: program.hold(core).map_err(|error| agent_failed(error.into()))?,
+            ahead: ahead(program),
+        }),
+    };
+    let half = starting.meet().map_err(|error| agent_failed(error.into()))?;
+    if command.is_some() {
+        leave_keyboard_to_cmd();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("start the event loop")
+        .map_err(agent_failed)?;
+    runtime
+        .block_on(async { Session::start(config, target, half, command, watched)?.run().await })
+        .map_err(agent_failed)
+}
+
+/// CMD, with the errors that have an exit status of their own.
+fn program(words: &[OsString]) -> Result<Program, (u8, anyhow::Error)> {
+    let user = User::behind_sudo().map_err(|error| (AGENT_FAILED, error.into()))?;
+    let program = Program::new(words, user).map_err(|error| (error.code(), error.into()))?;
+    // Asked early: a typing error should not cost a password.
+    program.executable().map_err(|error| (error.code(), error.into()))?;
+    Ok(program)
+}
+
+fn open_target(config: &Config, with_command: bool) -> Result<(Target, Format)> {
+    let target = match &config.output_file {
+        Some(path) => Target::file(path)?,
+        // As strace does: stdout is CMD's.
+        None if with_command => Target::stderr()?,
+        None => Target::stdout()?,
+    };
+    let format = match config.output {
+        Output::Json => Format::Json,
+        Output::Text => Format::Text {
+            colour: match config.color {
+                Color::Always => true,
+                Color::Never => false,
+                Color::Auto => target.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+            },
+        },
+    };
+    Ok((target, format))
+}
+
+/// What the filter names and can be opened only now.
+struct Watched {
+    /// By pid, so that we know when the last of them is gone.
+    processes: Vec<(u32, OwnedFd)>,
+    cgroups: Vec<OwnedFd>,
+}
+
+fn open_watched(config: &Config) -> Result<Watched> {
+    let processes = config
+        .filter
+        .pids
+        .iter()
+        .map(|pid| {
+            let raw = Pid::from_raw(*pid as i32).context("a process id is above 0")?;
+            let fd = pidfd_open(raw, PidfdFlags::empty())
+                .with_context(|| format!("watch process {pid}: is it running, and a process?"))?;
+            Ok((*pid, fd))
+        })
+        .collect::<Result<_>>()?;
+    let cgroups = config
+        .filter
+        .cgroups
+        .iter()
+        .map(|path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            open(path, flags, Mode::empty()).with_context(|| {
+                format!("open the cgroup {}: it must be a cgroup v2 directory", path.display())
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(Watched { processes, cgroups })
+}
+
+/// CMD behind its barrier, and the files to probe before it runs.
+struct Command {
+    child: Child,
+    ahead: Vec<Ahead>,
+}
+
+/// Shared memory with the kernel side.
+struct Shared {
+    ring: Ring,
+    counters: Counters,
+    control: Control,
+}
+
+/// The state of one run after the lock-in.
+struct Session<'a> {
+    config: &'a Config,
+    half: Option<Half>,
+    shared: Option<Shared>,
+    command: Option<Command>,
+    watched: Watched,
+    pipeline: Pipeline,
+    sink: Sink,
+    sink_complained: bool,
+    /// Own files that the half has not answered yet: CMD waits for them.
+    unanswered: HashSet<u64>,
+    filter_set: bool,
+    /// Processes that the half stopped until a file is answered.
+    held: HashSet<(u32, u64)>,
+    limits: Vec<String>,
+    /// CPU time and memory of the half, as it said last.
+    half_usage: (u64, u64),
+    surveyed: bool,
+    /// Processes that are gone: forgotten when their last records are out of the ring.
+    ended: Vec<u32>,
+    command_ran: bool,
+    statm: fs::File,
+    next_stats: Instant,
+    next_clock: Instant,
+    signals: Caught,
+    pace: AsyncFd<OwnedFd>,
+}
+
+struct Caught {
+    interrupt: Option<Signals>,
+    terminate: Signals,
+    hangup: Signals,
+    /// SIGTERM or SIGHUP came before.
+    asked: bool,
+}
+
+/// What ends a run.
+enum End {
+    CommandDone,
+    /// Exit status without CMD.
+    Asked(u8),
+}
+
+/// While data flows the ring is looked at by the clock and nobody has to wake us: this often, and more
+/// often while each look finds much.
+const LOOK: Duration = Duration::from_millis(1);
+const LOOK_BUSY: Duration = Duration::from_micros(200);
+const BUSY_BYTES: usize = 512 << 10;
+/// Looks that find nothing before we sleep. A call that must wake us costs its program 10 µs.
+const EMPTY_LOOKS: u32 = 20;
+/// Net below the wake-up: arm64's relaxed atomics are no barrier.
+const SLEEP: Duration = Duration::from_millis(500);
+/// Records between two looks at everything else.
+const BATCH: usize = 1024;
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// From the end of CMD: until the ring is drained, until the half has answered, until the output is
+/// written. Together below half a second.
+const DRAIN: Duration = Duration::from_millis(100);
+const LAST_SURVEY: Duration = Duration::from_millis(100);
+const LAST_WRITE: Duration = Duration::from_millis(200);
+
+impl<'a> Session<'a> {
+    /// Locks the process in; from here on strangers' bytes may come.
+    fn start(
+        config: &'a Config,
+        (target, format): (Target, Format),
+        half: Half,
+        command: Option<Command>,
+        watched: Watched,
+    ) -> Result<Session<'a>> {
+        let origin = Origin::new().context("make an id for this run")?;
+        let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
+        let signals = Caught {
+            interrupt: command.is_none().then(|| signal(SignalKind::interrupt())).transpose()?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+            asked: false,
+        };
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let pace = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
+        let owner = command.as_ref().map_or(0, |_| rustix::process::getuid().as_raw());
+        let identity = Identity { signals_as: owner, ..Identity::default() };
+        lock_in(identity, SeccompMode::Enforce)?;
+        let policy = match config.content {
+            Content::Full => Policy::Full,
+            Content::None | Content::Redacted => Policy::None,
+        };
+        if policy == Policy::Full {
+            complain(&"--content full: plaintext is written as it was sent, secrets included");
+        }
+        let pipeline = Pipeline::new(Wanted {
+            emit: config.emit.clone(),
+            content: policy,
+            exes: config.filter.exes.clone(),
+            containers: config.filter.containers.clone(),
+        });
+        let now = Instant::now();
+        Ok(Session {
+            config,
+            half: Some(half),
+            shared: None,
+            watched,
+            pipeline,
+            sink: Sink::start(target, format, &origin).context("start the output's thread")?,
+            sink_complained: false,
+            unanswered: HashSet::new(),
+            filter_set: false,
+            held: HashSet::new(),
+            limits: Vec::new(),
+            half_usage: (0, 0),
+            surveyed: false,
+            ended: Vec::new(),
+            command_ran: command.is_some(),
+            command,
+            statm,
+            next_stats: now + config.stats_interval,
+            next_clock: now,
+            signals,
+            pace,
+        })
+    }
+
+    async fn run(mut self) -> Result<u8> {
+        let end = self.serve().await?;
+        // A plain store stops every program at once; the half detaches later, alone.
+        if let Some(shared) = &self.shared {
+            shared.control.set(control::STOP, 1);
+        }
+        let code = match (end, self.command.take()) {
+            (End::CommandDone, Some(command)) => {
+                let ended = command.child.wait().context("wait for the command")?;
+                if let Some(error) = ended.error() {
+                    complain(&error);
+                }
+                ended.code()
+            }
+            (End::Asked(code), _) => code,
+            (End::CommandDone, None) => unreachable!("there was no command"),
+        };
+        self.drain();
+        self.settle().await;
+        let now = now();
+        self.with_sink(|pipeline, out| pipeline.finish(now, out));
+        self.sink.drain(Instant::now() + LAST_WRITE);
+        self.stats(true);
+        let (_, failure) = self.sink.close(Instant::now() + LAST_WRITE);
+        if let Some(half) = &self.half {
+            let _ = half::send(&half.socket, &Order::Stop, &[]);
+        }
+        if let Some(failure) = failure
+            && !self.sink_complained
+            && !failure.is_broken_pipe()
+        {
+            complain(&failure);
+        }
+        if !self.pipeline.has_captured() {
+            self.say_why_nothing();
+        }
+        Ok(code)
+    }
+
+    /// Until CMD or the watched processes end, or somebody asks us to.
+    async fn serve(&mut self) -> Result<End> {
+        let half = self.half.as_ref().map(|half| half.socket.as_raw_fd());
+        let half = half.map(readable).transpose()?;
+        let command = self.command.as_ref().map(|command| command.child.pidfd().as_raw_fd());
+        let command = command.map(readable).transpose()?;
+        let mut ring = None;
+        let mut empty_looks = 0;
+        loop {
+            self.take_reports()?;
+            let found = self.look();
+            if let Some(end) = self.is_over() {
+                return Ok(end);
+            }
+            self.by_the_clock();
+            if ring.is_none()
+                && let Some(shared) = &self.shared
+            {
+                ring = Some(readable(shared.ring.fd().as_raw_fd())?);
+            }
+            empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
+            let is_asleep = empty_looks > EMPTY_LOOKS;
+            let pause = match found {
+                Found { more: true, .. } => Duration::from_nanos(1),
+                Found { bytes: BUSY_BYTES.., .. } => LOOK_BUSY,
+                _ if is_asleep => SLEEP,
+                _ => LOOK,
+            };
+            if !found.more {
+                self.sink.flush();
+            }
+            if is_asleep && !self.fall_asleep() {
+                continue;
+            }
+            self.pace(pause)?;
+            let woke = self.wait(half.as_ref(), ring.as_ref(), command.as_ref()).await?;
+            self.set_awake(true);
+            match woke {
+                Woke::ToLook => {}
+                Woke::CommandDone => {
+                    self.take_reports()?;
+                    return Ok(End::CommandDone);
+                }
+                Woke::Asked(signal) => {
+                    if let Some(end) = self.asked(signal)? {
+                        return Ok(end);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says that we sleep, and looks once more: a record that came before the word was visible woke
+    /// nobody. False: there is one.
+    fn fall_asleep(&self) -> bool {
+        let Some(shared) = &self.shared else {
+            return true;
+        };
+        self.set_awake(false);
+        if !shared.ring.has_more() {
+            return true;
+        }
+        self.set_awake(true);
+        false
+    }
+
+    fn set_awake(&self, awake: bool) {
+        if let Some(shared) = &self.shared {
+            shared.control.set(control::AWAKE, u64::from(awake));
+        }
+    }
+
+    /// The longest pause before the next look, to the microsecond: tokio's own timer knows
+    /// milliseconds.
+    fn pace(&self, pause: Duration) -> Result<()> {
+        let now = Instant::now();
+        let pause = pause
+            .min(self.next_stats.saturating_duration_since(now))
+            .min(self.next_clock.saturating_duration_since(now))
+            .max(Duration::from_nanos(1));
+        let once = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: Timespec::try_from(pause).context("a pause of the reader")?,
+        };
+        timerfd_settime(self.pace.get_ref(), TimerfdTimerFlags::empty(), &once)?;
+        Ok(())
+    }
+
+    async fn wait(
+        &mut self,
+        half: Option<&AsyncFd<RawFd>>,
+        ring: Option<&AsyncFd<RawFd>>,
+        command: Option<&AsyncFd<RawFd>>,
+    ) -> Result<Woke> {
+        let half = half.filter(|_| self.half.is_some());
+        let Caught { interrupt, terminate, hangup, .. } = &mut self.signals;
+        let interrupted = async {
+            match interrupt {
+                Some(interrupt) => interrupt.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ready = ready(command) => ready.map(|()| Woke::CommandDone),
+            _ = interrupted => Ok(Woke::Asked(Signal::INT)),
+            _ = terminate.recv() => Ok(Woke::Asked(Signal::TERM)),
+            _ = hangup.recv() => Ok(Woke::Asked(Signal::HUP)),
+            ready = ready(half) => ready.map(|()| Woke::ToLook),
+            ready = ready(ring) => ready.map(|()| Woke::ToLook),
+            guard = self.pace.readable() => {
+                guard?.clear_ready();
+                Ok(Woke::ToLook)
+            }
+        }
+    }
+
+    /// A signal that asks us to end. With CMD the first one is for CMD.
+    fn asked(&mut self, signal: Signal) -> Result<Option<End>> {
+        let Some(command) = &self.command else {
+            return Ok(Some(End::Asked(0)));
+        };
+        if std::mem::replace(&mut self.signals.asked, true) {
+            return Ok(Some(End::Asked(128 + signal.as_raw() as u8)));
+        }
+        if let Err(error) = command.child.signal(signal) {
+            complain(&format!("pass signal {} on to the command: {error}", signal.as_raw()));
+        }
+        Ok(None)
+    }
+
+    fn is_over(&mut self) -> Option<End> {
+        if !self.watched.processes.is_empty() {
+            self.watched.processes.retain(|(_, pidfd)| !has_ended(pidfd.as_fd()));
+            if self.watched.processes.is_empty() {
+                return Some(End::Asked(0));
+            }
+        }
+        let failure = self.sink.failure()?;
+        if self.command.is_none() {
+            let broken = failure.is_broken_pipe();
+            if !broken {
+                complain(&failure);
+                self.sink_complained = true;
+            }
+            return Some(End::Asked(if broken { 0 } else { FAILED }));
+        }
+        // CMD goes on; its records are counted as dropped.
+        if !std::mem::replace(&mut self.sink_complained, true) {
+            complain(&format!("{failure}; the command goes on"));
+        }
+        None
+    }
+
+    /// Takes what is in the ring, up to a batch.
+    fn look(&mut self) -> Found {
+        let mut found = Found { bytes: 0, more: false };
+        let Some(Shared { ring, .. }) = &mut self.shared else {
+            return found;
+        };
+        let Session { pipeline, sink, .. } = self;
+        let now = now();
+        for _ in 0..BATCH {
+            let next = ring.next(&mut |raw| {
+                found.bytes += raw.len();
+                pipeline.record(raw, now, &mut |record| sink.write(record));
+            });
+            match next {
+                Next::Record => {}
+                // Busy: a call is just being copied. `poll` would return at once, the clock waits.
+                Next::Empty | Next::Busy => {
+                    pipeline.expire(now, &mut |record| sink.write(record));
+                    // Their last records have come.
+                    for pid in self.ended.drain(..) {
+                        pipeline.ended(pid, now, &mut |record| sink.write(record));
+                    }
+                    return found;
+                }
+            }
+        }
+        found.more = true;
+        found
+    }
+
+    fn with_sink(&mut self, act: impl FnOnce(&mut Pipeline, crate::pipeline::Out<'_>)) {
+        let Session { pipeline, sink, .. } = self;
+        act(pipeline, &mut |record| sink.write(record));
+    }
+
+    /// Everything that the half has said.
+    fn take_reports(&mut self) -> Result<()> {
+        while let Some(half) = &self.half {
+            match half::receive(&half.socket) {
+                Ok(Received::Nothing) => return Ok(()),
+                Ok(Received::Message(report, fds)) => self.report(report, fds)?,
+                Ok(Received::End) => self.half_is_gone(None)?,
+                Err(error) => self.half_is_gone(Some(error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
+    fn half_is_gone(&mut self, why: Option<io::Error>) -> Result<()> {
+        let status = self.half.take().and_then(|mut half| half.status());
+        for (pid, _) in self.held.drain() {
+            if let Some(pid) = Pid::from_raw(pid as i32) {
+                let _ = kill_process(pid, Signal::CONT);
+            }
+        }
+        let why = match (why, status) {
+            (Some(error), _) => error.to_string(),
+            (None, Some(status)) => status.to_string(),
+            (None, None) => "it closed its socket".to_owned(),
+        };
+        if self.command.as_ref().is_none_or(|command| command.child.is_held()) {
+            bail!("the privileged half ended: {why}");
+        }
+        complain(&format!(
+            "the privileged half ended ({why}): nothing more is captured, the command goes on"
+        ));
+        Ok(())
+    }
+
+    fn report(&mut self, report: Report, mut fds: Vec<OwnedFd>) -> Result<()> {
+        let now = now();
+        match (report, fds.len()) {
+            (Report::Hello(hello), 3) => self.greeted(hello, fds)?,
+            (Report::Failed(why), 0) => bail!("{why}"),
+            (Report::FilterSet, 0) => self.filter_set = true,
+            (Report::Process(facts), 0) => self.with_sink(|line, out| line.process(facts, out)),
+            (Report::Mapped(mapped), 0 | 1) => self.mapped(mapped, fds.pop(), now)?,
+            (Report::Attached(attached), 0) => {
+                tracing::debug!(file = attached.file, micros = attached.micros, "probes in place");
+                self.answered(attached.file);
+                let (file, at) = (attached.file, attached.at);
+                self.with_sink(|line, out| line.attached(file, at, now, out));
+            }
+            (Report::Refused { file, why }, 0) => {
+                self.answered(file);
+                self.with_sink(|line, out| line.failed(file, why, now, out));
+            }
+            (Report::Survey(survey), 0) => {
+                self.half_usage = (survey.cpu_micros, survey.memory_bytes);
+                self.surveyed |= !survey.more;
+                self.with_sink(|line, out| line.pending(&survey.pending, now, out));
+            }
+            (Report::Ended { pid }, 0) => self.ended.push(pid),
+            (Report::Warning(text), 0) => complain(&text),
+            (report, fds) => bail!("unexpected report with {fds} descriptors: {report:?}"),
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// CMD runs once the filter is set and its own files are answered.
+    fn release(&mut self) {
+        if let Some(command) = &mut self.command
+            && self.filter_set
+            && self.unanswered.is_empty()
+        {
+            command.child.release();
+        }
+    }
+
+    fn answered(&mut self, file: u64) {
+        self.unanswered.remove(&file);
+        self.held.retain(|(_, waiting)| *waiting != file);
+    }
+
+    /// The kernel side is loaded: maps what is shared, says what is wanted, sends the ahead list.
+    fn greeted(&mut self, hello: Hello, fds: Vec<OwnedFd>) -> Result<()> {
+        let [ring, counters, control] = <[OwnedFd; 3]>::try_from(fds)
+            .map_err(|_| anyhow::anyhow!("a greeting without its descriptors"))?;
+        let shared = Shared {
+            ring: Ring::map(ring, hello.ring_bytes).context("map the ring")?,
+            counters: Counters::map(&counters, hello.cpus).context("map the counters")?,
+            control: Control::map(&control).context("map the control words")?,
+        };
+        for limit in &hello.limits {
+            tracing::warn!("{limit}");
+        }
+        self.limits = hello.limits;
+        let wanted = self.filter();
+        shared.control.set(control::AWAKE, 1);
+        shared.control.set(control::FILTER, self.filter_bits());
+        self.shared = Some(shared);
+        for cgroup in std::mem::take(&mut self.watched.cgroups) {
+            self.order(&Order::Cgroup, &[cgroup.as_fd()])?;
+        }
+        self.order(&Order::Filter(wanted), &[])?;
+        self.probe_ahead()
+    }
+
+    fn filter(&self) -> Filter {
+        let of = &self.config.filter;
+        let command = self.command.as_ref().map(|command| command.child.pid.as_raw_pid() as u32);
+        Filter {
+            pids: command.map_or_else(|| of.pids.clone(), |pid| vec![pid]),
+            follow: command.is_some(),
+            uids: of.uids.clone(),
+            comms: of.comms.clone(),
+            scan: command.is_none(),
+            hold: command.is_some() && self.config.hold,
+        }
+    }
+
+    fn filter_bits(&self) -> u64 {
+        let of = &self.config.filter;
+        let mut bits = 0;
+        if self.command.is_some() {
+            bits |= filter::PROCESS | filter::FOLLOW;
+        }
+        if !of.pids.is_empty() {
+            bits |= filter::PROCESS;
+        }
+        if !of.uids.is_empty() {
+            bits |= filter::UID;
+        }
+        if !of.comms.is_empty() {
+            bits |= filter::COMM;
+        }
+        if !of.cgroups.is_empty() {
+            bits |= filter::CGROUP;
+        }
+        bits
+    }
+
+    /// Located now and not when they were opened: what others wrote is parsed after the lock-in only.
+    fn probe_ahead(&mut self) -> Result<()> {
+        let Some(command) = &mut self.command else {
+            return Ok(());
+        };
+        let mut inodes = HashSet::new();
+        for (number, Ahead { path, file }) in (1..).zip(std::mem::take(&mut command.ahead)) {
+            let stat = rustix::fs::fstat(&file)?;
+            if !inodes.insert((stat.st_dev, stat.st_ino)) {
+                continue;
+            }
+            let Ok(found) = locate(&File(file.as_fd())) else {
+                continue;
+            };
+            let id = OWN_FILE | number;
+            let points = self.pipeline.found(id, path.display().to_string(), &found);
+            self.order(&Order::Attach { file: id, points }, &[file.as_fd()])?;
+            self.unanswered.insert(id);
+        }
+        Ok(())
+    }
+
+    fn mapped(&mut self, mapped: half::Mapped, fd: Option<OwnedFd>, now: u64) -> Result<()> {
+        let half::Mapped { file, pid, at, path, held } = mapped;
+        if held {
+            self.held.insert((pid, file));
+        }
+        let mut answer = None;
+        if let Some(fd) = fd {
+            answer = Some(match locate(&File(fd.as_fd())) {
+                Ok(found) => {
+                    let points = self.pipeline.found(file, path, &found);
+                    Order::Attach { file, points }
+                }
+                Err(why) if is_worth_a_word(why, &path) => {
+                    let why = why.to_string();
+                    self.pipeline.refused(file, path, why.clone());
+                    Order::Refuse { file, why }
+                }
+                Err(_) => Order::Attach { file, points: Vec::new() },
+            });
+        }
+        let user = Mapper { pid, mapped_at: at, held };
+        self.with_sink(|line, out| line.mapped(file, user, now, out));
+        if let Some(order) = answer {
+            if !matches!(&order, Order::Attach { points, .. } if !points.is_empty()) {
+                self.answered(file);
+            }
+            self.order(&order, &[])?;
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let Some(half) = &self.half else {
+            return Ok(());
+        };
+        match half::send(&half.socket, order, fds) {
+            // Its end is noticed at the next read.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => Ok(()),
+            result => result.context("give an order to the privileged half"),
+        }
+    }
+
+    fn by_the_clock(&mut self) {
+        let at = Instant::now();
+        if at >= self.next_clock {
+            self.next_clock = at + CLOCK_INTERVAL;
+            let boot = now();
+            self.pipeline.set_clock(nanoseconds(ClockId::Realtime).wrapping_sub(boot));
+        }
+        if at >= self.next_stats {
+            self.next_stats = at + self.config.stats_interval;
+            let pending = self.has_untold_loss();
+            let _ = self.order(&Order::Survey { pending }, &[]);
+            self.stats(false);
+        }
+    }
+
+    /// Bytes were lost that no gap has told of: they are at the end of their streams.
+    fn has_untold_loss(&self) -> bool {
+        let Some(shared) = &self.shared else {
+            return false;
+        };
+        let lost = counter::LOST + usize::from(agent_ebpf::cause::RING_FULL);
+        shared.counters.get(lost) != self.pipeline.told_ring_full()
+    }
+
+    fn stats(&mut self, last: bool) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let (half_micros, half_memory) = self.half_usage;
+        let stats = Stats {
+            last,
+            ledger: ledger(|index| shared.counters.get(index), self.pipeline.tally()),
+            sinks: vec![self.sink.count()],
+            cpu_seconds: nanoseconds(ClockId::ProcessCPUTime) as f64 / 1e9
+                + half_micros as f64 / 1e6,
+            memory_bytes: own_memory(&self.statm) + half_memory,
+            content: match self.config.content {
+                Content::Full => Policy::Full.name(),
+                Content::None | Content::Redacted => Policy::None.name(),
+            },
+            limits: self.limits.clone(),
+        };
+        let now = now();
+        self.with_sink(|line, out| line.stats(stats, now, out));
+    }
+
+    /// The programs have stopped: what they began comes out.
+    fn drain(&mut self) {
+        let until = Instant::now() + DRAIN;
+        while Instant::now() < until {
+            if self.look().more {
+                continue;
+            }
+            let Some(shared) = &self.shared else {
+                return;
+            };
+            let ledger = ledger(|index| shared.counters.get(index), self.pipeline.tally());
+            if !shared.ring.has_more() && ledger.bytes.in_flight == 0 {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// The half's last word: its usage, and holes at the end of streams.
+    async fn settle(&mut self) {
+        self.surveyed = false;
+        let pending = self.has_untold_loss();
+        if self.order(&Order::Survey { pending }, &[]).is_err() {
+            return;
+        }
+        let until = Instant::now() + LAST_SURVEY;
+        while !self.surveyed && self.half.is_some() && Instant::now() < until {
+            if self.take_reports().is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.look();
+    }
+
+    fn say_why_nothing(&self) {
+        let about = match (&self.config.filter.pids[..], self.command_ran) {
+            (_, true) => "the command and its children",
+            ([], false) => return,
+            (_, false) => "the watched processes",
+        };
+        let why = if self.pipeline.is_any_used() {
+            format!("{about} mapped a TLS library, it was probed, and no TLS call was made")
+        } else {
+            format!(
+                "{about} mapped no TLS library that we know. If the work is done elsewhere (docker, \
+                 tmux, systemd-run), watch that: `vortex-agent run --pid N`, or the whole machine with \
+                 `vortex-agent run`"
+            )
+        };
+        complain(&format!("nothing was captured: {why}"));
+    }
+}
+
+/// What a look at the ring found.
+#[derive(Clone, Copy)]
+struct Found {
+    bytes: usize,
+    more: bool,
+}
+
+enum Woke {
+    ToLook,
+    CommandDone,
+    Asked(Signal),
+}
+
+/// A file as the locator reads it. By position only: the half has the same open file, and its offset.
+struct File<'a>(BorrowedFd<'a>);
+
+impl ReadAt for File<'_> {
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match rustix::io::pread(self.0, &mut *buf, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(self.0)?.st_size as u64)
+    }
+}
+
+/// Is it a TLS library that we can't probe, as far as one can tell?
+fn is_worth_a_word(why: Refusal, path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    match why {
+        Refusal::NoLibrary | Refusal::NotElf => false,
+        Refusal::Unsafe(_) => true,
+        _ => name.starts_with("libssl"),
+    }
+}
+
+fn readable(fd: RawFd) -> Result<AsyncFd<RawFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE).context("watch a descriptor")
+}
+
+async fn ready(fd: Option<&AsyncFd<RawFd>>) -> Result<()> {
+    match fd {
+        Some(fd) => fd.readable().await?.clear_ready(),
+        None => std::future::pending().await,
+    }
+    Ok(())
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+}
+
+/// Nanoseconds since boot, suspend included.
+fn now() -> u64 {
+    nanoseconds(ClockId::Boottime)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Resident memory in bytes; the file was opened before the lock-in.
+fn own_memory(statm: &fs::File) -> u64 {
+    let mut text = [0; 128];
+    let read = statm.read_at(&mut text, 0).unwrap_or(0);
+    let resident = std::str::from_utf8(&text[..read])
+        .ok()
+        .and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    resident.unwrap_or(0) * rustix::param::page_size() as u64
+}

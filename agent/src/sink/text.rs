@@ -1,0 +1,700 @@
+//! Text for people: like `curl -v`, for the whole machine.
+//!
+//! ```text
+//! 09:30:01.250000 curl[4242] → 127.0.0.1:443: 41 bytes
+//!   > GET / HTTP/1.1
+//!   > Host: localhost
+//!   >
+//! ```
+
+use std::fmt::Arguments;
+use std::io::Write as _;
+use std::net::SocketAddr;
+
+use agent_ebpf::Direction;
+
+use super::instruction_name;
+use crate::escape;
+use crate::record::{
+    Body, Bytes, Calls, Cause, Content, Coverage, CoverageStatus, Process, Record, Stats, WallTime,
+};
+
+/// Turns records into blocks of lines.
+pub(super) struct Encoder {
+    pub(super) colour: bool,
+}
+
+const DIM: &str = "\x1b[2m";
+const RED: &str = "\x1b[31m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const CYAN: &str = "\x1b[36m";
+const RESET: &str = "\x1b[0m";
+
+impl Encoder {
+    /// Appends one block.
+    pub(super) fn encode(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+        match &record.body {
+            Body::Data {
+                direction,
+                offset,
+                length,
+                content,
+            } => {
+                self.head(record, *direction, out);
+                print(out, format_args!("{}\n", plural(*length, "byte")));
+                self.payload(*direction, *offset, *content, out);
+            }
+            Body::Gap {
+                direction,
+                cause,
+                offset,
+                length,
+            } => {
+                self.head(record, *direction, out);
+                self.painted(RED, out, |out| {
+                    print(out, format_args!("{} missing", plural(*length, "byte")));
+                    if let Some(offset) = offset {
+                        print(out, format_args!(" at {offset}"));
+                    }
+                    print(out, format_args!(": {}", cause_words(*cause)));
+                });
+                out.push(b'\n');
+            }
+            Body::Coverage(coverage) => self.coverage(record.process, coverage, out),
+            Body::Stats(stats) => self.stats(stats, out),
+        }
+    }
+
+    /// When, who, which way and with whom.
+    fn head(&self, record: &Record<'_>, direction: Direction, out: &mut Vec<u8>) {
+        self.painted(DIM, out, |out| time(record.time, out));
+        out.push(b' ');
+        self.painted(colour_of(direction), out, |out| {
+            process(record.process, out);
+            print(
+                out,
+                format_args!(
+                    "{}",
+                    match direction {
+                        Direction::Received => " ← ",
+                        Direction::Sent => " → ",
+                    }
+                ),
+            );
+            match record.connection.and_then(|connection| connection.peer) {
+                Some(peer) => {
+                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+                    print(out, format_args!("{peer}"));
+                }
+                None => print(out, format_args!("unknown peer")),
+            }
+        });
+        out.extend_from_slice(b": ");
+    }
+
+    fn payload(&self, direction: Direction, offset: u64, content: Content<'_>, out: &mut Vec<u8>) {
+        let Some(bytes) = content.bytes() else { return };
+        match as_text(bytes) {
+            Some((before, text, after)) => self.lines(direction, before, text, after, out),
+            None => self.dump(direction, offset, bytes, out),
+        }
+    }
+
+    fn lines(
+        &self,
+        direction: Direction,
+        before: &[u8],
+        text: &str,
+        after: &[u8],
+        out: &mut Vec<u8>,
+    ) {
+        let cut = |bytes: &[u8], out: &mut Vec<u8>| {
+            for byte in bytes {
+                escape::byte(*byte, out);
+            }
+        };
+        let mut lines = text.split('\n').peekable();
+        let mut first = true;
+        while let Some(line) = lines.next() {
+            let last = lines.peek().is_none();
+            // A newline ends a line, it doesn't begin an empty one.
+            if last && line.is_empty() && after.is_empty() && !(first && !before.is_empty()) {
+                break;
+            }
+            self.margin(direction, out);
+            if first {
+                cut(before, out);
+                first = false;
+            }
+            // Lines of protocols end in CRLF; a CR elsewhere is shown.
+            let line = if last {
+                line
+            } else {
+                line.strip_suffix('\r').unwrap_or(line)
+            };
+            for (i, piece) in line.split('\t').enumerate() {
+                if i > 0 {
+                    out.extend_from_slice(b"    ");
+                }
+                escape::visible(piece, out);
+            }
+            if last {
+                cut(after, out);
+            }
+            out.push(b'\n');
+        }
+    }
+
+    /// Bytes as hex and ASCII, with their position in the stream.
+    fn dump(&self, direction: Direction, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
+        const LINES: usize = 16;
+        const WIDTH: usize = 16;
+        let shown = bytes.len().min(LINES * WIDTH);
+        for (i, row) in bytes[..shown].chunks(WIDTH).enumerate() {
+            self.margin(direction, out);
+            let position = offset + (i * WIDTH) as u64;
+            self.painted(DIM, out, |out| print(out, format_args!("{position:08x} ")));
+            for column in 0..WIDTH {
+                if column == WIDTH / 2 {
+                    out.push(b' ');
+                }
+                match row.get(column) {
+                    Some(byte) => print(out, format_args!(" {byte:02x}")),
+                    None => out.extend_from_slice(b"   "),
+                }
+            }
+            out.extend_from_slice(b"  ");
+            out.extend(row.iter().map(|byte| match byte {
+                b' '..=b'~' => *byte,
+                _ => b'.',
+            }));
+            out.push(b'\n');
+        }
+        if shown < bytes.len() {
+            self.margin(direction, out);
+            let more = plural((bytes.len() - shown) as u64, "more byte");
+            print(out, format_args!("… {more}\n"));
+        }
+    }
+
+    fn margin(&self, direction: Direction, out: &mut Vec<u8>) {
+        self.painted(colour_of(direction), out, |out| {
+            out.extend_from_slice(match direction {
+                Direction::Received => b"  <",
+                Direction::Sent => b"  >",
+            });
+        });
+        out.push(b' ');
+    }
+
+    fn coverage(&self, who: Option<&Process>, coverage: &Coverage, out: &mut Vec<u8>) {
+        process(who, out);
+        out.push(b' ');
+        let path = &coverage.library_path;
+        escape::visible(path.rsplit('/').next().unwrap_or(path), out);
+        for fact in [&coverage.library_name, &coverage.library_version]
+            .into_iter()
+            .flatten()
+        {
+            out.push(b' ');
+            escape::visible(fact, out);
+        }
+        out.extend_from_slice(b": ");
+        let (colour, words) = match coverage.status {
+            CoverageStatus::Probed => (GREEN, "probed"),
+            CoverageStatus::Partly => (YELLOW, "partly probed"),
+            CoverageStatus::Refused => (RED, "refused"),
+            CoverageStatus::Unknown => (RED, "unknown"),
+        };
+        self.painted(colour, out, |out| print(out, format_args!("{words}")));
+        functions(coverage, out);
+        // Where nothing is probed nothing is seen, from whenever.
+        if !coverage.functions.is_empty() {
+            match coverage.seen_from {
+                None => out.extend_from_slice(b", from its start"),
+                Some(moment) => {
+                    out.extend_from_slice(b", from ");
+                    time(moment, out);
+                    out.extend_from_slice(b" on");
+                }
+            }
+        }
+        if let Some(reason) = &coverage.reason {
+            out.extend_from_slice(b": ");
+            escape::visible(reason, out);
+        }
+        out.push(b'\n');
+    }
+
+    fn stats(&self, stats: &Stats, out: &mut Vec<u8>) {
+        let title = if stats.last { "In all" } else { "So far" };
+        self.painted(DIM, out, |out| print(out, format_args!("{title}")));
+        out.push(b'\n');
+        bytes_line(&stats.ledger.bytes, out);
+        calls_line(&stats.ledger.calls, out);
+        for sink in &stats.sinks {
+            out.extend_from_slice(b"  ");
+            escape::visible(&sink.name, out);
+            print(
+                out,
+                format_args!(
+                    ": {} sent, {} dropped\n",
+                    plural(sink.sent, "record"),
+                    sink.dropped
+                ),
+            );
+        }
+        print(
+            out,
+            format_args!(
+                "  the agent itself: {:.2} s of CPU, {:.1} MiB of memory; content: {}\n",
+                stats.cpu_seconds,
+                stats.memory_bytes as f64 / (1 << 20) as f64,
+                stats.content,
+            ),
+        );
+        for limit in &stats.limits {
+            out.extend_from_slice(b"  ");
+            self.painted(YELLOW, out, |out| {
+                out.extend_from_slice(b"limit: ");
+                escape::visible(limit, out);
+            });
+            out.push(b'\n');
+        }
+    }
+
+    fn painted(&self, colour: &str, out: &mut Vec<u8>, text: impl FnOnce(&mut Vec<u8>)) {
+        if !self.colour {
+            return text(out);
+        }
+        out.extend_from_slice(colour.as_bytes());
+        text(out);
+        out.extend_from_slice(RESET.as_bytes());
+    }
+}
+
+/// Splits a chunk into text and the pieces of a character that was cut off at either end; `None` if
+/// it is something else. NUL makes it binary, as for grep: frames of HTTP/2 are valid UTF-8 often
+/// enough.
+fn as_text(bytes: &[u8]) -> Option<(&[u8], &str, &[u8])> {
+    let is_continuation = |byte: &&u8| matches!(byte, 0x80..=0xbf);
+    let before = bytes.iter().take(3).take_while(is_continuation).count();
+    let (before, rest) = bytes.split_at(before);
+    let (text, after) = match str::from_utf8(rest) {
+        Ok(text) => (text, [].as_slice()),
+        // No length: the end came inside a character.
+        Err(error) if error.error_len().is_none() => {
+            let (text, after) = rest.split_at(error.valid_up_to());
+            (str::from_utf8(text).ok()?, after)
+        }
+        Err(_) => return None,
+    };
+    let is_text =
+        memchr::memchr(0, text.as_bytes()).is_none() && (!text.is_empty() || bytes.is_empty());
+    is_text.then_some((before, text, after))
+}
+
+/// `bytes.seen` and where they all are.
+fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
+    let lost = &bytes.lost;
+    print(
+        out,
+        format_args!(
+            "  {} seen = {} delivered + {} lost + {} filtered + {} over the limit + {} in flight",
+            plural(bytes.seen, "byte"),
+            bytes.delivered,
+            lost.ring_full + lost.copy_fault + lost.map_full + lost.unknown,
+            bytes.filtered,
+            bytes.over_limit,
+            bytes.in_flight,
+        ),
+    );
+    causes(
+        "lost",
+        [
+            (lost.ring_full, "ring full"),
+            (lost.copy_fault, "copy fault"),
+            (lost.map_full, "map full"),
+            (lost.unknown, "unknown"),
+        ],
+        out,
+    );
+}
+
+/// `calls.entries` and what became of them.
+fn calls_line(calls: &Calls, out: &mut Vec<u8>) {
+    let unmatched = &calls.unmatched;
+    print(
+        out,
+        format_args!(
+            "  {} entered = {} returned + {} unmatched + {} in flight; {} more filtered",
+            plural(calls.entries, "call"),
+            calls.returns,
+            unmatched.abandoned + unmatched.too_deep + unmatched.map_full + unmatched.exited,
+            calls.in_flight,
+            calls.filtered,
+        ),
+    );
+    causes(
+        "unmatched",
+        [
+            (unmatched.abandoned, "abandoned"),
+            (unmatched.too_deep, "too deep"),
+            (unmatched.map_full, "map full"),
+            (unmatched.exited, "exited"),
+        ],
+        out,
+    );
+}
+
+/// Ends the line with what a sum is made of, without the zeros.
+fn causes(sum: &str, counts: [(u64, &str); 4], out: &mut Vec<u8>) {
+    let mut opening = format!(" ({sum}: ");
+    let mut closing = "";
+    for (count, cause) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        print(out, format_args!("{opening}{count} {cause}"));
+        opening = ", ".into();
+        closing = ")";
+    }
+    print(out, format_args!("{closing}\n"));
+}
+
+/// Names, and after each run of one kind how the kernel runs the instruction.
+fn functions(coverage: &Coverage, out: &mut Vec<u8>) {
+    let mut opening = " at ";
+    for alike in coverage
+        .functions
+        .chunk_by(|a, b| a.instruction == b.instruction)
+    {
+        for probed in alike {
+            print(out, format_args!("{opening}{}", probed.function));
+            opening = ", ";
+        }
+        print(
+            out,
+            format_args!(" ({})", instruction_name(alike[0].instruction)),
+        );
+    }
+}
+
+/// `curl[4242]`
+fn process(process: Option<&Process>, out: &mut Vec<u8>) {
+    let Some(process) = process else {
+        return out.push(b'?');
+    };
+    escape::visible(process.comm.as_deref().unwrap_or("?"), out);
+    print(out, format_args!("[{}]", process.pid));
+}
+
+/// Time of day in UTC, to the microsecond.
+fn time(moment: WallTime, out: &mut Vec<u8>) {
+    let civil = moment.civil();
+    print(
+        out,
+        format_args!(
+            "{:02}:{:02}:{:02}.{:06}",
+            civil.hour,
+            civil.minute,
+            civil.second,
+            civil.nanosecond / 1000
+        ),
+    );
+}
+
+fn plural(count: u64, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+fn colour_of(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Received => GREEN,
+        Direction::Sent => CYAN,
+    }
+}
+
+fn cause_words(cause: Cause) -> &'static str {
+    match cause {
+        Cause::RingFull => "the ring buffer was full",
+        Cause::CopyFault => "a page of the buffer was not in memory",
+        Cause::MapFull => "too many streams or threads at once",
+        Cause::CallTooLong => "the call was longer than is copied of one",
+        Cause::Unknown => "nobody knows why",
+    }
+}
+
+fn print(out: &mut Vec<u8>, text: Arguments<'_>) {
+    // Writing to memory can't fail.
+    let _ = out.write_fmt(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+    use crate::locate::Instruction;
+    use crate::record::{Calls, Connection, Ledger, Lost, SinkCount, Unmatched};
+    use crate::redact::Policy;
+
+    fn block(record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        Encoder { colour: false }.encode(record, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    /// The lines below the head, for a payload at offset 5.
+    fn payload(bytes: &[u8]) -> String {
+        let (process, connection) = (sample::process(), sample::connection());
+        let block = block(&sample::data(&process, &connection, bytes, Policy::Full));
+        block.split_once('\n').unwrap().1.into()
+    }
+
+    #[test]
+    fn a_request_reads_like_curl() {
+        let (process, connection) = (sample::process(), sample::connection());
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n{\t\"a\": 1}";
+        let record = sample::data(&process, &connection, request, Policy::Full);
+        assert_eq!(
+            block(&record),
+            "01:20:29.000000 curl[4242] → [::1]:443: 44 bytes\n  \
+             > GET / HTTP/1.1\n  \
+             > Host: localhost\n  \
+             > \n  \
+             > {    \"a\": 1}\n"
+        );
+        let record = sample::data(&process, &connection, request, Policy::None);
+        assert_eq!(
+            block(&record),
+            "01:20:29.000000 curl[4242] → [::1]:443: 44 bytes\n"
+        );
+    }
+
+    #[test]
+    fn the_other_way_and_nobody_known() {
+        let record = sample::alone(
+            None,
+            Body::Data {
+                direction: Direction::Received,
+                offset: 0,
+                length: 1,
+                content: Policy::Full.apply(b"x"),
+            },
+        );
+        assert_eq!(
+            block(&record),
+            "01:20:29.000000 ? ← unknown peer: 1 byte\n  < x\n"
+        );
+    }
+
+    #[test]
+    fn newlines_end_lines_and_a_lone_return_is_shown() {
+        assert_eq!(payload(b""), "");
+        assert_eq!(payload(b"\n"), "  > \n");
+        assert_eq!(payload(b"a\n\nb"), "  > a\n  > \n  > b\n");
+        assert_eq!(payload(b"a\rb\r\nc\r"), "  > a\\rb\n  > c\\r\n");
+    }
+
+    #[test]
+    fn a_character_cut_at_either_end_is_still_text() {
+        let text = "é…€".as_bytes();
+        assert_eq!(payload(&text[1..]), "  > \\xa9…€\n");
+        assert_eq!(payload(&text[..7]), "  > é…\\xe2\\x82\n");
+        assert_eq!(payload(b"\xa9\n"), "  > \\xa9\n");
+        assert_eq!(payload(b"a\n\xe2"), "  > a\n  > \\xe2\n");
+        assert!(payload(b"\xa9\xa9\xa9\xa9a").starts_with("  > 00000005  a9"));
+        assert!(payload(b"a\xffb").starts_with("  > 00000005  61 ff 62"));
+        assert!(payload(b"\xa9").starts_with("  > 00000005  a9"));
+    }
+
+    #[test]
+    fn binary_is_dumped_and_cut() {
+        assert_eq!(
+            payload(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00hello \xff\x7f"),
+            "  > 00000005  00 00 12 04 00 00 00 00  00 68 65 6c 6c 6f 20 ff  .........hello .\n  \
+             > 00000015  7f                                                .\n"
+        );
+        let shown = payload(&[0; 256]);
+        assert_eq!(shown.lines().count(), 16);
+        let shown = payload(&[0; 257]);
+        assert_eq!(shown.lines().count(), 17);
+        assert!(shown.ends_with("\n  > … 1 more byte\n"));
+        assert!(payload(&[0; 300]).ends_with("\n  > … 44 more bytes\n"));
+    }
+
+    #[test]
+    fn gaps_are_one_line() {
+        let process = sample::process();
+        let gap = |offset| {
+            block(&sample::alone(
+                Some(&process),
+                Body::Gap {
+                    direction: Direction::Received,
+                    cause: Cause::RingFull,
+                    offset,
+                    length: 512,
+                },
+            ))
+        };
+        let head = "01:20:29.000000 curl[4242] ← unknown peer: 512 bytes missing";
+        assert_eq!(
+            gap(Some(9)),
+            format!("{head} at 9: the ring buffer was full\n")
+        );
+        assert_eq!(gap(None), format!("{head}: the ring buffer was full\n"));
+    }
+
+    #[test]
+    fn coverage_is_one_line() {
+        let process = sample::process();
+        let line = |coverage| block(&sample::alone(Some(&process), Body::Coverage(coverage)));
+        let mut coverage = sample::coverage();
+        assert_eq!(
+            line(coverage.clone()),
+            "curl[4242] libssl.so.3 OpenSSL 3.0.22: \
+             probed at ssl_read_internal, ssl_write_internal (emulated), from its start\n"
+        );
+        coverage.functions[1].instruction = Instruction::Stepped;
+        coverage.seen_from = Some(sample::TIME);
+        coverage.status = CoverageStatus::Partly;
+        coverage.reason = Some("SSL_sendfile\x1b[2J".into());
+        assert_eq!(
+            line(coverage.clone()),
+            "curl[4242] libssl.so.3 OpenSSL 3.0.22: partly probed at ssl_read_internal (emulated), \
+             ssl_write_internal (stepped), from 01:20:29.000000 on: SSL_sendfile\\x1b[2J\n"
+        );
+        coverage.functions.clear();
+        coverage.library_name = None;
+        coverage.library_version = None;
+        coverage.status = CoverageStatus::Refused;
+        coverage.reason = Some("a 32-bit program".into());
+        assert_eq!(
+            line(coverage),
+            "curl[4242] libssl.so.3: refused: a 32-bit program\n"
+        );
+    }
+
+    #[test]
+    fn stats_show_where_everything_is() {
+        let stats = Stats {
+            last: true,
+            ledger: Ledger {
+                bytes: Bytes {
+                    seen: 100,
+                    delivered: 60,
+                    filtered: 10,
+                    over_limit: 5,
+                    in_flight: 4,
+                    lost: Lost {
+                        ring_full: 20,
+                        unknown: 1,
+                        ..Lost::default()
+                    },
+                },
+                calls: Calls {
+                    entries: 1,
+                    returns: 1,
+                    filtered: 3,
+                    ..Calls::default()
+                },
+            },
+            sinks: vec![SinkCount {
+                name: "stdout".into(),
+                sent: 9,
+                dropped: 1,
+            }],
+            cpu_seconds: 0.125,
+            memory_bytes: 3 << 19,
+            content: "full",
+            limits: vec!["no BTF".into()],
+        };
+        assert_eq!(
+            block(&sample::alone(None, Body::Stats(stats.clone()))),
+            "In all\n  \
+             100 bytes seen = 60 delivered + 21 lost + 10 filtered + 5 over the limit \
+             + 4 in flight (lost: 20 ring full, 1 unknown)\n  \
+             1 call entered = 1 returned + 0 unmatched + 0 in flight; 3 more filtered\n  \
+             stdout: 9 records sent, 1 dropped\n  \
+             the agent itself: 0.12 s of CPU, 1.5 MiB of memory; content: full\n  \
+             limit: no BTF\n"
+        );
+        let mut running = stats;
+        running.last = false;
+        running.ledger.calls.unmatched = Unmatched {
+            abandoned: 1,
+            too_deep: 2,
+            map_full: 3,
+            exited: 4,
+        };
+        let block = block(&sample::alone(None, Body::Stats(running)));
+        assert!(block.starts_with("So far\n"));
+        assert!(block.contains(
+            "+ 10 unmatched + 0 in flight; 3 more filtered \
+             (unmatched: 1 abandoned, 2 too deep, 3 map full, 4 exited)\n"
+        ));
+    }
+
+    /// S1: whatever is in a string, no control reaches the terminal.
+    #[test]
+    fn every_control_in_every_string() {
+        for c in ('\0'..=char::MAX).filter(|c| escape::is_control(*c)) {
+            let evil = format!("a{c}b");
+            let process = Process {
+                comm: Some(evil.clone()),
+                ..sample::process()
+            };
+            let connection = Connection {
+                id: evil.clone(),
+                ..sample::connection()
+            };
+            let coverage = Coverage {
+                reason: Some(evil.clone()),
+                library_path: evil.clone(),
+                library_name: Some(evil.clone()),
+                library_version: Some(evil.clone()),
+                ..sample::coverage()
+            };
+            let stats = Stats {
+                sinks: vec![SinkCount {
+                    name: evil.clone(),
+                    ..SinkCount::default()
+                }],
+                limits: vec![evil.clone()],
+                ..Stats::default()
+            };
+            let records = [
+                sample::data(&process, &connection, evil.as_bytes(), Policy::Full),
+                sample::alone(Some(&process), Body::Coverage(coverage)),
+                sample::alone(None, Body::Stats(stats)),
+            ];
+            for record in records {
+                let block = block(&record);
+                assert!(
+                    block
+                        .split('\n')
+                        .all(|line| !line.chars().any(escape::is_control)),
+                    "{c:?}: {block}"
+                );
+                assert!(!block.contains(&evil) || c == '\n');
+            }
+        }
+    }
+
+    #[test]
+    fn colour_is_the_only_difference() {
+        let (process, connection) = (sample::process(), sample::connection());
+        for payload in [b"GET /\n\x1b[0m".as_slice(), b"\0\x1b\xff"] {
+            let record = sample::data(&process, &connection, payload, Policy::Full);
+            let mut out = Vec::new();
+            Encoder { colour: true }.encode(&record, &mut out);
+            let mut coloured = String::from_utf8(out).unwrap();
+            assert!(coloured.contains(CYAN) && coloured.contains(DIM));
+            for style in [DIM, RED, GREEN, YELLOW, CYAN, RESET] {
+                coloured = coloured.replace(style, "");
+            }
+            assert_eq!(coloured, block(&record));
+        }
+    }
+}
