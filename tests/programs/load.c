@@ -10,7 +10,8 @@
 //   map path=FILE at=OFFSET,OFFSET...   until a breakpoint stands at each offset of a new mapping of FILE
 //
 // A pair is one SSL_write and the SSL_reads that bring the same number of bytes. Time is taken around blocks of
-// pairs; a block in which somebody else got the CPU is left out of the times ("disturbed"), never out of the counts.
+// pairs. A block in which somebody else got the CPU ("disturbed") counts in everything but the elapsed times, as long
+// as there are others. CPU time is of all blocks.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -235,7 +236,7 @@ static uint64_t block_length(const struct order *o)
 
 static void run(struct line l, const struct order *o)
 {
-    uint64_t pairs = 0, timed_pairs = 0, timed_ns = 0, timed_cpu = 0, timed = 0, disturbed = 0, block = block_length(o);
+    uint64_t pairs = 0, all_ns = 0, cpu_ns = 0, quiet_pairs = 0, quiet_ns = 0, quiet = 0, disturbed = 0, block = block_length(o);
     uint64_t start = now(), end = o->ms ? start + o->ms * 1000000 : UINT64_MAX, t1 = start;
     while (pairs < o->pairs && t1 < end) {
         uint64_t length = block < o->pairs - pairs ? block : o->pairs - pairs;
@@ -253,21 +254,22 @@ static void run(struct line l, const struct order *o)
                 die("comparing what was read with what was written");
         }
         t1 = now();
-        cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
+        cpu_ns += clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
+        all_ns += t1 - t0;
         if (preemptions() != before) {
             disturbed++;
             continue;
         }
-        timed_pairs += length, timed_ns += t1 - t0, timed_cpu += cpu;
-        if (timed < MOST_BLOCKS)
-            blocks[timed++] = (float)(t1 - t0) / length;
+        quiet_pairs += length, quiet_ns += t1 - t0;
+        if (quiet < MOST_BLOCKS)
+            blocks[quiet++] = (float)(t1 - t0) / length;
     }
-    qsort(blocks, timed, sizeof blocks[0], ascending);
-    double of = timed_pairs ? timed_pairs : 1;
+    qsort(blocks, quiet, sizeof blocks[0], ascending);
+    double mean = quiet ? (double)quiet_ns / quiet_pairs : (double)all_ns / pairs;
     printf("{\"pairs\":%lu,\"bytes\":%lu,\"wall_ns\":%lu,\"disturbed\":%lu,\"mean_ns\":%.1f,\"cpu_ns\":%.1f", pairs,
-           pairs * o->size * (o->one_way ? 1 : 2), t1 - start, disturbed, timed_ns / of, timed_cpu / of);
-    printf(",\"min_ns\":%.1f,\"median_ns\":%.1f,\"max_ns\":%.1f", timed ? blocks[0] : 0, timed ? blocks[timed / 2] : 0,
-           timed ? blocks[timed - 1] : 0);
+           pairs * o->size * (o->one_way ? 1 : 2), t1 - start, disturbed, mean, (double)cpu_ns / pairs);
+    printf(",\"min_ns\":%.1f,\"median_ns\":%.1f,\"max_ns\":%.1f", quiet ? blocks[0] : mean,
+           quiet ? blocks[quiet / 2] : mean, quiet ? blocks[quiet - 1] : mean);
     if (o->hash)
         print_sha256(o, pairs);
     printf("}\n");
@@ -322,7 +324,7 @@ static void obey(struct line l, char *command)
     }
     if (verb && !strcmp(verb, "map"))
         return map(path, at);
-    if (!verb || strcmp(verb, "run") || !o.size || o.size > LARGEST || (o.pairs == UINT64_MAX && !o.ms))
+    if (!verb || strcmp(verb, "run") || !o.size || o.size > LARGEST || !o.pairs || (o.pairs == UINT64_MAX && !o.ms))
         die("understanding a command");
     run(l, &o);
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::ground::{Ground, command};
 use super::load::Owned;
-use super::records::{self, Ledger};
+use super::records::{self, Stats};
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// The privileged half may close its links for up to ten seconds after the end.
@@ -96,11 +96,11 @@ impl Agent {
     }
 
     /// Ends it, waits until its probes are gone, and returns what it says about the run.
-    pub(super) fn stop(mut self) -> Result<Ledger> {
+    pub(super) fn stop(mut self) -> Result<Stats> {
         let family = self.family()?;
         self.signal(libc::SIGTERM)?;
         self.wait_for_end(&family)?;
-        records::last_ledger(&self.records)
+        records::last_stats(&self.records)
     }
 
     /// `family`: from before the end began. The privileged half detaches after the other has gone.

@@ -195,7 +195,7 @@ fn play(
     let pids = [field.memory.pid(), field.loopback.pid()];
     let agent = Agent::watch(&bench.ground, program, &pids, Setup::default())?;
     let moved = measure(field)?;
-    Ok(agent.stop()?.prove(moved))
+    Ok(agent.stop()?.ledger.prove(moved))
 }
 
 /// Returns how many bytes of plaintext were moved, the warm-ups included.

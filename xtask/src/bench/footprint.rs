@@ -84,7 +84,7 @@ pub(super) fn memory(bench: &Bench) -> Result<Vec<Check>> {
             .bytes;
     }
     let m = agent.memory()?;
-    agent.stop()?.prove(moved)?;
+    agent.stop()?.ledger.prove(moved)?;
     let total = (m.resident + m.maps) as f64 / MIB;
     let measured = format!(
         "{total:.1} MiB: {:.1} resident in {} processes, {:.1} in BPF maps",

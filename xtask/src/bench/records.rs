@@ -10,6 +10,13 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
+/// The agent's last word about a run.
+#[derive(Debug, Deserialize)]
+pub(super) struct Stats {
+    pub(super) ledger: Ledger,
+    sinks: Vec<Sink>,
+}
+
 /// Where every byte and every call went; see `Ledger` in the agent.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Ledger {
@@ -35,16 +42,16 @@ struct Calls {
     unmatched: BTreeMap<String, u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Sink {
-    name: String,
     dropped: u64,
 }
 
-#[derive(Deserialize)]
-struct Stats {
-    ledger: Ledger,
-    sinks: Vec<Sink>,
+impl Stats {
+    /// Records that were made and not written.
+    pub(super) fn dropped(&self) -> u64 {
+        self.sinks.iter().map(|s| s.dropped).sum()
+    }
 }
 
 impl Bytes {
@@ -88,8 +95,7 @@ impl Ledger {
     }
 }
 
-/// The last `stats` record, and an error if a sink dropped records.
-pub(super) fn last_ledger(file: &Path) -> Result<Ledger> {
+pub(super) fn last_stats(file: &Path) -> Result<Stats> {
     const TAIL: u64 = 1 << 20;
     let mut opened = File::open(file).with_context(|| format!("opening {}", file.display()))?;
     let start = opened.metadata()?.len().saturating_sub(TAIL);
@@ -101,20 +107,17 @@ pub(super) fn last_ledger(file: &Path) -> Result<Ledger> {
         .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
         .find(|record| record["kind"] == "stats")
         .context("the agent wrote no stats record")?;
-    let stats = Stats::deserialize(&last)
-        .with_context(|| format!("not a stats record as we know it: {last}"))?;
-    if let Some(sink) = stats.sinks.iter().find(|s| s.dropped > 0) {
-        bail!("the sink {} dropped {} records", sink.name, sink.dropped);
-    }
-    Ok(stats.ledger)
+    Stats::deserialize(&last).with_context(|| format!("not a stats record as we know it: {last}"))
 }
 
-/// Processes whose library is probed, by what the agent has written so far.
+/// Processes whose library is probed, by what the agent has written so far. One that was there before
+/// the agent is `partly` covered: its first calls were not seen. The ledger tells whether the others were.
 pub(super) fn probed(file: &Path) -> BTreeSet<u64> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|record| record["kind"] == "coverage" && record["status"] == "probed")
+        .filter(|record| record["kind"] == "coverage")
+        .filter(|record| record["status"] == "probed" || record["status"] == "partly")
         .filter_map(|record| record["process"]["pid"].as_u64())
         .collect()
 }
@@ -244,6 +247,8 @@ mod tests {
         let file = output(
             "abc",
             r#"{"kind":"coverage","status":"probed","process":{"pid":7}}
+{"kind":"coverage","status":"partly","process":{"pid":8}}
+{"kind":"coverage","status":"refused","process":{"pid":9}}
 {"kind":"data","direction":"sent","offset":0,"length":1,"text":"a"}
 {"kind":"data","direction":"received","offset":0,"length":1,"text":"x"}
 {"kind":"data","direction":"sent","offset":1,"length":2,"base64":"YmM="}
@@ -251,7 +256,7 @@ mod tests {
         );
         let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(sha256_of_sent(&file).unwrap(), abc);
-        assert_eq!(probed(&file), BTreeSet::from([7]));
+        assert_eq!(probed(&file), BTreeSet::from([7, 8]));
         assert_eq!(account(&file).unwrap(), Account { data: 4, gaps: 0 });
         fs::remove_file(file).unwrap();
     }
