@@ -260,8 +260,10 @@ fn values(samples: &[(usize, f64)]) -> Vec<f64> {
     samples.iter().map(|s| s.1).collect()
 }
 
+/// None where noise is as large as what is divided by: a round in which probes cost nothing.
 fn ratio(of: Option<Cost>, to: Option<Cost>) -> Option<f64> {
-    Some(of?.added.median / to?.added.median)
+    let (of, to) = of.zip(to)?;
+    (to.added.min > 0.0).then_some(of.added.median / to.added.median)
 }
 
 impl Costs {
@@ -295,7 +297,7 @@ impl Costs {
                 );
                 checks.push(Check::new(
                     claim,
-                    measured.map(|m| (format!("{m:.2} x"), m <= limit)),
+                    measured.map(|m| (format!("{m:.3} x"), m <= limit)),
                 ));
             }
         }
@@ -341,5 +343,18 @@ mod tests {
         assert_eq!(row.agent.unwrap().added.max, 100.0);
         assert_eq!(row.to_exported, Some(50.0 / 220.0));
         assert!(row.own.is_none() && row.to_own.is_none());
+    }
+
+    #[test]
+    fn nothing_is_divided_by_noise() {
+        let cost = |min, median, max| {
+            let spread = Spread { min, median, max };
+            Some(Cost {
+                total: spread,
+                added: spread,
+            })
+        };
+        assert_eq!(ratio(cost(1.0, 6.0, 9.0), cost(1.0, 3.0, 9.0)), Some(2.0));
+        assert_eq!(ratio(cost(1.0, 6.0, 9.0), cost(-1.0, 3.0, 9.0)), None);
     }
 }

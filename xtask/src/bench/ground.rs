@@ -15,22 +15,26 @@ pub(super) struct Ground {
     /// The agent's output: on tmpfs, so the disk is not what we measure.
     memory: Scratch,
     pub(super) program: PathBuf,
-    pub(super) cpus: Option<Cpus>,
+    cpus: Option<Cpus>,
     /// `libssl.so.3` and what it needs, as the system or the caller has it.
     libraries: Vec<PathBuf>,
 }
 
-/// One CPU each, so that only the probes are between the load and its times.
-#[derive(Clone, Copy)]
+/// In the syntax of `taskset`. One each, so that only the probes are between the load and its times.
+#[derive(Clone)]
 pub(super) struct Cpus {
-    server: usize,
-    load: usize,
-    agent: usize,
+    server: String,
+    load: String,
+    agent: String,
 }
 
 impl Ground {
     /// `libraries`: a directory with another libssl and libcrypto than the system's.
-    pub(super) fn prepare(workspace: &Path, libraries: Option<&Path>) -> Result<Ground> {
+    pub(super) fn prepare(
+        workspace: &Path,
+        libraries: Option<&Path>,
+        agent_cpus: &str,
+    ) -> Result<Ground> {
         let scratch = Scratch::new(&std::env::temp_dir())?;
         let memory = Scratch::new(Path::new("/dev/shm"))?;
         let program = scratch.path().join("load");
@@ -40,7 +44,7 @@ impl Ground {
             scratch,
             memory,
             program,
-            cpus: choose_cpus(),
+            cpus: choose_cpus(agent_cpus),
             libraries,
         })
     }
@@ -73,40 +77,48 @@ impl Ground {
         self.memory.path().join("records.ndjson")
     }
 
-    pub(super) fn load_cpu(&self) -> Option<usize> {
-        self.cpus.map(|c| c.load)
+    pub(super) fn pinning(&self) -> String {
+        match &self.cpus {
+            Some(Cpus { load, agent, .. }) => format!("load on CPU {load}, agent on {agent}"),
+            None => "not pinned: fewer than 4 CPUs, or no taskset".to_owned(),
+        }
     }
 
-    pub(super) fn agent_cpu(&self) -> Option<usize> {
-        self.cpus.map(|c| c.agent)
+    pub(super) fn load_cpu(&self) -> Option<&str> {
+        self.cpus.as_ref().map(|c| c.load.as_str())
     }
 
-    pub(super) fn server_cpu(&self) -> Option<usize> {
-        self.cpus.map(|c| c.server)
+    pub(super) fn agent_cpu(&self) -> Option<&str> {
+        self.cpus.as_ref().map(|c| c.agent.as_str())
+    }
+
+    pub(super) fn server_cpu(&self) -> Option<&str> {
+        self.cpus.as_ref().map(|c| c.server.as_str())
     }
 }
 
-/// `program`, on one CPU if there are enough of them. `taskset` becomes the program: the pid is the program's.
-pub(super) fn command(program: impl AsRef<OsStr>, cpu: Option<usize>) -> Command {
+/// `program`, on a CPU of its own if there are enough of them. `taskset` becomes the program: the pid is the program's.
+pub(super) fn command(program: impl AsRef<OsStr>, cpu: Option<&str>) -> Command {
     let Some(cpu) = cpu else {
         return Command::new(program);
     };
     let mut command = Command::new("taskset");
-    command.arg("-c").arg(cpu.to_string()).arg(program);
+    command.arg("-c").arg(cpu).arg(program);
     command
 }
 
-fn choose_cpus() -> Option<Cpus> {
+fn choose_cpus(agent: &str) -> Option<Cpus> {
     let enough = std::thread::available_parallelism().is_ok_and(|n| n.get() >= 4);
     let taskset = Command::new("taskset")
         .arg("-V")
         .output()
         .is_ok_and(|o| o.status.success());
-    (enough && taskset).then_some(Cpus {
-        server: 1,
-        load: 2,
-        agent: 3,
-    })
+    let cpus = Cpus {
+        server: "1".to_owned(),
+        load: "2".to_owned(),
+        agent: agent.to_owned(),
+    };
+    (enough && taskset).then_some(cpus)
 }
 
 fn compile(source: &Path, program: &Path) -> Result<()> {

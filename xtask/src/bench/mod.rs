@@ -28,6 +28,7 @@ usage: cargo xtask bench capture [OPTIONS]      as root
   --json              one JSON document instead of the table
   --agent FILE        this binary instead of building one
   --no-agent          bare calls and empty probes alone
+  --agent-cpus LIST   where the agent runs (3); the load is on CPU 2, a loopback server on CPU 1
   --points 0xN,...    our own probe points as file offsets, instead of asking the agent's locator
   --libraries DIR     libssl and libcrypto from here instead of the system's
 
@@ -56,6 +57,7 @@ struct Options {
     agent: Option<PathBuf>,
     points: Option<Vec<u64>>,
     libraries: Option<PathBuf>,
+    agent_cpus: Option<String>,
 }
 
 pub(super) struct Bench {
@@ -81,7 +83,11 @@ impl Bench {
             (Some(file), false) => Some(file.clone()),
             (None, false) => Some(build_agent(workspace)?),
         };
-        let ground = Ground::prepare(workspace, options.libraries.as_deref())?;
+        let ground = Ground::prepare(
+            workspace,
+            options.libraries.as_deref(),
+            options.agent_cpus.as_deref().unwrap_or("3"),
+        )?;
         let traced = ground.copy_libraries("traced")?;
         let untraced = ground.copy_libraries("untraced")?;
         let libssl = ground.libssl(&traced)?;
@@ -173,7 +179,7 @@ fn run(options: &Options) -> Result<Report> {
         }
     }
     Ok(Report {
-        machine: Machine::here(bench.ground.cpus.is_some()),
+        machine: Machine::here(bench.ground.pinning()),
         costs,
         checks,
     })
@@ -195,6 +201,7 @@ fn parse(args: &[&str]) -> Result<Options> {
             "--only" => options.only = Some(parse_parts(value()?)?),
             "--agent" => options.agent = Some(value()?.into()),
             "--points" => options.points = Some(points::parse(value()?)?),
+            "--agent-cpus" => options.agent_cpus = Some((*value()?).to_owned()),
             "--libraries" => options.libraries = Some(value()?.into()),
             _ => bail!("not understood: {name}\n{USAGE}"),
         }

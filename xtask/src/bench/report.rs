@@ -62,7 +62,7 @@ impl Check {
         let (measured, verdict) = match outcome {
             Some((measured, true)) => (measured, Verdict::Pass),
             Some((measured, false)) => (measured, Verdict::Fail),
-            None => ("no agent".to_owned(), Verdict::NotMeasured),
+            None => ("not measured".to_owned(), Verdict::NotMeasured),
         };
         Check {
             claim,
@@ -85,12 +85,12 @@ pub(super) struct Machine {
     pub(super) kernel: String,
     pub(super) processor: String,
     pub(super) cpus: usize,
-    pub(super) pinned: bool,
+    pub(super) pinning: String,
     pub(super) load_average: String,
 }
 
 impl Machine {
-    pub(super) fn here(pinned: bool) -> Machine {
+    pub(super) fn here(pinning: String) -> Machine {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let processor = read("/proc/cpuinfo")
             .lines()
@@ -100,7 +100,7 @@ impl Machine {
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             processor,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            pinned,
+            pinning,
             load_average: read("/proc/loadavg")
                 .split(' ')
                 .take(3)
@@ -158,15 +158,10 @@ impl Report {
             kernel,
             processor,
             cpus,
-            pinned,
+            pinning,
             load_average,
         } = &self.machine;
-        let pinned = if *pinned {
-            "load and agent on a CPU each"
-        } else {
-            "not pinned: too few CPUs or no taskset"
-        };
-        format!("{processor}, {cpus} CPUs, Linux {kernel}, load {load_average}; {pinned}\n\n")
+        format!("{processor}, {cpus} CPUs, Linux {kernel}, load {load_average}; {pinning}\n\n")
     }
 }
 
@@ -231,7 +226,7 @@ fn spread(values: Option<Spread>) -> String {
 }
 
 fn times(ratio: Option<f64>) -> String {
-    ratio.map_or("-".to_owned(), |r| format!("{r:.2} x"))
+    ratio.map_or("-".to_owned(), |r| format!("{r:.3} x"))
 }
 
 #[cfg(test)]
