@@ -179,6 +179,11 @@ impl Agent {
         Ok(used as f64 / ticks)
     }
 
+    /// How often a thread of it lost its CPU to somebody else: what a loss on a busy machine may come from.
+    pub(super) fn preemptions(&self) -> Result<u64> {
+        Ok(self.family()?.into_iter().map(preemptions).sum())
+    }
+
     pub(super) fn memory(&self) -> Result<Memory> {
         let mut memory = Memory::default();
         let mut maps = BTreeMap::new();
@@ -223,6 +228,22 @@ fn cpu_ticks(pid: u32) -> Option<u64> {
     let fields = stat(pid)?;
     let [user, system] = [11, 12].map(|i| fields.get(i).and_then(|f| f.parse::<u64>().ok()));
     Some(user? + system?)
+}
+
+fn preemptions(pid: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    threads
+        .filter_map(|thread| {
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            let count = status
+                .lines()
+                .find_map(|l| l.strip_prefix("nonvoluntary_ctxt_switches:"))?;
+            count.trim().parse::<u64>().ok()
+        })
+        .sum()
 }
 
 /// Proportional share of everything resident but mapped BPF maps.

@@ -27,6 +27,8 @@ struct Trial {
     answer: Answer,
     stats: Stats,
     cpu_seconds: f64,
+    /// The agent's threads lost their CPU so often.
+    preemptions: u64,
 }
 
 impl Trial {
@@ -49,18 +51,15 @@ impl Trial {
     }
 
     fn losses(&self) -> String {
-        format!(
-            "{} bytes lost, {} records dropped",
-            self.lost(),
-            self.stats.dropped()
-        )
+        let (lost, dropped, times) = (self.lost(), self.stats.dropped(), self.preemptions);
+        format!("{lost} bytes lost, {dropped} records dropped, agent preempted {times} times")
     }
 }
 
 fn trial(bench: &Bench, setup: Setup, order: Order, pause: Option<Duration>) -> Result<Trial> {
     let mut load = Load::memory(&bench.ground, &bench.traced)?;
     let agent = Agent::watch(&bench.ground, bench.agent()?, &[load.pid()], setup)?;
-    let before = agent.cpu_seconds()?;
+    let (cpu_before, preemptions_before) = (agent.cpu_seconds()?, agent.preemptions()?);
     load.begin(order)?;
     if let Some(pause) = pause {
         sleep(Duration::from_millis(200));
@@ -70,7 +69,8 @@ fn trial(bench: &Bench, setup: Setup, order: Order, pause: Option<Duration>) -> 
     }
     let answer = load.finish()?;
     sleep(Duration::from_millis(100));
-    let cpu_seconds = agent.cpu_seconds()? - before;
+    let cpu_seconds = agent.cpu_seconds()? - cpu_before;
+    let preemptions = agent.preemptions()?.saturating_sub(preemptions_before);
     let stats = agent.stop()?;
     stats.ledger.prove(answer.bytes)?;
     if setup.data && stats.dropped() == 0 {
@@ -87,6 +87,7 @@ fn trial(bench: &Bench, setup: Setup, order: Order, pause: Option<Duration>) -> 
         answer,
         stats,
         cpu_seconds,
+        preemptions,
     })
 }
 
