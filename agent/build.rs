@@ -8,8 +8,12 @@ use aya_build::{Package, Toolchain};
 
 fn main() -> Result<()> {
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
+    // Quiet, because aya-build makes a warning of each line that cargo prints.
     // SAFETY: a build script has one thread.
-    unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "1") };
+    unsafe {
+        std::env::set_var("RUSTC_BOOTSTRAP", "1");
+        std::env::set_var("CARGO_TERM_QUIET", "true");
+    }
     let program = Package {
         name: "agent-ebpf",
         root_dir,

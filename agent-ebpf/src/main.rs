@@ -13,6 +13,8 @@
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
+// bpf-linker says which of its ways to find LLVM it did not take.
+#![allow(linker_messages)]
 
 mod call;
 mod emit;

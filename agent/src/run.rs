@@ -4,10 +4,9 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
-    fmt, fs,
-    io::{self, IsTerminal as _, Write as _},
+    fs, io,
     os::{
-        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
     process::ExitCode,
@@ -33,10 +32,10 @@ use crate::{
     ahead::{Ahead, ahead},
     cli::{Attach, Run},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
+    complain::complain,
     config::{Color, Config, Content, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
-    escape,
     half::{self, Filter, Hello, OWN_FILE, Order, Received, Report},
     launch::{self, Half},
     ledger::ledger,
@@ -71,13 +70,6 @@ pub fn run(arguments: &Run) -> ExitCode {
     }
 }
 
-/// One line on stderr, whatever a stranger's path in it contains.
-fn complain(error: &dyn fmt::Display) {
-    let line = escape::visible(&format!("vortex-agent: {error:#}")).into_owned();
-    // Nobody may be reading.
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
 struct Failed {
     code: u8,
     error: anyhow::Error,
@@ -86,25 +78,38 @@ struct Failed {
 /// Everything up to the lock-in, in the order that `ARCHITECTURE.md` explains.
 fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
     let failed = |code| move |error: anyhow::Error| Failed { code, error };
-    let agent_failed = failed(if words.is_empty() { FAILED } else { AGENT_FAILED });
+    let agent_failed = failed(if words.is_empty() {
+        FAILED
+    } else {
+        AGENT_FAILED
+    });
 
-    let core = harden().context("make the process undumpable").map_err(agent_failed)?;
+    let core = harden()
+        .context("make the process undumpable")
+        .map_err(agent_failed)?;
     let target = open_target(config, !words.is_empty()).map_err(agent_failed)?;
     let program = match words {
         [] => None,
         words => Some(program(words).map_err(|(code, error)| Failed { code, error })?),
     };
     let watched = open_watched(config).map_err(agent_failed)?;
-    let options = Attach { ring_size: config.ring_size, ..Attach::default() };
+    let options = Attach {
+        ring_size: config.ring_size,
+        ..Attach::default()
+    };
     let starting = launch::start(&options).map_err(|error| agent_failed(error.into()))?;
     let command = match &program {
         None => None,
         Some(program) => Some(Command {
-            child: program.hold(core).map_err(|error| agent_failed(error.into()))?,
+            child: program
+                .hold(core)
+                .map_err(|error| agent_failed(error.into()))?,
             ahead: ahead(program),
         }),
     };
-    let half = starting.meet().map_err(|error| agent_failed(error.into()))?;
+    let half = starting
+        .meet()
+        .map_err(|error| agent_failed(error.into()))?;
     if command.is_some() {
         leave_keyboard_to_cmd();
     }
@@ -114,7 +119,11 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
         .context("start the event loop")
         .map_err(agent_failed)?;
     runtime
-        .block_on(async { Session::start(config, target, half, command, watched)?.run().await })
+        .block_on(async {
+            Session::start(config, target, half, command, watched)?
+                .run()
+                .await
+        })
         .map_err(agent_failed)
 }
 
@@ -123,7 +132,9 @@ fn program(words: &[OsString]) -> Result<Program, (u8, anyhow::Error)> {
     let user = User::behind_sudo().map_err(|error| (AGENT_FAILED, error.into()))?;
     let program = Program::new(words, user).map_err(|error| (error.code(), error.into()))?;
     // Asked early: a typing error should not cost a password.
-    program.executable().map_err(|error| (error.code(), error.into()))?;
+    program
+        .executable()
+        .map_err(|error| (error.code(), error.into()))?;
     Ok(program)
 }
 
@@ -173,7 +184,10 @@ fn open_watched(config: &Config) -> Result<Watched> {
         .map(|path| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             open(path, flags, Mode::empty()).with_context(|| {
-                format!("open the cgroup {}: it must be a cgroup v2 directory", path.display())
+                format!(
+                    "open the cgroup {}: it must be a cgroup v2 directory",
+                    path.display()
+                )
             })
         })
         .collect::<Result<_>>()?;
@@ -267,22 +281,30 @@ impl<'a> Session<'a> {
         let origin = Origin::new().context("make an id for this run")?;
         let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
         let signals = Caught {
-            interrupt: command.is_none().then(|| signal(SignalKind::interrupt())).transpose()?,
+            interrupt: command
+                .is_none()
+                .then(|| signal(SignalKind::interrupt()))
+                .transpose()?,
             terminate: signal(SignalKind::terminate())?,
             hangup: signal(SignalKind::hangup())?,
             asked: false,
         };
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let pace = AsyncFd::new(timerfd_create(TimerfdClockId::Monotonic, flags)?)?;
-        let owner = command.as_ref().map_or(0, |_| rustix::process::getuid().as_raw());
-        let identity = Identity { signals_as: owner, ..Identity::default() };
+        let pace = readable(timerfd_create(TimerfdClockId::Monotonic, flags)?.as_fd())?;
+        let owner = command
+            .as_ref()
+            .map_or(0, |_| rustix::process::getuid().as_raw());
+        let identity = Identity {
+            signals_as: owner,
+            ..Identity::default()
+        };
         lock_in(identity, SeccompMode::Enforce)?;
         let policy = match config.content {
             Content::Full => Policy::Full,
             Content::None | Content::Redacted => Policy::None,
         };
         if policy == Policy::Full {
-            complain(&"--content full: plaintext is written as it was sent, secrets included");
+            complain("--content full: plaintext is written as it was sent, secrets included");
         }
         let pipeline = Pipeline::new(Wanted {
             emit: config.emit.clone(),
@@ -339,7 +361,8 @@ impl<'a> Session<'a> {
         self.with_sink(|pipeline, out| pipeline.finish(now, out));
         self.sink.drain(Instant::now() + LAST_WRITE);
         self.stats(true);
-        let (_, failure) = self.sink.close(Instant::now() + LAST_WRITE);
+        self.sink.drain(Instant::now() + LAST_WRITE);
+        let failure = self.sink.failure();
         if let Some(half) = &self.half {
             let _ = half::send(&half.socket, &Order::Stop, &[]);
         }
@@ -357,9 +380,9 @@ impl<'a> Session<'a> {
 
     /// Until CMD or the watched processes end, or somebody asks us to.
     async fn serve(&mut self) -> Result<End> {
-        let half = self.half.as_ref().map(|half| half.socket.as_raw_fd());
+        let half = self.half.as_ref().map(|half| half.socket.as_fd());
         let half = half.map(readable).transpose()?;
-        let command = self.command.as_ref().map(|command| command.child.pidfd().as_raw_fd());
+        let command = self.command.as_ref().map(|command| command.child.pidfd());
         let command = command.map(readable).transpose()?;
         let mut ring = None;
         let mut empty_looks = 0;
@@ -373,13 +396,16 @@ impl<'a> Session<'a> {
             if ring.is_none()
                 && let Some(shared) = &self.shared
             {
-                ring = Some(readable(shared.ring.fd().as_raw_fd())?);
+                ring = Some(readable(shared.ring.fd())?);
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
             let is_asleep = empty_looks > EMPTY_LOOKS;
             let pause = match found {
                 Found { more: true, .. } => Duration::from_nanos(1),
-                Found { bytes: BUSY_BYTES.., .. } => LOOK_BUSY,
+                Found {
+                    bytes: BUSY_BYTES..,
+                    ..
+                } => LOOK_BUSY,
                 _ if is_asleep => SLEEP,
                 _ => LOOK,
             };
@@ -390,7 +416,9 @@ impl<'a> Session<'a> {
                 continue;
             }
             self.pace(pause)?;
-            let woke = self.wait(half.as_ref(), ring.as_ref(), command.as_ref()).await?;
+            let woke = self
+                .wait(half.as_ref(), ring.as_ref(), command.as_ref())
+                .await?;
             self.set_awake(true);
             match woke {
                 Woke::ToLook => {}
@@ -436,7 +464,10 @@ impl<'a> Session<'a> {
             .min(self.next_clock.saturating_duration_since(now))
             .max(Duration::from_nanos(1));
         let once = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
             it_value: Timespec::try_from(pause).context("a pause of the reader")?,
         };
         timerfd_settime(self.pace.get_ref(), TimerfdTimerFlags::empty(), &once)?;
@@ -445,12 +476,17 @@ impl<'a> Session<'a> {
 
     async fn wait(
         &mut self,
-        half: Option<&AsyncFd<RawFd>>,
-        ring: Option<&AsyncFd<RawFd>>,
-        command: Option<&AsyncFd<RawFd>>,
+        half: Option<&AsyncFd<OwnedFd>>,
+        ring: Option<&AsyncFd<OwnedFd>>,
+        command: Option<&AsyncFd<OwnedFd>>,
     ) -> Result<Woke> {
         let half = half.filter(|_| self.half.is_some());
-        let Caught { interrupt, terminate, hangup, .. } = &mut self.signals;
+        let Caught {
+            interrupt,
+            terminate,
+            hangup,
+            ..
+        } = &mut self.signals;
         let interrupted = async {
             match interrupt {
                 Some(interrupt) => interrupt.recv().await,
@@ -480,14 +516,19 @@ impl<'a> Session<'a> {
             return Ok(Some(End::Asked(128 + signal.as_raw() as u8)));
         }
         if let Err(error) = command.child.signal(signal) {
-            complain(&format!("pass signal {} on to the command: {error}", signal.as_raw()));
+            complain(format!(
+                "pass signal {} on to the command: {error}",
+                signal.as_raw()
+            ));
         }
         Ok(None)
     }
 
     fn is_over(&mut self) -> Option<End> {
         if !self.watched.processes.is_empty() {
-            self.watched.processes.retain(|(_, pidfd)| !has_ended(pidfd.as_fd()));
+            self.watched
+                .processes
+                .retain(|(_, pidfd)| !has_ended(pidfd.as_fd()));
             if self.watched.processes.is_empty() {
                 return Some(End::Asked(0));
             }
@@ -503,14 +544,17 @@ impl<'a> Session<'a> {
         }
         // CMD goes on; its records are counted as dropped.
         if !std::mem::replace(&mut self.sink_complained, true) {
-            complain(&format!("{failure}; the command goes on"));
+            complain(format!("{failure}; the command goes on"));
         }
         None
     }
 
     /// Takes what is in the ring, up to a batch.
     fn look(&mut self) -> Found {
-        let mut found = Found { bytes: 0, more: false };
+        let mut found = Found {
+            bytes: 0,
+            more: false,
+        };
         let Some(Shared { ring, .. }) = &mut self.shared else {
             return found;
         };
@@ -569,10 +613,14 @@ impl<'a> Session<'a> {
             (None, Some(status)) => status.to_string(),
             (None, None) => "it closed its socket".to_owned(),
         };
-        if self.command.as_ref().is_none_or(|command| command.child.is_held()) {
+        if self
+            .command
+            .as_ref()
+            .is_none_or(|command| command.child.is_held())
+        {
             bail!("the privileged half ended: {why}");
         }
-        complain(&format!(
+        complain(format!(
             "the privileged half ended ({why}): nothing more is captured, the command goes on"
         ));
         Ok(())
@@ -587,7 +635,11 @@ impl<'a> Session<'a> {
             (Report::Process(facts), 0) => self.with_sink(|line, out| line.process(facts, out)),
             (Report::Mapped(mapped), 0 | 1) => self.mapped(mapped, fds.pop(), now)?,
             (Report::Attached(attached), 0) => {
-                tracing::debug!(file = attached.file, micros = attached.micros, "probes in place");
+                tracing::debug!(
+                    file = attached.file,
+                    micros = attached.micros,
+                    "probes in place"
+                );
                 self.answered(attached.file);
                 let (file, at) = (attached.file, attached.at);
                 self.with_sink(|line, out| line.attached(file, at, now, out));
@@ -650,7 +702,10 @@ impl<'a> Session<'a> {
 
     fn filter(&self) -> Filter {
         let of = &self.config.filter;
-        let command = self.command.as_ref().map(|command| command.child.pid.as_raw_pid() as u32);
+        let command = self
+            .command
+            .as_ref()
+            .map(|command| command.child.pid.as_raw_pid() as u32);
         Filter {
             pids: command.map_or_else(|| of.pids.clone(), |pid| vec![pid]),
             follow: command.is_some(),
@@ -705,7 +760,13 @@ impl<'a> Session<'a> {
     }
 
     fn mapped(&mut self, mapped: half::Mapped, fd: Option<OwnedFd>, now: u64) -> Result<()> {
-        let half::Mapped { file, pid, at, path, held } = mapped;
+        let half::Mapped {
+            file,
+            pid,
+            at,
+            path,
+            held,
+        } = mapped;
         if held {
             self.held.insert((pid, file));
         }
@@ -721,10 +782,17 @@ impl<'a> Session<'a> {
                     self.pipeline.refused(file, path, why.clone());
                     Order::Refuse { file, why }
                 }
-                Err(_) => Order::Attach { file, points: Vec::new() },
+                Err(_) => Order::Attach {
+                    file,
+                    points: Vec::new(),
+                },
             });
         }
-        let user = Mapper { pid, mapped_at: at, held };
+        let user = Mapper {
+            pid,
+            mapped_at: at,
+            held,
+        };
         self.with_sink(|line, out| line.mapped(file, user, now, out));
         if let Some(order) = answer {
             if !matches!(&order, Order::Attach { points, .. } if !points.is_empty()) {
@@ -751,7 +819,8 @@ impl<'a> Session<'a> {
         if at >= self.next_clock {
             self.next_clock = at + CLOCK_INTERVAL;
             let boot = now();
-            self.pipeline.set_clock(nanoseconds(ClockId::Realtime).wrapping_sub(boot));
+            self.pipeline
+                .set_clock(nanoseconds(ClockId::Realtime).wrapping_sub(boot));
         }
         if at >= self.next_stats {
             self.next_stats = at + self.config.stats_interval;
@@ -842,7 +911,7 @@ impl<'a> Session<'a> {
                  `vortex-agent run`"
             )
         };
-        complain(&format!("nothing was captured: {why}"));
+        complain(format!("nothing was captured: {why}"));
     }
 }
 
@@ -893,11 +962,15 @@ fn is_worth_a_word(why: Refusal, path: &str) -> bool {
     }
 }
 
-fn readable(fd: RawFd) -> Result<AsyncFd<RawFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE).context("watch a descriptor")
+/// Its own copy: the original may be closed first.
+fn readable(fd: BorrowedFd<'_>) -> Result<AsyncFd<OwnedFd>> {
+    let fd = fd.try_clone_to_owned().context("copy a descriptor")?;
+    // SAFETY: the event loop owns the descriptor and closes it after it has forgotten it.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    fd.context("watch a descriptor")
 }
 
-async fn ready(fd: Option<&AsyncFd<RawFd>>) -> Result<()> {
+async fn ready(fd: Option<&AsyncFd<OwnedFd>>) -> Result<()> {
     match fd {
         Some(fd) => fd.readable().await?.clear_ready(),
         None => std::future::pending().await,
@@ -908,7 +981,10 @@ async fn ready(fd: Option<&AsyncFd<RawFd>>) -> Result<()> {
 fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
 }
 

@@ -15,13 +15,16 @@ use super::{ReadAt, Refusal};
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
-/// Bytes read of one file in all: the bound of all work, whatever the tables claim. A Chromium with its
-/// symbols needs half of it.
-const BUDGET: u64 = 1 << 30;
+/// Bytes read of one file in all: the bound of all work, whatever the tables claim. Node needs a sixth.
+const BUDGET: u64 = 512 << 20;
+/// Linux runs no program whose program headers are larger than 64 KiB.
+const PROGRAM_HEADERS_MAX: u64 = (64 << 10) / size_of::<elf::ProgramHeader64<LE>>() as u64;
 /// Places where wanted names may stand in one string table. Linkers keep each string once.
 const NAMES_MAX: usize = 1024;
+/// Functions with wanted names. A real file has one of each.
+const SAME_NAMES_MAX: usize = 64;
 /// No function of a TLS library is that long; SSL_write has 400 bytes.
-const FUNCTION_MAX: u64 = 64 << 10;
+const FUNCTION_MAX: u64 = 16 << 10;
 /// A function with more references than this has too many callers for any rule.
 const REFERENCES_MAX: usize = 64;
 
@@ -125,8 +128,10 @@ impl<'a> Elf<'a> {
             offset: header.e_phoff.get(LE),
             count: header.e_phnum.get(LE).into(),
         };
-        if usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>() {
-            return Err(Refusal::Malformed("size of a program header"));
+        if usize::from(header.e_phentsize.get(LE)) != size_of::<elf::ProgramHeader64<LE>>()
+            || table.count > PROGRAM_HEADERS_MAX
+        {
+            return Err(Refusal::Malformed("its program headers"));
         }
         let mut dynamic = None;
         for program in self.all::<elf::ProgramHeader64<LE>>(table)? {
@@ -137,7 +142,7 @@ impl<'a> Elf<'a> {
                     self.within_file(offset, size)?;
                     address
                         .checked_add(size)
-                        .ok_or(Refusal::Malformed("address of a segment"))?;
+                        .ok_or(Refusal::Malformed("the address of a segment"))?;
                     self.segments.push(Segment {
                         address,
                         offset,
@@ -265,7 +270,7 @@ impl<'a> Elf<'a> {
             return Ok(());
         }
         if usize::from(header.e_shentsize.get(LE)) != size_of::<elf::SectionHeader64<LE>>() {
-            return Err(Refusal::Malformed("size of a section header"));
+            return Err(Refusal::Malformed("its section headers"));
         }
         let sections = self.all::<elf::SectionHeader64<LE>>(table)?;
         let Some(symtab) = sections
@@ -276,7 +281,7 @@ impl<'a> Elf<'a> {
         };
         let strings = sections
             .get(symtab.sh_link.get(LE) as usize)
-            .ok_or(Refusal::Malformed("strings of .symtab"))?;
+            .ok_or(Refusal::Malformed("the strings of .symtab"))?;
         self.symbols.push(SymbolTable {
             symbols: Table {
                 offset: symtab.sh_offset.get(LE),
@@ -305,12 +310,18 @@ impl<'a> Elf<'a> {
                         name: places[at].1,
                         address: symbol.st_value.get(LE),
                     };
-                    if !found.contains(&symbol) && found.len() < NAMES_MAX {
+                    if !found.contains(&symbol) {
                         found.push(symbol);
                     }
                 }
-                ControlFlow::Continue(())
+                match found.len() {
+                    0..=SAME_NAMES_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
             })?;
+        }
+        if found.len() > SAME_NAMES_MAX {
+            return Err(Refusal::Malformed("one name again and again"));
         }
         Ok(found)
     }
@@ -474,43 +485,35 @@ impl<'a> Elf<'a> {
         Ok(is_function(&symbol).then_some(symbol.st_value.get(LE)))
     }
 
-    /// Addresses of the four bytes in code that name `target` relative to their end: direct calls, jumps and
-    /// `lea`. `None` if there are too many, or too much code.
+    /// Addresses in code of the four bytes that name `target` relative to their end, in direct branches and
+    /// operands; the first [`REFERENCES_MAX`].
     ///
-    /// All positions are looked at, not only instructions: a false hit is one in four thousand million bytes
-    /// and makes one caller too many, which is the safe side.
-    pub(super) fn references(&self, target: u64) -> Result<Option<Vec<u64>>, Refusal> {
+    /// All positions are looked at, not only instructions. A false hit makes one caller too many, which is
+    /// the safe side.
+    pub(super) fn references(&self, target: u64) -> Result<Vec<u64>, Refusal> {
         let mut references = Vec::new();
         for segment in self.segments.iter().filter(|segment| segment.is_code()) {
             let text = segment.offset..segment.offset + segment.size;
-            self.windows(text, 3, |offset, window| {
-                let end = segment
-                    .address
-                    .wrapping_add(offset - segment.offset)
-                    .wrapping_add(4);
-                let mut wanted = target.wrapping_sub(end) as u32;
-                for (at, word) in window.array_windows::<4>().enumerate() {
-                    // Zero is the end of the padding before the target.
-                    if u32::from_le_bytes(*word) == wanted && wanted != 0 {
-                        references.push(end.wrapping_sub(4).wrapping_add(at as u64));
+            self.windows(text, 5, |offset, window| {
+                let start = segment.address + (offset - segment.offset);
+                for (at, [first, second, distance @ ..]) in window.array_windows::<6>().enumerate()
+                {
+                    let end = start.wrapping_add(at as u64 + 6);
+                    if u32::from_le_bytes(*distance) == target.wrapping_sub(end) as u32
+                        && is_relative([*first, *second])
+                        && references.len() < REFERENCES_MAX
+                    {
+                        references.push(end.wrapping_sub(4));
                     }
-                    wanted = wanted.wrapping_sub(1);
                 }
-                if references.len() > REFERENCES_MAX {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                ControlFlow::Continue(())
             })?;
-            if references.len() > REFERENCES_MAX {
-                return Ok(None);
-            }
         }
-        Ok(Some(references))
+        Ok(references)
     }
 
-    /// The first answer of `read` to an occurrence of `needle` and up to `tail` bytes behind it, in the first
-    /// `max` bytes that the program can't write.
+    /// The first answer of `read` to the `tail` bytes behind an occurrence of `needle`, in the first `max`
+    /// bytes that the program can't write.
     pub(super) fn search<T>(
         &self,
         needle: &[u8],
@@ -524,24 +527,21 @@ impl<'a> Elf<'a> {
         for segment in self
             .segments
             .iter()
-            .filter(|segment| segment.flags & elf::PF_W == elf::ProgramFlags(0))
+            .filter(|segment| !segment.is_writable())
         {
             let size = min(segment.size, left);
             left -= size;
-            self.windows(
-                segment.offset..segment.offset + size,
-                needle.len() + tail,
-                |_, window| {
-                    answer = finder
-                        .find_iter(window)
-                        .find_map(|at| read(&window[at + needle.len()..]));
-                    if answer.is_none() {
-                        ControlFlow::Continue(())
-                    } else {
-                        ControlFlow::Break(())
-                    }
-                },
-            )?;
+            let range = segment.offset..segment.offset + size;
+            self.windows(range, needle.len() + tail, |_, window| {
+                let behind = |at: usize| {
+                    &window[at + needle.len()..min(at + needle.len() + tail, window.len())]
+                };
+                answer = finder.find_iter(window).find_map(|at| read(behind(at)));
+                match answer {
+                    None => ControlFlow::Continue(()),
+                    Some(_) => ControlFlow::Break(()),
+                }
+            })?;
             if answer.is_some() {
                 break;
             }
@@ -644,6 +644,10 @@ impl Segment {
         self.flags & elf::PF_X != elf::ProgramFlags(0)
     }
 
+    fn is_writable(&self) -> bool {
+        self.flags & elf::PF_W != elf::ProgramFlags(0)
+    }
+
     fn contains(&self, range: &Range<u64>) -> bool {
         // The sum was checked when the header was read.
         self.address <= range.start
@@ -657,6 +661,12 @@ fn is_function(symbol: &elf::Sym64<LE>) -> bool {
     symbol.st_type() == elf::STT_FUNC
         && symbol.st_shndx.get(LE) != elf::SHN_UNDEF
         && symbol.st_value.get(LE) != 0
+}
+
+/// Do four bytes behind these two name an address? call, jmp, jcc, or a ModRM byte of `x(%rip)`. Without this,
+/// the padding before a function refers to it.
+fn is_relative(before: [u8; 2]) -> bool {
+    matches!(before, [_, 0xe8 | 0xe9] | [0x0f, 0x80..=0x8f]) || before[1] & 0xc7 == 0x05
 }
 
 fn after(offset: u64, distance: u64) -> Result<u64, Refusal> {

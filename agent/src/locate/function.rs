@@ -89,6 +89,41 @@ impl Function {
             })
     }
 
+    /// Is `register`, which no call preserves, an argument: read on some path from the entry before it is
+    /// written? All paths, because a compiler may put a return that clears the registers first.
+    pub(super) fn takes(&self, register: Register) -> bool {
+        let mut factory = InstructionInfoFactory::new();
+        let mut seen = vec![false; self.instructions.len()];
+        let mut paths = vec![0];
+        while let Some(index) = paths.pop() {
+            if index >= seen.len() || std::mem::replace(&mut seen[index], true) {
+                continue;
+            }
+            let instruction = &self.instructions[index];
+            let used = factory.info(instruction).used_registers().iter();
+            let accesses = used.filter(|used| used.register().full_register() == register);
+            let accesses: Vec<_> = accesses.map(|used| used.access()).collect();
+            if accesses.iter().any(|access| reads(*access)) {
+                return true;
+            }
+            if !accesses.is_empty() {
+                continue;
+            }
+            let flow = instruction.flow_control();
+            if matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch) {
+                paths.push(index + 1);
+            }
+            if matches!(
+                flow,
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+            ) {
+                let target = instruction.near_branch_target();
+                paths.extend(self.instructions.binary_search_by_key(&target, Decoded::ip));
+            }
+        }
+        false
+    }
+
     /// Is `register` set to zero, last before `target` is called?
     pub(super) fn passes_zero(&self, register: Register, target: u64) -> bool {
         let mut factory = InstructionInfoFactory::new();
@@ -209,9 +244,107 @@ fn is_zeroing(instruction: &Decoded) -> bool {
     }
 }
 
+fn reads(access: OpAccess) -> bool {
+    matches!(
+        access,
+        OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+    )
+}
+
 fn writes(access: OpAccess) -> bool {
     matches!(
         access,
         OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(code: &[u8], arguments: usize, expected: Option<(usize, Instruction)>) {
+        let mut code = code.to_vec();
+        code.push(0xc3);
+        let function = Function::decode(0x1000, 0, code).expect("code");
+        let place = function
+            .place(arguments)
+            .map(|place| (place.distance, place.instruction));
+        assert_eq!(place, expected);
+    }
+
+    const ENTRY: Option<(usize, Instruction)> = Some((0, Instruction::Stepped));
+
+    fn emulated(distance: usize) -> Option<(usize, Instruction)> {
+        Some((distance, Instruction::Emulated))
+    }
+
+    #[test]
+    fn first_emulated_instruction() {
+        check(&[0x41, 0x57], 4, emulated(0));
+        // endbr64; push %r14
+        check(&[0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x56], 5, emulated(4));
+        // test %rdi,%rdi; je
+        check(&[0x48, 0x85, 0xff, 0x74, 0x02, 0x90, 0x90], 4, emulated(3));
+        // xor %eax,%eax; mov (%rdi),%eax; push
+        check(&[0x31, 0xc0, 0x8b, 0x07, 0x55], 4, emulated(4));
+        // 66 90 may be stepped over, not probed
+        check(&[0x66, 0x90, 0x55], 4, emulated(2));
+    }
+
+    #[test]
+    fn arguments_and_stack_must_be_intact() {
+        check(&[0x48, 0x83, 0xec, 0x18, 0x55], 3, ENTRY);
+        // mov %rdx,%rcx; push: rcx is the fourth argument
+        check(&[0x48, 0x89, 0xd1, 0x55], 3, emulated(3));
+        check(&[0x48, 0x89, 0xd1, 0x55], 4, ENTRY);
+        // xor %r8d,%r8d writes all of r8
+        check(&[0x45, 0x31, 0xc0, 0x55], 4, emulated(3));
+        check(&[0x45, 0x31, 0xc0, 0x55], 5, ENTRY);
+        // mov %rax,(%rdi)
+        check(&[0x48, 0x89, 0x07, 0x55], 3, ENTRY);
+        // call *%rax; push
+        check(&[0xff, 0xd0, 0x55], 3, ENTRY);
+        // lock add: refused, and nothing emulated before the store
+        check(&[0xf0, 0x01, 0x07, 0x55], 3, None);
+    }
+
+    #[test]
+    fn a_jump_into_the_prologue_refutes_the_point() {
+        // endbr64; push; pop; jmp to the push
+        check(&[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfc], 3, ENTRY);
+        // ... behind the push
+        check(
+            &[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x5d, 0xeb, 0xfd],
+            3,
+            emulated(4),
+        );
+    }
+
+    #[test]
+    fn arguments_are_read_first_on_some_path() {
+        let takes = |code: &[u8]| {
+            Function::decode(0x1000, 0, code.to_vec())
+                .expect("code")
+                .takes(Register::R8)
+        };
+        assert!(takes(&[0x4c, 0x89, 0xc5, 0xc3]));
+        assert!(!takes(&[0x4d, 0x89, 0xc8, 0x4c, 0x89, 0xc5, 0xc3]));
+        // call; mov %r8,%rbp: the call has overwritten it
+        assert!(!takes(&[0xff, 0xd0, 0x4c, 0x89, 0xc5, 0xc3]));
+        // je +4; xor %r8d,%r8d; ret; mov %r8,%rbp: read on the second path
+        assert!(takes(&[
+            0x74, 0x04, 0x45, 0x31, 0xc0, 0xc3, 0x4c, 0x89, 0xc5, 0xc3
+        ]));
+        // jmp to itself ends
+        assert!(!takes(&[0xeb, 0xfe]));
+    }
+
+    #[test]
+    fn far_points_are_refused() {
+        let near: Vec<_> = [0x31, 0xc0].repeat(5).into_iter().chain([0x55]).collect();
+        check(&near, 3, emulated(10));
+        let far: Vec<_> = [0x31, 0xc0].repeat(6).into_iter().chain([0x55]).collect();
+        check(&far, 3, ENTRY);
+    }
 }

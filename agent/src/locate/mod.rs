@@ -6,6 +6,8 @@
 
 mod elf;
 mod function;
+#[cfg(test)]
+mod image;
 mod instruction;
 mod openssl;
 

@@ -292,7 +292,7 @@ mod tests {
     fn cpu_lists_as_the_kernel_writes_them() {
         assert_eq!(cpu_list("0\n"), [0]);
         assert_eq!(cpu_list("0-3,5\n"), [0, 1, 2, 3, 5]);
-        assert_eq!(cpu_list(""), []);
+        assert!(cpu_list("").is_empty());
     }
 
     #[test]

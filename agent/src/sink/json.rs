@@ -861,6 +861,9 @@ mod tests {
             connection.id = format!("4242-1a2b-{n}");
             check(&process, &connection, Some(1), None);
         }
+        for tid in 0..20 * SLOTS as u32 {
+            check(&process, &connection, Some(tid), None);
+        }
     }
 
     /// `cargo test --release -- --ignored --nocapture speed`

@@ -201,6 +201,9 @@ mod tests {
         symlink(scratch.0.join("nowhere"), scratch.path()).unwrap();
         assert!(refusal(&scratch.path()).contains("symbolic link"));
         assert!(!scratch.0.join("nowhere").exists());
+        // Also if it is put there between the look and the opening.
+        let late = open(&scratch.path(), OFlags::empty());
+        assert_eq!(late.unwrap_err(), Errno::LOOP);
 
         fs::remove_file(scratch.path()).unwrap();
         fs::hard_link(&precious, scratch.path()).unwrap();
@@ -214,6 +217,8 @@ mod tests {
         let fifo = scratch.path();
         rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
         assert!(refusal(&fifo).contains("FIFO"));
+        let late = open(&fifo, OFlags::empty());
+        assert_eq!(late.unwrap_err(), Errno::NXIO);
         // Also with a reader, when opening it would succeed.
         let read = OFlags::RDONLY | OFlags::NONBLOCK;
         let _reader = rustix::fs::open(&fifo, read, Mode::empty()).unwrap();

@@ -9,6 +9,7 @@
 
 use std::fmt::Arguments;
 use std::io::Write as _;
+use std::mem;
 use std::net::SocketAddr;
 
 use agent_ebpf::Direction;
@@ -114,19 +115,16 @@ impl Encoder {
                 escape::byte(*byte, out);
             }
         };
+        let mut before = before;
         let mut lines = text.split('\n').peekable();
-        let mut first = true;
         while let Some(line) = lines.next() {
             let last = lines.peek().is_none();
             // A newline ends a line, it doesn't begin an empty one.
-            if last && line.is_empty() && after.is_empty() && !(first && !before.is_empty()) {
+            if last && line.is_empty() && after.is_empty() {
                 break;
             }
             self.margin(direction, out);
-            if first {
-                cut(before, out);
-                first = false;
-            }
+            cut(mem::take(&mut before), out);
             // Lines of protocols end in CRLF; a CR elsewhere is shown.
             let line = if last {
                 line
@@ -503,6 +501,7 @@ mod tests {
         assert_eq!(payload(&text[1..]), "  > \\xa9…€\n");
         assert_eq!(payload(&text[..7]), "  > é…\\xe2\\x82\n");
         assert_eq!(payload(b"\xa9\n"), "  > \\xa9\n");
+        assert_eq!(payload(b"\xa9a\nb"), "  > \\xa9a\n  > b\n");
         assert_eq!(payload(b"a\n\xe2"), "  > a\n  > \\xe2\n");
         assert!(payload(b"\xa9\xa9\xa9\xa9a").starts_with("  > 00000005  a9"));
         assert!(payload(b"a\xffb").starts_with("  > 00000005  61 ff 62"));

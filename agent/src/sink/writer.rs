@@ -128,9 +128,7 @@ impl Writer {
     }
 
     pub(super) fn flush(&mut self) {
-        if !self.batch.bytes.is_empty() {
-            self.hand_over(QUEUE);
-        }
+        self.hand_over(QUEUE);
     }
 
     pub(super) fn drain(&mut self, deadline: Instant) -> bool {
@@ -169,6 +167,9 @@ impl Writer {
     /// Gives the batch to the thread unless there would be more than `limit` bytes with it. True if
     /// the batch is empty now.
     fn hand_over(&mut self, limit: usize) -> bool {
+        if self.batch.bytes.is_empty() {
+            return true;
+        }
         let mut queue = self.shared.lock();
         if queue.failure.is_some() {
             self.failed = true;
@@ -492,7 +493,10 @@ mod tests {
         }
         assert!(writer.drain(soon()));
         assert!(writer.failure().unwrap().is_broken_pipe());
+        assert_eq!((writer.count().sent, writer.count().dropped), (1, 1999));
         append(&mut writer, 2000);
+        assert!(writer.drain(soon()));
+        assert_eq!((writer.count().sent, writer.count().dropped), (1, 2000));
         let (count, failure) = writer.close(soon());
         assert_eq!((count.sent, count.dropped), (1, 2000));
         assert!(failure.unwrap().is_broken_pipe());
@@ -529,9 +533,34 @@ mod tests {
         writer.flush();
         reader.read_exact(&mut [0; 2000]).unwrap();
         drop(reader);
-        let (count, failure) = writer.close(soon());
-        assert_eq!((count.sent, count.dropped), (1, 2));
-        assert!(failure.unwrap().is_broken_pipe());
+        assert!(writer.drain(soon()));
+        assert_eq!((writer.count().sent, writer.count().dropped), (1, 2));
+        assert!(writer.close(soon()).1.unwrap().is_broken_pipe());
+    }
+
+    #[test]
+    fn records_are_told_apart_in_a_batch_of_several_flushes() {
+        let (mut writer, mut reader) = piped();
+        for (letter, length) in [(b'a', 200_000), (b'b', 100_000), (b'c', 100_000)] {
+            writer.append(|out| out.resize(out.len() + length, letter));
+            writer.flush();
+            // The first is in the thread's hands, so that the others meet in the queue.
+            while writer
+                .shared
+                .lock()
+                .batches
+                .iter()
+                .any(|batch| batch.bytes[0] == b'a')
+            {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(writer.shared.lock().batches.len(), 1);
+        // And the pipe's 64 KiB end inside the last one.
+        reader.read_exact(&mut [0; 310_000]).unwrap();
+        drop(reader);
+        let (count, _) = writer.close(soon());
+        assert_eq!((count.sent, count.dropped), (2, 1));
     }
 
     #[test]

@@ -1,0 +1,321 @@
+//! What can be typed.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+
+use crate::{
+    config::{Config, ConfigError, Settings},
+    record::Kind,
+};
+
+/// Shows the plaintext of TLS traffic on this machine: no certificates, no proxy, no code changes
+#[derive(Debug, Parser)]
+#[command(name = "vortex-agent", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    Run(Box<Run>),
+    Doctor(Doctor),
+    /// Print the default settings as a commented file for `run --config`
+    Config,
+    #[command(hide = true)]
+    Attach(Attach),
+    /// Load every kernel program into this kernel and say which it takes
+    #[command(hide = true)]
+    LoadCheck,
+    /// Make one TLS call, for `doctor` to look at
+    #[command(hide = true)]
+    TlsSelfTest,
+}
+
+/// Show TLS plaintext: of CMD and its children, or of the whole machine
+///
+/// Without CMD it watches the machine until it is interrupted. With CMD it starts it as the calling
+/// user, watches it and its children only, and ends with its exit status.
+///
+/// Filters: the same one twice means "or", different ones mean "and". --pid, --comm, --uid and
+/// --cgroup act in the kernel, from the first byte: what they turn away is never copied. --exe and
+/// --container act on what was copied.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_AFTER, after_long_help = RUN_AFTER)]
+pub struct Run {
+    #[command(flatten)]
+    pub settings: Settings,
+
+    /// Never stop a process of CMD's tree while a library that it has just mapped is probed: its
+    /// first request may be missed
+    #[arg(long)]
+    pub no_hold: bool,
+
+    /// Read settings from FILE; flags win. `vortex-agent config` prints one
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Command to run and watch
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    pub command: Vec<OsString>,
+}
+
+const RUN_AFTER: &str = "\
+Exit status:
+  with CMD     CMD's own; 128+N if signal N killed it; 126 or 127 if it could not be run;
+               125 if the agent failed before CMD was started
+  without CMD  0 done, 1 failed
+  both         2 misuse
+
+Examples:
+  vortex-agent run -- curl https://example.com
+  vortex-agent run --content full --output json -- python3 app.py
+  sudo vortex-agent run --uid alice --uid bob --comm node";
+
+impl Run {
+    /// Flags over file over defaults.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let flags = Settings {
+            hold: self.no_hold.then_some(false),
+            ..self.settings.clone()
+        };
+        let file = self.config.as_deref().map(Settings::read).transpose()?;
+        let config = Config::try_from(flags.or(file.unwrap_or_default()))?;
+        if !self.command.is_empty() && !config.filter.pids.is_empty() {
+            return Err(ConfigError::PidAndCommand);
+        }
+        Ok(config)
+    }
+}
+
+/// Check kernel, privileges and libraries, and say for each failing line what to do
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Say of this process what is seen and why
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pid: Option<u32>,
+
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The privileged half. Started by the agent, of no use by itself
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub struct Attach {
+    /// Abstract address of the agent, where stdin is not its socket
+    #[arg(long, value_name = "NAME")]
+    pub connect: Option<String>,
+
+    #[arg(long, value_name = "BYTES", default_value_t = agent_ebpf::RING_BYTES)]
+    pub ring_size: u32,
+
+    /// Links by perf events also where the kernel has better ones, for tests
+    #[arg(long)]
+    pub no_multi: bool,
+}
+
+impl Default for Attach {
+    fn default() -> Self {
+        Self {
+            connect: None,
+            ring_size: agent_ebpf::RING_BYTES,
+            no_multi: false,
+        }
+    }
+}
+
+impl Attach {
+    /// The arguments that parse to this.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let mut args = vec![
+            "attach".into(),
+            format!("--ring-size={}", self.ring_size).into(),
+        ];
+        if let Some(name) = &self.connect {
+            args.push(format!("--connect={name}").into());
+        }
+        if self.no_multi {
+            args.push("--no-multi".into());
+        }
+        args
+    }
+}
+
+/// `--emit` takes every kind of the contract, also those that nothing produces yet: a script that
+/// asks for one must not break on an older agent.
+impl ValueEnum for Kind {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[
+            Self::Data,
+            Self::Http,
+            Self::Websocket,
+            Self::Sse,
+            Self::Grpc,
+            Self::Llm,
+            Self::Mcp,
+            Self::Finding,
+            Self::Coverage,
+            Self::Gap,
+            Self::Stats,
+        ]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(match self {
+            Self::Data => "data",
+            Self::Http => "http",
+            Self::Websocket => "websocket",
+            Self::Sse => "sse",
+            Self::Grpc => "grpc",
+            Self::Llm => "llm",
+            Self::Mcp => "mcp",
+            Self::Finding => "finding",
+            Self::Coverage => "coverage",
+            Self::Gap => "gap",
+            Self::Stats => "stats",
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory as _, error::ErrorKind};
+
+    use super::*;
+    use crate::config::{Color, Content, Output};
+
+    fn parse(line: &str) -> Result<Action, clap::Error> {
+        let words = std::iter::once("vortex-agent").chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.action)
+    }
+
+    fn run(line: &str) -> Run {
+        match parse(&format!("run {line}")).unwrap() {
+            Action::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_arrives() {
+        let run = run(
+            "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container ab \
+             --emit data,gap --emit stats --content full --output json -o f --ring-size 65536 \
+             --stats-interval 500ms --no-hold --color never -vv",
+        );
+        let config = run.config().unwrap();
+        assert_eq!(config.filter.pids, [1, 2]);
+        assert_eq!(config.filter.uids, [0, 0]);
+        assert_eq!(config.filter.comms, ["a"]);
+        assert_eq!(config.filter.exes, ["/usr/*"]);
+        assert_eq!(config.filter.containers, ["ab"]);
+        assert_eq!(config.filter.cgroups, [PathBuf::from("/sys/fs/cgroup/x")]);
+        assert_eq!(
+            config.emit.into_iter().collect::<Vec<_>>(),
+            [Kind::Data, Kind::Gap, Kind::Stats]
+        );
+        assert_eq!(config.content, Content::Full);
+        assert_eq!(config.output, Output::Json);
+        assert_eq!(config.output_file, Some(PathBuf::from("f")));
+        assert_eq!(config.ring_size, 65536);
+        assert_eq!(config.stats_interval.as_millis(), 500);
+        assert_eq!(config.color, Color::Never);
+        assert!(!config.hold);
+        assert_eq!(run.verbose, 2);
+    }
+
+    #[test]
+    fn the_command_is_taken_as_it_is() {
+        let run = run("--content none -- curl --output json -v -- x");
+        assert_eq!(run.command, ["curl", "--output", "json", "-v", "--", "x"]);
+        assert_eq!(run.verbose, 0);
+    }
+
+    #[test]
+    fn misuse_is_2() {
+        for line in [
+            "",
+            "run curl",
+            "run --emit date",
+            "run --emit data,",
+            "run --content some",
+            "run --pid 0",
+            "run --pid 1 -- true",
+            "run --stats-interval 10",
+            "run --ring-size 8M",
+            "run --nonsense",
+            "doctor --pid x",
+            "nonsense",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_is_told_the_known_ones() {
+        let error = parse("run --emit date").unwrap_err().to_string();
+        for kind in Kind::value_variants() {
+            let name = kind.to_possible_value().unwrap();
+            assert!(error.contains(name.get_name()), "{error}");
+        }
+        for kind in Kind::value_variants() {
+            let name = kind.to_possible_value().unwrap();
+            run(&format!("--emit {}", name.get_name()));
+        }
+    }
+
+    #[test]
+    fn help_and_version_are_0() {
+        for (line, kind) in [
+            ("--version", ErrorKind::DisplayVersion),
+            ("--help", ErrorKind::DisplayHelp),
+            ("run --help", ErrorKind::DisplayHelp),
+        ] {
+            let answer = parse(line).unwrap_err();
+            assert_eq!((answer.kind(), answer.exit_code()), (kind, 0));
+        }
+        let help = parse("--help").unwrap_err().to_string();
+        for hidden in ["attach", "load-check", "tls-self-test"] {
+            assert!(!help.contains(hidden), "{help}");
+        }
+    }
+
+    #[test]
+    fn hidden_actions() {
+        assert!(matches!(parse("load-check"), Ok(Action::LoadCheck)));
+        assert!(matches!(parse("tls-self-test"), Ok(Action::TlsSelfTest)));
+        assert!(matches!(parse("config"), Ok(Action::Config)));
+        let Ok(Action::Doctor(doctor)) = parse("doctor --pid 7 --json") else {
+            panic!("doctor")
+        };
+        assert_eq!((doctor.pid, doctor.json), (Some(7), true));
+    }
+
+    #[test]
+    fn what_is_sent_to_the_half_is_what_it_reads() {
+        let sent = Attach {
+            connect: Some("vortex-0".into()),
+            ring_size: 65536,
+            no_multi: true,
+        };
+        for attach in [sent, Attach::default()] {
+            let words = std::iter::once("vortex-agent".into()).chain(attach.to_args());
+            match Cli::try_parse_from(words).unwrap().action {
+                Action::Attach(read) => assert_eq!(read, attach),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
