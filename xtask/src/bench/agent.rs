@@ -179,7 +179,7 @@ impl Agent {
         Ok(used as f64 / ticks)
     }
 
-    /// How often a thread of it lost its CPU to somebody else: what a loss on a busy machine may come from.
+    /// How often a thread of it lost its CPU to another, its own included: where a loss may come from.
     pub(super) fn preemptions(&self) -> Result<u64> {
         Ok(self.family()?.into_iter().map(preemptions).sum())
     }
