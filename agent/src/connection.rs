@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasher as _, RandomState},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::SocketAddr,
 };
 
@@ -34,15 +34,29 @@ impl Entry {
 }
 
 /// Every connection of every live process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Connections {
     entries: HashMap<HandleId, Entry>,
     sockets: Sockets,
-    /// Its keys are random: an id tells nothing of the address that it is made of.
-    ids: RandomState,
+    key: u128,
 }
 
 impl Connections {
+    /// Ids are keyed by `key`: if it is random, they tell nothing of the addresses that they are made of.
+    pub fn new(key: u128) -> Connections {
+        Connections {
+            entries: HashMap::new(),
+            sockets: Sockets::default(),
+            key,
+        }
+    }
+
+    fn name(&self, id: &HandleId) -> String {
+        let mut hasher = DefaultHasher::new();
+        (self.key, id).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    }
+
     pub fn contains(&self, id: &HandleId) -> bool {
         self.entries.contains_key(id)
     }
@@ -56,7 +70,7 @@ impl Connections {
 
     pub fn open(&mut self, id: HandleId, joined: Joined, library: Option<(&str, Option<&str>)>) {
         let facts = Connection {
-            id: format!("{:016x}", self.ids.hash_one(id)),
+            id: self.name(&id),
             attribution: Attribution::None,
             joined,
             local: None,
@@ -149,7 +163,7 @@ mod tests {
     #[test]
     fn the_socket_of_a_call_names_the_connection() {
         let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap());
-        let mut connections = Connections::default();
+        let mut connections = Connections::new(0);
         connections.open(ID, Joined::Start, Some(("OpenSSL", None)));
         connections.announce(7, local, peer);
         connections.used(&ID, 0);
@@ -168,7 +182,7 @@ mod tests {
 
     #[test]
     fn an_id_is_stable_and_another_for_each_life_of_a_process() {
-        let mut connections = Connections::default();
+        let mut connections = Connections::new(0);
         let again = HandleId { born: 9, ..ID };
         connections.open(ID, Joined::Start, None);
         connections.open(again, Joined::Start, None);

@@ -74,7 +74,7 @@ mod tests {
         let ledger = ledger(
             |index| match index {
                 counter::SEEN => 1_000_000,
-                counter::ENTRIES => 50_000,
+                counter::ENTRIES => 2_000_000,
                 index => 1 << index,
             },
             Tally {

@@ -11,7 +11,7 @@ use vortex_agent::{
     cli::{Action, Cli},
     complain::complain,
     config::Config,
-    probe, run,
+    doctor, probe, run, self_test,
 };
 
 fn main() -> ExitCode {
@@ -20,7 +20,8 @@ fn main() -> ExitCode {
         Action::Attach(options) => attach::attach(&options),
         Action::Config => print(Config::DEFAULTS),
         Action::LoadCheck => load_check(),
-        Action::Doctor(_) | Action::TlsSelfTest => ExitCode::FAILURE,
+        Action::Doctor(arguments) => doctor::doctor(&arguments),
+        Action::TlsSelfTest => self_test(),
     }
 }
 
@@ -28,6 +29,16 @@ fn main() -> ExitCode {
 fn print(text: &str) -> ExitCode {
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+fn self_test() -> ExitCode {
+    match self_test::call() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Loads each program by itself. For tests on many kernels.

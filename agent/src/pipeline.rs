@@ -27,6 +27,8 @@ pub struct Wanted {
     pub exes: Vec<String>,
     /// Container ids, or their beginnings.
     pub containers: Vec<String>,
+    /// Makes the ids of connections; random, but the same for a replay.
+    pub key: u128,
 }
 
 /// All state of the line.
@@ -67,10 +69,10 @@ const PARKED_BYTES: usize = 1 << 20;
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
         Pipeline {
+            connections: Connections::new(wanted.key),
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),
-            connections: Connections::default(),
             parked: HashMap::new(),
             tally: Tally::default(),
             told_ring_full: 0,

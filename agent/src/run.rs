@@ -278,6 +278,8 @@ impl<'a> Session<'a> {
         command: Option<Command>,
         watched: Watched,
     ) -> Result<Session<'a>> {
+        let mut key = [0; 16];
+        rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
         let origin = Origin::new().context("make an id for this run")?;
         let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
         let signals = Caught {
@@ -311,6 +313,7 @@ impl<'a> Session<'a> {
             content: policy,
             exes: config.filter.exes.clone(),
             containers: config.filter.containers.clone(),
+            key: u128::from_ne_bytes(key),
         });
         let now = Instant::now();
         Ok(Session {

@@ -28,6 +28,7 @@ fn frames_client(lab: &Lab, program: &str, name: &str, options: &[&str]) -> Run 
     let mut command = argv![lab.compiled(program), server.port.to_string()];
     command.extend(options.iter().map(Into::into));
     let run = lab.agent().run(command);
+    run.success();
     let truth = lab.truth(name);
     records::same(&truth, &server.client_truth()).unwrap();
     run.assert_exact(&truth);

@@ -14,6 +14,7 @@ fn single_write(lab: &Lab, agent: Agent<'_>, bytes: u64) -> (Run, Vec<Truth>) {
         server.port.to_string(),
         format!("single={bytes}")
     ]);
+    run.success();
     let truth = lab.truth("mix");
     records::same(&truth, &server.client_truth()).unwrap();
     assert_eq!(total(&truth), 16 + bytes + 1);
@@ -86,6 +87,7 @@ fn sixteen_threads_at_full_speed() {
         server.port.to_string(),
         "threads=16"
     ]);
+    run.success();
     let truth = lab.truth("mix");
     records::same(&truth, &server.client_truth()).unwrap();
     run.assert_accounted(&truth, &["ring_full"]);

@@ -10,6 +10,7 @@ use crate::harness::{seconds, wait_for};
 struct Stat {
     state: char,
     parent: u32,
+    group: u32,
 }
 
 fn stat(pid: u32) -> Option<Stat> {
@@ -19,6 +20,7 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat {
         state: fields.next()?.chars().next()?,
         parent: fields.next()?.parse().ok()?,
+        group: fields.next()?.parse().ok()?,
     })
 }
 
@@ -55,6 +57,13 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
         at += 1;
     }
     tree
+}
+
+/// The processes of a group that are stopped, and what they are.
+pub(crate) fn stopped(group: u32) -> Vec<(u32, Vec<String>)> {
+    let stats = all().filter_map(|pid| Some((pid, stat(pid)?)));
+    let stopped = stats.filter(|(_, stat)| stat.group == group && stat.state == 'T');
+    stopped.map(|(pid, _)| (pid, command_line(pid))).collect()
 }
 
 pub(crate) fn command_line(pid: u32) -> Vec<String> {

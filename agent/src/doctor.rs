@@ -1,0 +1,428 @@
+//! `vortex-agent doctor`: what works on this machine, what does not, and what to do about it.
+
+use std::{
+    env, fs,
+    io::{self, Read as _, Write as _},
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    process::{Pid, Signal, geteuid, kill_process},
+    thread::{CapabilitySet, capabilities, no_new_privs},
+};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{cli::Doctor, complain::complain, escape, self_test::MARKER};
+
+/// How a check came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Works, with less.
+    Limited,
+    Failed,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    detail: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    way_out: Option<String>,
+}
+
+fn ok(name: &'static str, detail: impl Into<String>) -> Check {
+    Check {
+        name,
+        status: Status::Ok,
+        detail: detail.into(),
+        way_out: None,
+    }
+}
+
+fn limited(name: &'static str, detail: impl Into<String>, way_out: impl Into<String>) -> Check {
+    let way_out = Some(way_out.into());
+    Check {
+        name,
+        status: Status::Limited,
+        detail: detail.into(),
+        way_out,
+    }
+}
+
+fn failed(name: &'static str, detail: impl Into<String>, way_out: impl Into<String>) -> Check {
+    Check {
+        status: Status::Failed,
+        ..limited(name, detail, way_out)
+    }
+}
+
+pub fn doctor(arguments: &Doctor) -> ExitCode {
+    let mut checks = vec![
+        kernel(),
+        uprobes(),
+        types(),
+        lockdown(),
+        privileges(),
+        perf(),
+    ];
+    checks.push(self_test());
+    if let Some(pid) = arguments.pid {
+        checks.extend(process(pid));
+    }
+    let is_healthy = checks.iter().all(|check| check.status != Status::Failed);
+    let written = if arguments.json {
+        json(&checks, is_healthy)
+    } else {
+        text(&checks)
+    };
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        complain(format!("write the report: {error}"));
+        return ExitCode::FAILURE;
+    }
+    if is_healthy {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn json(checks: &[Check], is_healthy: bool) -> io::Result<()> {
+    let report = serde_json::json!({ "v": 1, "ok": is_healthy, "checks": checks }).to_string();
+    // serde_json leaves DEL, C1 and format controls as they are; details hold strangers' paths.
+    let mut line = String::with_capacity(report.len() + 1);
+    for c in report.chars() {
+        if escape::is_control(c) {
+            c.encode_utf16(&mut [0; 2])
+                .iter()
+                .for_each(|unit| line.push_str(&format!("\\u{unit:04x}")));
+        } else {
+            line.push(c);
+        }
+    }
+    writeln!(io::stdout(), "{line}")
+}
+
+fn text(checks: &[Check]) -> io::Result<()> {
+    let mut out = Vec::new();
+    for check in checks {
+        let mark = match check.status {
+            Status::Ok => "ok",
+            Status::Limited => "limited",
+            Status::Failed => "FAILED",
+        };
+        escape::visible(
+            &format!("{mark:8} {:11} {}", check.name, check.detail),
+            &mut out,
+        );
+        out.push(b'\n');
+        if let Some(way_out) = &check.way_out {
+            escape::visible(&format!("{:20} → {way_out}", ""), &mut out);
+            out.push(b'\n');
+        }
+    }
+    io::stdout().write_all(&out)
+}
+
+fn kernel() -> Check {
+    let uname = rustix::system::uname();
+    let (release, machine) = (
+        uname.release().to_string_lossy(),
+        uname.machine().to_string_lossy(),
+    );
+    let detail = format!("Linux {release} on {machine}");
+    if machine != "x86_64" {
+        return failed(
+            "kernel",
+            detail,
+            "Vortex knows the probe points of x86-64 only",
+        );
+    }
+    ok("kernel", detail)
+}
+
+fn uprobes() -> Check {
+    match fs::read_to_string("/sys/bus/event_source/devices/uprobe/type") {
+        Ok(_) => ok("uprobes", "the kernel has them"),
+        Err(error) => failed(
+            "uprobes",
+            format!("/sys/bus/event_source/devices/uprobe: {error}"),
+            "a kernel with CONFIG_UPROBES (5.10 or later) and /sys mounted is needed",
+        ),
+    }
+}
+
+fn types() -> Check {
+    match fs::File::open("/sys/kernel/btf/vmlinux") {
+        Ok(_) => ok("types", "/sys/kernel/btf/vmlinux is there"),
+        Err(error) => limited(
+            "types",
+            format!("/sys/kernel/btf/vmlinux: {error}"),
+            "capture works; no addresses of connections, no --comm filter. A kernel with \
+             CONFIG_DEBUG_INFO_BTF has them",
+        ),
+    }
+}
+
+fn lockdown() -> Check {
+    let Ok(text) = fs::read_to_string("/sys/kernel/security/lockdown") else {
+        return ok("lockdown", "off");
+    };
+    if text.contains("[confidentiality]") {
+        return limited(
+            "lockdown",
+            "confidentiality",
+            "programs that read kernel memory are refused: no addresses of connections, no --comm \
+             filter. Boot with lockdown=integrity for all of it",
+        );
+    }
+    ok("lockdown", text.trim().to_owned())
+}
+
+/// The rights of the half, by how it would be started.
+fn privileges() -> Check {
+    if !geteuid().is_root() {
+        return match (no_new_privs(), on_path("sudo")) {
+            (Ok(true), _) => failed(
+                "privileges",
+                "not root, and no_new_privs is set: sudo can't work here",
+                "run vortex-agent as root, outside of this sandbox or container",
+            ),
+            (_, false) => failed(
+                "privileges",
+                "not root, and there is no sudo",
+                "install sudo, or run vortex-agent as root",
+            ),
+            _ => ok(
+                "privileges",
+                "not root: the privileged half is started by sudo",
+            ),
+        };
+    }
+    let needed = [
+        ("CAP_BPF", CapabilitySet::BPF),
+        ("CAP_PERFMON", CapabilitySet::PERFMON),
+        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
+        ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
+    ];
+    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    if held.contains(CapabilitySet::SYS_ADMIN) {
+        return ok("privileges", "root");
+    }
+    let missing: Vec<_> = needed
+        .iter()
+        .filter(|(_, one)| !held.contains(*one))
+        .collect();
+    if missing.is_empty() {
+        return limited(
+            "privileges",
+            "root without CAP_SYS_ADMIN",
+            "kernels before 6.6 need CAP_SYS_ADMIN to attach",
+        );
+    }
+    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
+    let names = names.join(", ");
+    failed(
+        "privileges",
+        format!("root without {names}"),
+        format!("give this process {names}"),
+    )
+}
+
+fn on_path(program: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|folder| folder.join(program).is_file()))
+}
+
+fn perf() -> Check {
+    match fs::read_to_string("/proc/sys/kernel/perf_event_paranoid") {
+        Ok(level) => ok(
+            "perf",
+            format!("kernel.perf_event_paranoid is {}", level.trim()),
+        ),
+        Err(error) => failed(
+            "perf",
+            format!("/proc/sys/kernel/perf_event_paranoid: {error}"),
+            "a kernel with CONFIG_PERF_EVENTS and /proc mounted is needed",
+        ),
+    }
+}
+
+/// One TLS call of our own, watched as anybody's would be: probes, ring, ledger and output.
+fn self_test() -> Check {
+    const NAME: &str = "self-test";
+    let started = Instant::now();
+    let command = ["--content", "full", "--", "/proc/self/exe", "tls-self-test"];
+    let output = match watch(&command, Duration::from_secs(20), None) {
+        Ok(output) => output,
+        Err(error) => return failed(NAME, error.to_string(), "see the line above"),
+    };
+    let took = started.elapsed().as_millis();
+    let seen = |direction: &str| {
+        output.of("data").any(|record| {
+            record["direction"] == direction && record["text"].as_str() == Some(MARKER)
+        })
+    };
+    let Some(stats) = output.of("stats").last() else {
+        let why = "run `vortex-agent doctor` as root, or see the reason";
+        return failed(NAME, output.complaint(), why);
+    };
+    if let Some(why) = output
+        .lines
+        .iter()
+        .find(|line| line.contains("no libssl on this machine"))
+    {
+        return limited(NAME, why.clone(), "install libssl3 to have it tested");
+    }
+    if !seen("sent") || !seen("received") {
+        return failed(
+            NAME,
+            format!("a TLS call was made and not seen: {}", output.complaint()),
+            "please report this, with `vortex-agent run -v -- curl https://…`",
+        );
+    }
+    let instruction = output
+        .of("coverage")
+        .find_map(|record| record["instruction"].as_str().map(str::to_owned))
+        .unwrap_or_default();
+    let bytes = &stats["ledger"]["bytes"];
+    let detail = format!(
+        "a TLS call of our own was seen in {took} ms: {} bytes sent and received, {} lost; the probed \
+         instructions are {instruction}",
+        bytes["seen"],
+        bytes["lost"]
+            .as_object()
+            .map_or(0, |lost| lost.values().filter_map(Value::as_u64).sum())
+    );
+    if instruction == "stepped" {
+        return limited(
+            NAME,
+            detail,
+            "each call costs about 10 µs more than with an emulated instruction: this build of the \
+             library has none at its entry",
+        );
+    }
+    ok(NAME, detail)
+}
+
+/// What would be seen of this process.
+fn process(pid: u32) -> Vec<Check> {
+    const NAME: &str = "process";
+    let pid_text = pid.to_string();
+    let arguments = ["--emit", "coverage,stats", "--pid", &pid_text];
+    let output = match watch(
+        &arguments,
+        Duration::from_secs(20),
+        Some(Duration::from_secs(1)),
+    ) {
+        Ok(output) => output,
+        Err(error) => return vec![failed(NAME, error.to_string(), "is it running?")],
+    };
+    let found: Vec<Check> = output
+        .of("coverage")
+        .map(|record| covered(pid, record))
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    if output.of("stats").next().is_none() {
+        return vec![failed(NAME, output.complaint(), "is it running?")];
+    }
+    vec![limited(
+        NAME,
+        format!("process {pid} maps no TLS library that we know"),
+        "it may load one later, speak TLS by other means (a JVM, Go, a stripped static library), or \
+         leave it to another process",
+    )]
+}
+
+fn covered(pid: u32, record: &Value) -> Check {
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let path = text(&record["library"]["path"]);
+    let functions: Vec<String> = record["functions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| format!("{} ({})", text(&one["name"]), text(&one["instruction"])))
+        .collect();
+    let detail = format!("process {pid}: {path}: {}", functions.join(", "));
+    match record["status"].as_str() {
+        Some("probed" | "partly") => ok("process", detail),
+        _ => failed("process", detail, text(&record["reason"])),
+    }
+}
+
+/// What a run of the agent said.
+struct Output {
+    records: Vec<Value>,
+    /// Lines that are no records.
+    lines: Vec<String>,
+}
+
+impl Output {
+    fn of(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.records
+            .iter()
+            .filter(move |record| record["kind"] == kind)
+    }
+
+    /// The agent's own words, without their prefix.
+    fn complaint(&self) -> String {
+        let line = self
+            .lines
+            .iter()
+            .rev()
+            .find_map(|line| line.strip_prefix("vortex-agent: "));
+        line.unwrap_or("the agent said nothing").to_owned()
+    }
+}
+
+/// Runs the agent itself with JSON on its stderr or stdout; ends it after `enough`, or kills it after
+/// `limit`.
+fn watch(arguments: &[&str], limit: Duration, enough: Option<Duration>) -> io::Result<Output> {
+    // Not `/proc/self/exe`: sudo resolves it to itself.
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["run", "--output", "json"]).args(arguments);
+    let (reader, writer) = io::pipe()?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut child = command.spawn()?;
+    // It holds the pipe's other end.
+    drop(command);
+    let pid = Pid::from_child(&child);
+    let (sender, ended) = std::sync::mpsc::channel::<()>();
+    let guard = std::thread::spawn(move || {
+        let asked = enough.is_some_and(|enough| ended.recv_timeout(enough).is_err());
+        if asked {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        if ended.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    });
+    let mut text = String::new();
+    let read = (&reader).take(1 << 20).read_to_string(&mut text);
+    // Still our child: its pid is nobody else's before this.
+    drop(sender);
+    let _ = guard.join();
+    child.wait()?;
+    read?;
+    let (mut records, mut lines) = (Vec::new(), Vec::new());
+    for line in text.lines() {
+        match serde_json::from_str::<Value>(line) {
+            Ok(record) => records.push(record),
+            Err(_) => lines.push(line.to_owned()),
+        }
+    }
+    Ok(Output { records, lines })
+}

@@ -1,0 +1,388 @@
+//! Text scenarios through the whole line to golden NDJSON: no root, no kernel, no clock.
+//!
+//! `scenarios/NAME.toml` says what the kernel and the half report, `scenarios/NAME.ndjson` what comes
+//! out. `UPDATE_EXPECT=1` rewrites the latter.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use agent_ebpf::{Data, Direction, Gap, Head, Shape, Socket, cause, cookie, kind};
+use clap::ValueEnum as _;
+use serde::Deserialize;
+use vortex_agent::{
+    coverage::User,
+    half::{Facts, Pending},
+    locate::{Found, Instruction, Point},
+    pipeline::{Pipeline, Wanted},
+    record::Kind,
+    redact::Policy,
+    sink::{Format, Origin, Sink, Target},
+};
+use zerocopy::IntoBytes as _;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scenario {
+    #[serde(default)]
+    content: Option<String>,
+    #[serde(default)]
+    exes: Vec<String>,
+    event: Vec<Step>,
+}
+
+/// One thing that happens. Times are milliseconds since boot; a step without one follows at once.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Step {
+    Process {
+        pid: u32,
+        comm: Option<String>,
+        executable: Option<String>,
+        parent: Option<u32>,
+    },
+    Found {
+        file: u64,
+        path: String,
+    },
+    Refused {
+        file: u64,
+        path: String,
+        why: String,
+    },
+    Mapped {
+        file: u64,
+        pid: u32,
+        at: Option<u64>,
+        #[serde(default)]
+        held: bool,
+    },
+    Attached {
+        file: u64,
+        at: u64,
+    },
+    Data {
+        pid: u32,
+        handle: u64,
+        direction: String,
+        offset: u64,
+        text: Option<String>,
+        hex: Option<String>,
+        #[serde(default)]
+        socket: u64,
+        /// 1: the read function of the file found first, 2: its write function.
+        #[serde(default)]
+        point: u64,
+        #[serde(default)]
+        born: u64,
+    },
+    Gap {
+        pid: u32,
+        handle: u64,
+        direction: String,
+        offset: Option<u64>,
+        length: u64,
+        cause: String,
+    },
+    Pending {
+        pid: u32,
+        handle: u64,
+        direction: String,
+        offset: u64,
+        length: u64,
+    },
+    Socket {
+        cookie: u64,
+        local: [u8; 4],
+        local_port: u16,
+        peer: [u8; 4],
+        peer_port: u16,
+    },
+    Clock {
+        at: u64,
+    },
+    Ended {
+        pid: u32,
+    },
+    Finish {},
+}
+
+fn check(name: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    let text = fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
+    let scenario: Scenario =
+        toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let actual = run(name, &scenario);
+    let golden = folder.join(format!("{name}.ndjson"));
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs::write(&golden, &actual).unwrap();
+    }
+    let expected = fs::read_to_string(&golden).unwrap_or_default();
+    for (at, (actual, expected)) in actual.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(actual, expected, "{name}: line {}", at + 1);
+    }
+    assert_eq!(
+        actual.lines().count(),
+        expected.lines().count(),
+        "{name}: number of lines:\n{actual}"
+    );
+}
+
+fn run(name: &str, scenario: &Scenario) -> String {
+    let output = std::env::temp_dir().join(format!("vortex-{name}-{}", std::process::id()));
+    let target = Target::file(&output).unwrap();
+    let origin = Origin {
+        run: "run".into(),
+        host: "host".into(),
+    };
+    let mut sink = Sink::start(target, Format::Json, &origin).unwrap();
+    let mut line = Pipeline::new(Wanted {
+        emit: Kind::value_variants()
+            .iter()
+            .copied()
+            .collect::<BTreeSet<_>>(),
+        content: match scenario.content.as_deref() {
+            Some("full") => Policy::Full,
+            _ => Policy::None,
+        },
+        exes: scenario.exes.clone(),
+        containers: Vec::new(),
+        key: 1,
+    });
+    // Boot was at 2026-01-01T00:00:00Z.
+    line.set_clock(1_767_225_600_000_000_000);
+    let mut now = 0;
+    for step in &scenario.event {
+        line_step(&mut line, step, &mut now, &mut sink);
+    }
+    let (count, failure) = sink.close(Instant::now() + Duration::from_secs(10));
+    assert!(
+        failure.is_none() && count.dropped == 0,
+        "{failure:?} {count:?}"
+    );
+    let text = fs::read_to_string(&output).unwrap();
+    fs::remove_file(&output).unwrap();
+    text
+}
+
+fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
+    let time = *now;
+    let out = &mut |record: &vortex_agent::record::Record<'_>| sink.write(record);
+    let ms = |at: u64| at * 1_000_000;
+    match step {
+        Step::Process {
+            pid,
+            comm,
+            executable,
+            parent,
+        } => {
+            let facts = Facts {
+                pid: *pid,
+                comm: comm.clone(),
+                executable: executable.clone(),
+                parent_pid: *parent,
+                ..Facts::default()
+            };
+            line.process(facts, out);
+        }
+        Step::Found { file, path } => {
+            let point = |function, direction, offset| Point {
+                offset,
+                function_offset: offset,
+                function,
+                direction,
+                shape: Shape::OutFourth,
+                instruction: Instruction::Emulated,
+                bytes: [0; 16],
+            };
+            let points = vec![
+                point("ssl_read_internal", Direction::Received, 16),
+                point("ssl_write_internal", Direction::Sent, 32),
+            ];
+            let found = Found {
+                library: "OpenSSL",
+                version: Some("3.0.0".into()),
+                points,
+                partly: None,
+            };
+            line.found(*file, path.clone(), &found);
+        }
+        Step::Refused { file, path, why } => line.refused(*file, path.clone(), why.clone()),
+        Step::Mapped {
+            file,
+            pid,
+            at,
+            held,
+        } => {
+            let user = User {
+                pid: *pid,
+                mapped_at: at.map(ms),
+                held: *held,
+            };
+            line.mapped(*file, user, time, out);
+        }
+        Step::Attached { file, at } => line.attached(*file, ms(*at), time, out),
+        Step::Data {
+            pid,
+            handle,
+            direction,
+            offset,
+            text,
+            hex,
+            socket,
+            point,
+            born,
+        } => {
+            let bytes = match (text, hex) {
+                (Some(text), _) => text.clone().into_bytes(),
+                (None, hex) => unhex(hex.as_deref().unwrap_or_default()),
+            };
+            let direction = towards(direction);
+            let data = Data {
+                head: head(kind::DATA, direction, bytes.len(), time),
+                pid_tgid: u64::from(*pid) << 32 | u64::from(*pid),
+                born: *born,
+                handle: *handle,
+                offset: *offset,
+                socket: *socket,
+                cookie: cookie(*point, direction, Shape::OutFourth),
+            };
+            line.record(
+                &[data.as_bytes(), &bytes, b"another process"].concat(),
+                time,
+                out,
+            );
+        }
+        Step::Gap {
+            pid,
+            handle,
+            direction,
+            offset,
+            length,
+            cause,
+        } => {
+            let gap = Gap {
+                head: head(kind::GAP, towards(direction), 0, time),
+                pid_tgid: u64::from(*pid) << 32 | u64::from(*pid),
+                born: 0,
+                handle: *handle,
+                offset: offset.unwrap_or(u64::MAX),
+                length: *length,
+                cause: u64::from(match cause.as_str() {
+                    "ring_full" => cause::RING_FULL,
+                    "copy_fault" => cause::COPY_FAULT,
+                    "map_full" => cause::MAP_FULL,
+                    "call_too_long" => cause::CALL_TOO_LONG,
+                    other => panic!("{other}"),
+                }),
+            };
+            line.record(gap.as_bytes(), time, out);
+        }
+        Step::Pending {
+            pid,
+            handle,
+            direction,
+            offset,
+            length,
+        } => {
+            let pending = Pending {
+                handle: *handle,
+                born: 0,
+                tgid: *pid,
+                direction: towards(direction) as u32,
+                offset: *offset,
+                length: *length,
+            };
+            line.pending(&[pending], time, out);
+        }
+        Step::Socket {
+            cookie,
+            local,
+            local_port,
+            peer,
+            peer_port,
+        } => {
+            let address =
+                |bytes: &[u8; 4]| std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
+            let socket = Socket {
+                head: head(kind::SOCKET, Direction::Received, 0, time),
+                cookie: *cookie,
+                local: address(local),
+                peer: address(peer),
+                local_port: *local_port,
+                peer_port: *peer_port,
+                family: 2,
+                protocol: 6,
+            };
+            line.record(socket.as_bytes(), time, out);
+        }
+        Step::Clock { at } => {
+            *now = ms(*at);
+            line.expire(*now, out);
+        }
+        Step::Ended { pid } => line.ended(*pid, time, out),
+        Step::Finish {} => line.finish(time, out),
+    }
+}
+
+fn head(kind: u16, direction: Direction, len: usize, time: u64) -> Head {
+    Head {
+        kind,
+        direction: direction as u16,
+        len: len as u32,
+        time,
+    }
+}
+
+fn towards(direction: &str) -> Direction {
+    match direction {
+        "sent" => Direction::Sent,
+        "received" => Direction::Received,
+        other => panic!("{other}"),
+    }
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    text.split_whitespace()
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect()
+}
+
+/// Each scenario by its name, so that a failure names it.
+macro_rules! scenarios {
+    ($($name:ident)*) => {
+        $(
+            #[test]
+            fn $name() {
+                check(stringify!($name));
+            }
+        )*
+
+        #[test]
+        fn every_scenario_is_run() {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+            let mut files: Vec<_> = fs::read_dir(folder)
+                .unwrap()
+                .filter_map(|entry| {
+                    let name = entry.unwrap().file_name().into_string().unwrap();
+                    name.strip_suffix(".toml").map(str::to_owned)
+                })
+                .collect();
+            files.sort();
+            assert_eq!(files, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+scenarios! {
+    content_none
+    forked_child
+    late_facts
+    loss
+    one_request
+    reused_handle
+    wrong_order
+}
