@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Agent, End, Lab, argv, bare, kill, random, seconds, skip, wait_for, which};
 use crate::lifecycle::{Stream, no_breakpoint_within};
-use crate::proc::{alive, breakpoints, half_of, running, state, status, stopped, tree, wait_for_running};
+use crate::proc::{
+    alive, breakpoints, half_of, running, state, status, stopped, tree, wait_for_running,
+};
 
 /// uid and gid of `nobody`, who exists everywhere.
 const NOBODY: u32 = 65534;
@@ -291,11 +293,9 @@ fn killed_while_holding() {
         }
         assert_eq!(stopped(pipeline), [], "{what}: left stopped");
         let cmd_runs = || others.iter().any(|&pid| alive(pid));
-        wait_for(
-            &format!("the end of CMD, {what}"),
-            seconds(20),
-            || (done.exists() || !cmd_runs()).then_some(()),
-        );
+        wait_for(&format!("the end of CMD, {what}"), seconds(20), || {
+            (done.exists() || !cmd_runs()).then_some(())
+        });
         if agent.process.ended().is_none() {
             agent.process.wait(seconds(10));
         }
