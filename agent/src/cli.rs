@@ -25,6 +25,11 @@ pub enum Action {
     Config,
     #[command(hide = true)]
     Attach(Attach),
+    /// Print the points that would be probed in FILE, one JSON object a line
+    #[command(hide = true)]
+    Locate {
+        file: PathBuf,
+    },
     /// Load every kernel program into this kernel and say which it takes
     #[command(hide = true)]
     LoadCheck,
@@ -211,7 +216,7 @@ mod tests {
     fn every_flag_arrives() {
         let run = run(
             "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container ab \
-             --emit data,gap --emit stats --content full --output json -o f --ring-size 65536 \
+             --emit data,gap --emit stats --content full --output json -o f --ring-size 262144 \
              --stats-interval 500ms --no-hold --color never -vv",
         );
         let config = run.config().unwrap();
@@ -228,7 +233,7 @@ mod tests {
         assert_eq!(config.content, Content::Full);
         assert_eq!(config.output, Output::Json);
         assert_eq!(config.output_file, Some(PathBuf::from("f")));
-        assert_eq!(config.ring_size, 65536);
+        assert_eq!(config.ring_size, 262144);
         assert_eq!(config.stats_interval.as_millis(), 500);
         assert_eq!(config.color, Color::Never);
         assert!(!config.hold);
@@ -307,7 +312,7 @@ mod tests {
     fn what_is_sent_to_the_half_is_what_it_reads() {
         let sent = Attach {
             connect: Some("vortex-0".into()),
-            ring_size: 65536,
+            ring_size: 262144,
             no_multi: true,
         };
         for attach in [sent, Attach::default()] {

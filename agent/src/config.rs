@@ -84,7 +84,8 @@ impl Config {
 pub const COMM_MAX: usize = 15;
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-const RING_MIN: u64 = 64 << 10;
+/// Some of the largest records must fit.
+const RING_MIN: u64 = 256 << 10;
 const RING_MAX: u64 = 1 << 30;
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -244,7 +245,7 @@ pub struct Settings {
     #[arg(short, long, value_name = "FILE")]
     pub output_file: Option<PathBuf>,
 
-    /// Buffer between kernel and agent: a power of two from 65536 to 1073741824 [default: 8388608]
+    /// Buffer between kernel and agent: a power of two from 262144 to 1073741824 [default: 8388608]
     #[arg(long, value_name = "BYTES")]
     pub ring_size: Option<u64>,
 
@@ -464,14 +465,14 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file() {
-        let file = parse("ring-size = 65536\nuid = [0, \"root\"]\ncontent = \"full\"\n").unwrap();
+        let file = parse("ring-size = 262144\nuid = [0, \"root\"]\ncontent = \"full\"\n").unwrap();
         let flags = Settings {
             content: Some(Content::None),
             ..Settings::default()
         };
         let config = Config::try_from(flags.or(file)).unwrap();
         assert_eq!(config.content, Content::None);
-        assert_eq!(config.ring_size, 65536);
+        assert_eq!(config.ring_size, 262144);
         assert_eq!(config.filter.uids, [0, 0]);
     }
 

@@ -22,8 +22,8 @@ use rustix::{
     fs::{Mode, OFlags, open},
     io::{Errno, fcntl_dupfd_cloexec},
     net::{
-        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-        socket_with, socketpair,
+        AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind,
+        connect, listen, recv, socket_with, socketpair,
         sockopt::{socket_peercred, socket_type},
     },
     process::{Pid, PidfdFlags, pidfd_open},
@@ -109,32 +109,44 @@ impl Starting {
         };
         let pid = Pid::from_child(&child);
         let end = pidfd_open(pid, PidfdFlags::empty()).map_err(step("open sudo's pidfd"))?;
+        // Closed by a sudo that put a pipe in its place: then the half dials.
+        let mut pair = Some(socket);
         loop {
-            let mut waiting = [
+            let mut waiting = vec![
                 PollFd::new(&listener.socket, PollFlags::IN),
-                PollFd::new(&socket, PollFlags::IN),
                 PollFd::new(&end, PollFlags::IN),
             ];
+            waiting.extend(pair.iter().map(|pair| PollFd::new(pair, PollFlags::IN)));
             match poll(&mut waiting, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(step("wait for the privileged half")(error)),
             }
-            let [dialed, spoke, ended] = waiting.map(|fd| fd.revents());
+            let dialed = waiting[0].revents();
+            let ended = waiting[1].revents();
+            let spoke = waiting.get(2).map_or(PollFlags::empty(), PollFd::revents);
             if dialed.contains(PollFlags::IN)
                 && let Some(socket) = listener.accept()
             {
                 return Ok(Half { child, socket });
             }
-            if spoke.contains(PollFlags::IN) && !spoke.contains(PollFlags::HUP) {
-                return Ok(Half { child, socket });
+            match pair.take_if(|_| !spoke.is_empty()) {
+                // It may have ended since: what it said last tells why.
+                Some(socket) if has_message(&socket) => return Ok(Half { child, socket }),
+                // Woken for nothing, or closed.
+                other => pair = other.filter(|_| !spoke.contains(PollFlags::HUP)).or(pair),
             }
-            if !ended.is_empty() || spoke.contains(PollFlags::HUP) {
+            if !ended.is_empty() {
                 let status = child.wait().map_err(step("wait for sudo"))?;
                 return Err(LaunchError::Refused(status));
             }
         }
     }
+}
+
+fn has_message(socket: &OwnedFd) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    recv(socket, &mut [0; 1], flags).is_ok_and(|(_, length)| length > 0)
 }
 
 /// The privileged half, seen from the pipeline.

@@ -1,7 +1,10 @@
 //! `vortex-agent`: parses what was typed and calls what was meant.
 
 use std::{
+    fs::File,
     io::{self, Write as _},
+    os::fd::AsFd as _,
+    path::Path,
     process::ExitCode,
 };
 
@@ -11,7 +14,7 @@ use vortex_agent::{
     cli::{Action, Cli},
     complain::complain,
     config::Config,
-    doctor, probe, run, self_test,
+    doctor, locate, probe, run, self_test,
 };
 
 fn main() -> ExitCode {
@@ -19,6 +22,7 @@ fn main() -> ExitCode {
         Action::Run(arguments) => run::run(&arguments),
         Action::Attach(options) => attach::attach(&options),
         Action::Config => print(Config::DEFAULTS),
+        Action::Locate { file } => locate(&file),
         Action::LoadCheck => load_check(),
         Action::Doctor(arguments) => doctor::doctor(&arguments),
         Action::TlsSelfTest => self_test(),
@@ -29,6 +33,33 @@ fn main() -> ExitCode {
 fn print(text: &str) -> ExitCode {
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+/// For tests and benchmarks.
+fn locate(path: &Path) -> ExitCode {
+    let found = File::open(path)
+        .map_err(anyhow::Error::from)
+        .and_then(|file| Ok(locate::locate(&locate::Pread(file.as_fd()))?));
+    match found {
+        Ok(found) => {
+            for point in found.points {
+                let line = serde_json::json!({
+                    "function": point.function,
+                    "offset": point.offset,
+                    "function_offset": point.function_offset,
+                    "direction": format!("{:?}", point.direction),
+                    "shape": format!("{:?}", point.shape),
+                    "instruction": format!("{:?}", point.instruction),
+                });
+                print(&format!("{line}\n"));
+            }
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(format!("{}: {error}", path.display()));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn self_test() -> ExitCode {

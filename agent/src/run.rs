@@ -39,7 +39,7 @@ use crate::{
     half::{self, Filter, Hello, OWN_FILE, Order, Received, Report},
     launch::{self, Half},
     ledger::ledger,
-    locate::{ReadAt, Refusal, locate},
+    locate::{Pread, Refusal, locate},
     pipeline::{Pipeline, Wanted},
     record::Stats,
     redact::Policy,
@@ -751,7 +751,7 @@ impl<'a> Session<'a> {
             if !inodes.insert((stat.st_dev, stat.st_ino)) {
                 continue;
             }
-            let Ok(found) = locate(&File(file.as_fd())) else {
+            let Ok(found) = locate(&Pread(file.as_fd())) else {
                 continue;
             };
             let id = OWN_FILE | number;
@@ -775,7 +775,7 @@ impl<'a> Session<'a> {
         }
         let mut answer = None;
         if let Some(fd) = fd {
-            answer = Some(match locate(&File(fd.as_fd())) {
+            answer = Some(match locate(&Pread(fd.as_fd())) {
                 Ok(found) => {
                     let points = self.pipeline.found(file, path, &found);
                     Order::Attach { file, points }
@@ -929,30 +929,6 @@ enum Woke {
     ToLook,
     CommandDone,
     Asked(Signal),
-}
-
-/// A file as the locator reads it. By position only: the half has the same open file, and its offset.
-struct File<'a>(BorrowedFd<'a>);
-
-impl ReadAt for File<'_> {
-    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !buf.is_empty() {
-            match rustix::io::pread(self.0, &mut *buf, offset) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => {
-                    buf = &mut buf[read..];
-                    offset += read as u64;
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn size(&self) -> io::Result<u64> {
-        Ok(rustix::fs::fstat(self.0)?.st_size as u64)
-    }
 }
 
 /// Is it a TLS library that we can't probe, as far as one can tell?

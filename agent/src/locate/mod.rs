@@ -11,7 +11,7 @@ mod image;
 mod instruction;
 mod openssl;
 
-use std::io;
+use std::{io, os::fd::BorrowedFd};
 
 use agent_ebpf::{Direction, Shape};
 
@@ -26,6 +26,31 @@ pub trait ReadAt {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
     /// Size in bytes.
     fn size(&self) -> io::Result<u64>;
+}
+
+/// A file by its descriptor. By position only: whoever sent the descriptor has the same open file, and
+/// its offset.
+pub struct Pread<'a>(pub BorrowedFd<'a>);
+
+impl ReadAt for Pread<'_> {
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match rustix::io::pread(self.0, &mut *buf, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(self.0)?.st_size as u64)
+    }
 }
 
 /// A TLS library and its points.
