@@ -1,6 +1,7 @@
 //! Exit statuses, messages, output files.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
@@ -313,7 +314,9 @@ fn stop_and_continue() {
     };
     let ready = lab.path("ready");
     let go = lab.path("go");
-    let script = "echo $$ > $1.new; mv $1.new $1; while [ ! -e $2 ]; do sleep 0.02; done; exit 5";
+    // A shell that waits for a child may be in the middle of vfork, which does not stop.
+    lab.finish(lab.command(argv!["mkfifo", &go]), "mkfifo");
+    let script = "echo $$ > $1.new; mv $1.new $1; read line < $2; exit 5";
     let running = lab
         .agent()
         .start(argv!["sh", "-c", script, "sh", &ready, &go]);
@@ -334,7 +337,12 @@ fn stop_and_continue() {
             .then_some(())
     };
     wait_for("both to go on", seconds(5), goes_on);
-    fs::write(&go, "").unwrap();
+    let mut pipe = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&go)
+        .unwrap();
+    pipe.write_all(b"go\n").unwrap();
     assert_eq!(running.finish(seconds(10)).end, End::Code(5));
 }
 
