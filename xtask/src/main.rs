@@ -1,10 +1,63 @@
-mod bench;
+//! The project's chores, each one command, the same on a laptop and in CI.
 
-fn main() -> anyhow::Result<()> {
+mod apt;
+mod bench;
+mod cpio;
+mod demo;
+mod fetch;
+mod kernel;
+mod setup;
+mod sh;
+mod tally;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  setup                 install what building and testing need
+  fetch [--update]      download private copies of other OpenSSL versions, for the tests
+  test [FILTER]         all of it: setup, fetch, format, lints, unit tests, end to end, VMs
+  ci                    the same, without a filter
+  vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
+                        the end-to-end tests that run on other kernels, in QEMU
+  bench capture …       what the agent costs: `cargo xtask bench --help`
+  demo                  show the agent at work on curl, Python and Node
+
+`cargo xtask COMMAND --help` prints this, too.
+";
+
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args.as_slice() {
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[&str]) -> Result<()> {
+    match args {
+        ["setup"] => setup::everything(),
+        ["fetch"] => fetch::fixtures(false).map(drop),
+        ["fetch", "--update"] => fetch::fixtures(true).map(drop),
+        ["ci"] | ["test"] => test::run(None),
+        ["test", filter] if !filter.starts_with('-') => test::run(Some(filter)),
+        ["vm", rest @ ..] if !rest.contains(&"--help") => vm::command(rest),
         ["bench", rest @ ..] => bench::main(rest),
-        _ => anyhow::bail!("usage: cargo xtask bench capture"),
+        ["demo"] => demo::run(),
+        ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        [] => bail!("no command\n{USAGE}"),
+        _ => bail!("not understood: {}\n{USAGE}", args.join(" ")),
     }
 }

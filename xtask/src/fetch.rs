@@ -1,0 +1,163 @@
+//! Private copies of programs with another OpenSSL than the machine's, for the end-to-end tests.
+//!
+//! ```text
+//! target/fixtures/                what VORTEX_TEST_DIR names
+//!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
+//!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
+//!   nginx/                        trixie:   bin/nginx (so that no service is installed)
+//!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
+//!                                 the process is root/usr/bin/NAME under the pid that was started
+//!     env                         the same environment as KEY=VALUE lines
+//!     root/usr/bin, root/usr/sbin the real files; they ask for the dynamic loader below
+//!     root/usr/lib/x86_64-linux-gnu   libssl.so.*, libcrypto.so.* and the other libraries
+//!     stamp                       what was fetched; a directory without it is unfinished
+//! ```
+//!
+//! Children of such a process inherit its `LD_LIBRARY_PATH`, which the machine's own programs do not
+//! survive: start them with it removed.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{
+    apt::{self, Apt},
+    sh::{self, SECOND},
+};
+
+struct Fixture {
+    name: &'static str,
+    release: &'static str,
+    packages: &'static [&'static str],
+    /// Name in `bin`, real file, how it shows its version, what that must contain.
+    programs: &'static [(
+        &'static str,
+        &'static str,
+        &'static [&'static str],
+        &'static str,
+    )],
+}
+
+const FIXTURES: &[Fixture] = &[
+    Fixture {
+        name: "openssl-1.1.1",
+        release: "bullseye",
+        packages: &["openssl", "curl"],
+        programs: &[
+            ("openssl", "usr/bin/openssl", &["version"], "OpenSSL 1.1.1"),
+            ("curl", "usr/bin/curl", &["--version"], "OpenSSL/1.1.1"),
+        ],
+    },
+    Fixture {
+        name: "openssl-3.5",
+        release: "trixie",
+        packages: &["openssl", "curl", "python3.13"],
+        programs: &[
+            ("openssl", "usr/bin/openssl", &["version"], "OpenSSL 3.5"),
+            ("curl", "usr/bin/curl", &["--version"], "OpenSSL/3.5"),
+            (
+                "python3",
+                "usr/bin/python3.13",
+                &["-c", "import ssl; print(ssl.OPENSSL_VERSION)"],
+                "OpenSSL 3.5",
+            ),
+        ],
+    },
+    Fixture {
+        name: "nginx",
+        release: "trixie",
+        packages: &["nginx"],
+        programs: &[("nginx", "usr/sbin/nginx", &["-V"], "OpenSSL 3.5")],
+    },
+];
+
+/// Makes every fixture that is not there yet, and says where they are.
+pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
+    let _lock = apt::lock()?;
+    let dir = sh::target().join("fixtures");
+    for fixture in FIXTURES {
+        let to = dir.join(fixture.name);
+        tree(&to, fixture.release, fixture.packages, update, |dir| {
+            fixture.wrap(dir)?;
+            fixture.check(dir)
+        })
+        .with_context(|| format!("could not make the fixture {}", fixture.name))?;
+    }
+    sh::say(&format!("  private copies are in {}", dir.display()));
+    Ok(dir)
+}
+
+/// `to/root` with the packages and all they need, unless it is there. The stamp comes last; it names
+/// the place, too, because the path of the loader is absolute.
+pub(crate) fn tree(
+    to: &Path,
+    release: &str,
+    packages: &[&str],
+    update: bool,
+    finish: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    const LAYOUT: u32 = 1;
+    let stamp = format!(
+        "{LAYOUT} {} {release} {}\n",
+        to.display(),
+        packages.join(" ")
+    );
+    if !update && fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    sh::say(&format!("  fetching {} ({release})", packages.join(", ")));
+    let apt = Apt::open(release, update)?;
+    if to.exists() {
+        fs::remove_dir_all(to).with_context(|| format!("could not remove {}", to.display()))?;
+    }
+    apt.unpack_closure(packages, &to.join("root"))?;
+    finish(to)?;
+    fs::write(to.join("stamp"), stamp)?;
+    Ok(())
+}
+
+impl Fixture {
+    fn wrap(&self, dir: &Path) -> Result<()> {
+        let root = dir.join("root");
+        let env = apt::environment(&root);
+        let join = |quote: &str, end: &str| -> String {
+            env.iter()
+                .map(|(key, value)| format!("{key}={quote}{value}{quote}{end}"))
+                .collect()
+        };
+        fs::write(dir.join("env"), join("", "\n"))?;
+        fs::create_dir(dir.join("bin"))?;
+        for (name, file, ..) in self.programs {
+            let path = dir.join("bin").join(name);
+            let real = root.join(file);
+            let script = format!(
+                "#!/bin/sh\n{}exec '{}' \"$@\"\n",
+                join("'", " "),
+                real.display()
+            );
+            fs::write(&path, script)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, dir: &Path) -> Result<()> {
+        for (name, _, args, want) in self.programs {
+            let mut sh = sh::command("sh");
+            sh.args(["-c", "exec \"$@\" 2>&1", "sh"])
+                .arg(dir.join("bin").join(name))
+                .args(*args);
+            let said = sh::output(&mut sh, 30 * SECOND)?;
+            ensure!(
+                said.contains(want),
+                "{}/bin/{name} is not with {want} but says: {said}",
+                dir.display()
+            );
+        }
+        Ok(())
+    }
+}

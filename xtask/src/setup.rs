@@ -1,0 +1,139 @@
+//! What a machine needs beyond rustup: the linker for BPF and some Debian packages.
+//!
+//! Every check is a look at a file or a short question, so the second time is quick without a
+//! memory of the first, and a package that was removed since is noticed.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::sh::{self, MINUTE, SECOND};
+
+const BPF_LINKER: &str = "0.10.3";
+
+/// A Debian package and the program (or, with a slash, the file) that shows it is not needed.
+type Need = (&'static str, &'static str);
+
+const DEMO: &[Need] = &[
+    ("curl", "curl"),
+    ("nodejs", "node"),
+    ("openssl", "openssl"),
+    ("python3", "python3"),
+];
+
+/// The tests use the system's Python, whose modules are packages; nginx is a private copy
+/// (`fetch.rs`), and so is QEMU (`vm.rs`).
+const TESTS: &[Need] = &[
+    (
+        "debian-archive-keyring",
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+    ),
+    ("gcc", "gcc"),
+    ("libc6-dev", "/usr/include/stdio.h"),
+    ("libssl-dev", "/usr/include/openssl/ssl.h"),
+    ("pkg-config", "pkg-config"),
+    ("python3", "/usr/bin/python3"),
+    (
+        "python3-aiohttp",
+        "/usr/lib/python3/dist-packages/aiohttp/__init__.py",
+    ),
+    (
+        "python3-requests",
+        "/usr/lib/python3/dist-packages/requests/__init__.py",
+    ),
+    ("sudo", "sudo"),
+];
+
+pub(crate) fn everything() -> Result<()> {
+    build()?;
+    packages(&[DEMO, TESTS].concat())
+}
+
+pub(crate) fn for_demo() -> Result<()> {
+    build()?;
+    packages(DEMO)
+}
+
+/// The pinned toolchain with its parts, and the linker for the kernel programs.
+fn build() -> Result<()> {
+    let channel = channel()?;
+    let there = |args: &[&str]| sh::output(sh::command(args[0]).args(&args[1..]), MINUTE);
+    let sysroot = there(&["rustc", "--print", "sysroot"]).unwrap_or_default();
+    let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    if !source.exists()
+        || !["rustfmt", "cargo-clippy"]
+            .iter()
+            .all(|tool| Path::new(sysroot.trim()).join("bin").join(tool).exists())
+    {
+        sh::say(&format!("  toolchain {channel}: installing"));
+        sh::run(
+            sh::command("rustup").args(["toolchain", "install"]),
+            20 * MINUTE,
+        )
+        .context("the toolchain of rust-toolchain.toml is needed, see https://rustup.rs")?;
+    }
+    let linker = sh::output(sh::command("bpf-linker").arg("--version"), 10 * SECOND);
+    if linker.is_ok_and(|version| version.trim() == format!("bpf-linker {BPF_LINKER}")) {
+        sh::say(&format!(
+            "  Rust {channel} and bpf-linker {BPF_LINKER} are there"
+        ));
+        return Ok(());
+    }
+    // Built by the pinned toolchain, whose LLVM it uses and whose objects it reads.
+    sh::say(&format!(
+        "  bpf-linker {BPF_LINKER}: installing, about a minute"
+    ));
+    let mut install = sh::command("cargo");
+    install
+        .arg(format!("+{channel}"))
+        .args(["install", "--locked", "--force"]);
+    install
+        .arg(format!("bpf-linker@{BPF_LINKER}"))
+        .env_remove("CARGO_TARGET_DIR");
+    sh::run(&mut install, 20 * MINUTE)
+}
+
+fn channel() -> Result<String> {
+    let text = fs::read_to_string(sh::root().join("rust-toolchain.toml"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("channel = "));
+    Ok(line
+        .context("rust-toolchain.toml names no channel")?
+        .trim_matches('"')
+        .to_owned())
+}
+
+fn packages(needs: &[Need]) -> Result<()> {
+    let missing = |(_, proof): &&Need| match proof.starts_with('/') {
+        true => !Path::new(proof).exists(),
+        false => sh::which(proof).is_none(),
+    };
+    let mut names: Vec<&str> = needs
+        .iter()
+        .filter(missing)
+        .map(|(name, _)| *name)
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() {
+        sh::say("  packages: nothing is missing");
+        return Ok(());
+    }
+    let list = names.join(" ");
+    if sh::which("apt-get").is_none() {
+        bail!("install these packages with your system's package manager, then try again: {list}");
+    }
+    sh::say(&format!("  packages: installing {list}"));
+    let env = [
+        ("DEBIAN_FRONTEND", "noninteractive".to_owned()),
+        ("NEEDRESTART_MODE", "l".to_owned()),
+    ];
+    let apt = |args: &[&str], limit| sh::run(sh::as_root("apt-get", &env).args(args), limit);
+    apt(&["-qq", "update"], 5 * MINUTE)
+        .and_then(|()| {
+            let install = ["-qq", "-y", "--no-install-recommends", "install"];
+            apt(&[&install[..], &names].concat(), 20 * MINUTE)
+        })
+        .with_context(|| format!("could not install packages; as root: apt-get install {list}"))
+}

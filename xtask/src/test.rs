@@ -1,0 +1,220 @@
+//! Everything CI checks, in one command.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::{
+    fetch, setup,
+    sh::{self, MINUTE},
+    tally::Tally,
+    vm,
+};
+
+/// Runs it all, or with a filter only the tests with that in their name. What fails does not stop
+/// what comes after it, unless that could only fail, too.
+pub(crate) fn run(filter: Option<&str>) -> Result<()> {
+    let mut run = Run::default();
+    let ready = run.step("setup", |_| setup::everything());
+    let fixtures = run.step("fetch", |_| fetch::fixtures(false));
+    if filter.is_none() {
+        run.step("format", |_| {
+            sh::run(cargo("fmt").args(["--all", "--check"]), MINUTE)
+        });
+        run.step("lints", |_| {
+            let lints = ["--workspace", "--all-targets", "--", "--deny", "warnings"];
+            sh::run(cargo("clippy").args(lints), 30 * MINUTE)
+        });
+    }
+    run.step("unit tests and scenarios", |tally| {
+        let mut command = cargo("test");
+        command.args(["--no-fail-fast", "--workspace", "--lib", "--bins"]);
+        if has_test("scenarios")? {
+            command.args(["--test", "scenarios"]);
+        }
+        libtest(command.args(filter), 30 * MINUTE, tally)
+    });
+    let agent = run.step("release build", |_| build_agent());
+    if ready.is_some() && agent.is_some() {
+        let agent = agent.unwrap_or_default();
+        if let Some(fixtures) = fixtures {
+            run.step("end to end", |tally| {
+                end_to_end(&agent, &fixtures, filter, tally)
+            });
+        }
+        if !vm::tests(filter).is_empty() {
+            run.step("other kernels", |tally| {
+                let outcomes = vm::run(vm::DEFAULT, None, false, filter)?;
+                outcomes.iter().for_each(|outcome| *tally += outcome.tally);
+                let bad = outcomes.iter().filter(|outcome| outcome.tally.failed > 0);
+                let bad: Vec<_> = bad.map(|outcome| outcome.version).collect();
+                ensure!(bad.is_empty(), "kernels that failed: {}", bad.join(", "));
+                Ok(())
+            });
+        }
+    }
+    run.end(filter)
+}
+
+#[derive(Default)]
+struct Run {
+    start: Option<Instant>,
+    tally: Tally,
+    failures: Vec<String>,
+}
+
+impl Run {
+    fn step<T>(&mut self, name: &str, work: impl FnOnce(&mut Tally) -> Result<T>) -> Option<T> {
+        let start = Instant::now();
+        let begin = *self.start.get_or_insert(start);
+        sh::say(&format!("\n==> {name} [{}]", clock(begin.elapsed())));
+        let mut tally = Tally::default();
+        let result = work(&mut tally);
+        let took = clock(start.elapsed());
+        match &result {
+            Ok(_) => sh::say(&format!("    {name}: done in {took}")),
+            Err(error) => {
+                sh::say(&format!("    {name}: FAILED after {took}: {error:#}"));
+                self.failures.push(format!("{name}: {error:#}"));
+                // So that the last line can't say "0 failed" of a run that failed.
+                tally.failed = tally.failed.max(1);
+            }
+        }
+        self.tally += tally;
+        result.ok()
+    }
+
+    fn end(self, filter: Option<&str>) -> Result<()> {
+        let Self {
+            start,
+            mut tally,
+            mut failures,
+        } = self;
+        if filter.is_some() && tally == Tally::default() {
+            failures.push("no test has that in its name".to_owned());
+            tally.failed = 1;
+        }
+        sh::say(&format!(
+            "\n==> end [{}]",
+            clock(start.map_or(Duration::ZERO, |start| start.elapsed()))
+        ));
+        for failure in &failures {
+            sh::say(&format!("FAILED {failure}"));
+        }
+        sh::say(&tally.to_string());
+        if failures.is_empty() {
+            return Ok(());
+        }
+        // The counts are the last line, so there is no message after them.
+        std::process::exit(1);
+    }
+}
+
+pub(crate) fn build_agent() -> Result<PathBuf> {
+    sh::run(
+        cargo("build").args(["--release", "--package", "vortex-agent"]),
+        30 * MINUTE,
+    )?;
+    let agent = sh::target().join("release/vortex-agent");
+    ensure!(agent.is_file(), "the build left no {}", agent.display());
+    Ok(agent)
+}
+
+/// The end-to-end test binary, which also runs in the VMs.
+pub(crate) fn build_e2e() -> Result<PathBuf> {
+    ensure!(has_test("e2e")?, "agent/Cargo.toml has no test target e2e");
+    let mut build = cargo("test");
+    build.args([
+        "--release",
+        "--package",
+        "vortex-agent",
+        "--test",
+        "e2e",
+        "--no-run",
+    ]);
+    build.arg("--message-format=json-render-diagnostics");
+    let messages = sh::output(&mut build, 30 * MINUTE)?;
+    let executable = messages.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let ours = message["target"]["name"] == "e2e";
+        let executable = message["executable"].as_str().filter(|_| ours)?;
+        Some(PathBuf::from(executable))
+    });
+    executable.context("cargo named no executable for the test target e2e")
+}
+
+fn end_to_end(
+    agent: &Path,
+    fixtures: &Path,
+    filter: Option<&str>,
+    tally: &mut Tally,
+) -> Result<()> {
+    let binary = build_e2e()?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    let env = [
+        ("VORTEX_AGENT", agent.display().to_string()),
+        ("VORTEX_TEST_DIR", fixtures.display().to_string()),
+        ("VORTEX_NO_SKIP", "1".to_owned()),
+        // The machine's own nginx first, if it has one.
+        (
+            "PATH",
+            format!("{path}:/usr/sbin:/sbin:{}/nginx/bin", fixtures.display()),
+        ),
+    ];
+    let mut command = sh::as_root(binary, &env);
+    // As cargo would: in the package's directory.
+    libtest(
+        command.args(filter).current_dir(sh::root().join("agent")),
+        25 * MINUTE,
+        tally,
+    )
+}
+
+/// Runs test binaries, shows what they say, counts what they count.
+fn libtest(command: &mut Command, limit: Duration, tally: &mut Tally) -> Result<()> {
+    let mut failed = Vec::new();
+    let status = sh::lines(command, limit, |line| {
+        sh::say(line);
+        if let Some(counts) = Tally::parse(line) {
+            *tally += counts;
+        } else if let Some(name) = line
+            .strip_prefix("test ")
+            .and_then(|line| line.strip_suffix(" ... FAILED"))
+        {
+            failed.push(name.to_owned());
+        }
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    bail!(
+        "{status}; failed tests: {}",
+        if failed.is_empty() {
+            "none by name".to_owned()
+        } else {
+            failed.join(", ")
+        }
+    )
+}
+
+fn has_test(name: &str) -> Result<bool> {
+    let manifest = fs::read_to_string(sh::root().join("agent/Cargo.toml"))?;
+    let line = format!("name = \"{name}\"");
+    Ok(manifest.lines().any(|found| found.trim() == line)
+        || sh::root().join(format!("agent/tests/{name}.rs")).exists())
+}
+
+fn cargo(subcommand: &str) -> Command {
+    let mut command = sh::command("cargo");
+    command.arg(subcommand);
+    command
+}
+
+fn clock(time: Duration) -> String {
+    format!("{}:{:02}", time.as_secs() / 60, time.as_secs() % 60)
+}
