@@ -136,6 +136,14 @@ impl Table {
         self.settle(id, State::Attached(at))
     }
 
+    /// A process waits no longer: what is attached now came too late for it.
+    pub fn continued(&mut self, pid: u32) {
+        let waiting = self.files.values_mut().flat_map(|file| &mut file.waiting);
+        waiting
+            .filter(|user| user.pid == pid)
+            .for_each(|user| user.held = false);
+    }
+
     /// The half could not or would not place them.
     pub fn failed(&mut self, id: FileId, why: String) -> Vec<Said> {
         self.settle(id, State::Refused(why))

@@ -42,6 +42,10 @@ pub enum Report {
     },
     /// Holes at the end of streams that no later call could announce; answers [`Order::Survey`].
     Survey(Survey),
+    /// A process that waited goes on.
+    Continued {
+        pid: u32,
+    },
     /// The process is gone.
     Ended {
         pid: u32,

@@ -9,7 +9,7 @@
 
 use std::{
     env, io,
-    io::IsTerminal as _,
+    io::{IsTerminal as _, Read as _},
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::process::CommandExt as _,
@@ -57,6 +57,8 @@ pub fn start(options: &Attach) -> Result<Starting, LaunchError> {
     let mut sudo = Command::new("sudo");
     if !io::stdin().is_terminal() {
         sudo.arg("-n");
+        // Its one line becomes part of ours.
+        sudo.stderr(Stdio::piped());
     }
     sudo.arg("--").arg(this).args(options.to_args());
     spawn(sudo, Some(listener))
@@ -138,9 +140,28 @@ impl Starting {
             }
             if !ended.is_empty() {
                 let status = child.wait().map_err(step("wait for sudo"))?;
-                return Err(LaunchError::Refused(status));
+                return Err(LaunchError::Refused {
+                    status,
+                    said: last_words(&mut child),
+                });
             }
         }
+    }
+}
+
+/// What a process that ended wrote to its stderr, in one line and in brackets; nothing if it wrote to
+/// ours.
+fn last_words(child: &mut Child) -> String {
+    let Some(stderr) = child.stderr.take() else {
+        return String::new();
+    };
+    let mut text = String::new();
+    let _ = stderr.take(1024).read_to_string(&mut text);
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() {
+        line
+    } else {
+        format!(" ({line})")
     }
 }
 
@@ -295,9 +316,10 @@ pub enum LaunchError {
     )]
     NoNewPrivs,
     #[error(
-        "start the privileged half: sudo ended with {0}: run `sudo -v` first, or vortex-agent as root"
+        "start the privileged half: sudo ended with {status}{said}: run `sudo -v` first, or \
+         vortex-agent as root"
     )]
-    Refused(ExitStatus),
+    Refused { status: ExitStatus, said: String },
     #[error("`attach` is started by `vortex-agent run`: stdin is no socket of an agent")]
     Internal,
     #[error("who listens is uid {0} and not who called sudo: no orders are taken from there")]

@@ -14,7 +14,9 @@ use vortex_agent::{
     cli::{Action, Cli},
     complain::complain,
     config::Config,
-    doctor, locate, probe, run, self_test,
+    doctor, locate,
+    probe::{self, Loaded},
+    run, self_test,
 };
 
 fn main() -> ExitCode {
@@ -84,9 +86,10 @@ fn load_check() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (name, result) in results {
         match result {
-            Ok(text) => println!("{name}: ok, {text}"),
-            Err(error) => {
-                println!("{name}: FAILED: {error:#}");
+            Loaded::Yes(text) => println!("{name}: ok, {text}"),
+            Loaded::NotHere(why) => println!("{name}: not for this kernel: {why}"),
+            Loaded::No(error) => {
+                println!("{name}: FAILED: {error}");
                 code = ExitCode::FAILURE;
             }
         }

@@ -502,6 +502,11 @@ impl Pipeline {
         self.say(said, now, out);
     }
 
+    /// A process that was held goes on, whether the probes are in place or not.
+    pub fn continued(&mut self, pid: u32) {
+        self.coverage.continued(pid);
+    }
+
     pub fn failed(&mut self, file: FileId, why: String, now: u64, out: Out<'_>) {
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);

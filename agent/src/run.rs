@@ -220,8 +220,8 @@ struct Session<'a> {
     /// Own files that the half has not answered yet: CMD waits for them.
     unanswered: HashSet<u64>,
     filter_set: bool,
-    /// Processes that the half stopped until a file is answered.
-    held: HashSet<(u32, u64)>,
+    /// Processes that the half has stopped.
+    held: HashSet<u32>,
     limits: Vec<String>,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
@@ -606,7 +606,7 @@ impl<'a> Session<'a> {
     /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
     fn half_is_gone(&mut self, why: Option<io::Error>) -> Result<()> {
         let status = self.half.take().and_then(|mut half| half.status());
-        for (pid, _) in self.held.drain() {
+        for pid in self.held.drain() {
             if let Some(pid) = Pid::from_raw(pid as i32) {
                 let _ = kill_process(pid, Signal::CONT);
             }
@@ -656,6 +656,10 @@ impl<'a> Session<'a> {
                 self.surveyed |= !survey.more;
                 self.with_sink(|line, out| line.pending(&survey.pending, now, out));
             }
+            (Report::Continued { pid }, 0) => {
+                self.held.remove(&pid);
+                self.pipeline.continued(pid);
+            }
             (Report::Ended { pid }, 0) => self.ended.push(pid),
             (Report::Warning(text), 0) => complain(&text),
             (report, fds) => bail!("unexpected report with {fds} descriptors: {report:?}"),
@@ -676,7 +680,6 @@ impl<'a> Session<'a> {
 
     fn answered(&mut self, file: u64) {
         self.unanswered.remove(&file);
-        self.held.retain(|(_, waiting)| *waiting != file);
     }
 
     /// The kernel side is loaded: maps what is shared, says what is wanted, sends the ahead list.
@@ -771,7 +774,7 @@ impl<'a> Session<'a> {
             held,
         } = mapped;
         if held {
-            self.held.insert((pid, file));
+            self.held.insert(pid);
         }
         let mut answer = None;
         if let Some(fd) = fd {
@@ -798,9 +801,6 @@ impl<'a> Session<'a> {
         };
         self.with_sink(|line, out| line.mapped(file, user, now, out));
         if let Some(order) = answer {
-            if !matches!(&order, Order::Attach { points, .. } if !points.is_empty()) {
-                self.answered(file);
-            }
             self.order(&order, &[])?;
         }
         Ok(())

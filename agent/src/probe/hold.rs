@@ -23,47 +23,54 @@ struct Hold {
 }
 
 impl Holds {
-    /// Stops the process until `file` is answered. False: it may not be stopped.
-    pub fn hold(&mut self, pid: u32, file: FileId) -> bool {
-        if let Some(hold) = self.0.get_mut(&pid) {
-            hold.files.insert(file);
-            return true;
-        }
-        if facts::must_not_be_held(pid) || !signal(pid, Signal::STOP) {
+    /// Notes that the process is to wait for `file`. False: it may not be stopped. The other half is told
+    /// before [`Holds::stop`], so that it can undo it if we die.
+    pub fn plan(&mut self, pid: u32, file: FileId) -> bool {
+        if !self.0.contains_key(&pid) && facts::must_not_be_held(pid) {
             return false;
         }
         let until = Instant::now() + LIMIT;
-        self.0.insert(
-            pid,
-            Hold {
-                files: HashSet::from([file]),
-                until,
-            },
-        );
+        let hold = self.0.entry(pid).or_insert_with(|| Hold {
+            files: HashSet::new(),
+            until,
+        });
+        hold.files.insert(file);
         true
     }
 
-    pub fn answered(&mut self, file: FileId) {
-        self.0.retain(|pid, hold| {
-            hold.files.remove(&file);
-            let keep = !hold.files.is_empty();
-            if !keep {
-                signal(*pid, Signal::CONT);
-            }
-            keep
-        });
+    pub fn stop(&self, pid: u32) {
+        // It may be gone.
+        signal(pid, Signal::STOP);
     }
 
-    /// Lets go of those that waited long enough; when the next one has.
-    pub fn expire(&mut self, now: Instant) -> Option<Instant> {
-        self.0.retain(|pid, hold| {
-            let keep = now < hold.until;
-            if !keep {
-                signal(*pid, Signal::CONT);
-            }
-            keep
-        });
+    /// Lets those go that waited for nothing else; who they were.
+    pub fn answered(&mut self, file: FileId) -> Vec<u32> {
+        self.release(|hold| {
+            hold.files.remove(&file);
+            hold.files.is_empty()
+        })
+    }
+
+    /// Lets those go that waited long enough; who they were.
+    pub fn expire(&mut self, now: Instant) -> Vec<u32> {
+        self.release(|hold| now >= hold.until)
+    }
+
+    /// When the next one has waited long enough.
+    pub fn next(&self) -> Option<Instant> {
         self.0.values().map(|hold| hold.until).min()
+    }
+
+    fn release(&mut self, mut is_over: impl FnMut(&mut Hold) -> bool) -> Vec<u32> {
+        let over: Vec<u32> = self
+            .0
+            .extract_if(|_, hold| is_over(hold))
+            .map(|(pid, _)| pid)
+            .collect();
+        for pid in &over {
+            signal(*pid, Signal::CONT);
+        }
+        over
     }
 }
 

@@ -143,21 +143,27 @@ impl<'a> Types<'a> {
 
     fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<u32> {
         let composite = self.composites.get(&id)?;
-        composite.members.chunks_exact(12).find_map(|member| {
-            let (name, kind, offset) = (u32_at(member, 0)?, u32_at(member, 4)?, u32_at(member, 8)?);
-            let bits = if composite.bit_fields {
-                offset & 0x00ff_ffff
-            } else {
-                offset
-            };
-            if self.is(name, wanted) {
-                return Some(bits / 8);
-            }
-            if name != 0 || depth > 8 {
-                return None;
-            }
-            Some(bits / 8 + self.member_of(kind, wanted, depth + 1)?)
-        })
+        composite
+            .members
+            .as_chunks::<12>()
+            .0
+            .iter()
+            .find_map(|member| {
+                let (name, kind, offset) =
+                    (u32_at(member, 0)?, u32_at(member, 4)?, u32_at(member, 8)?);
+                let bits = if composite.bit_fields {
+                    offset & 0x00ff_ffff
+                } else {
+                    offset
+                };
+                if self.is(name, wanted) {
+                    return Some(bits / 8);
+                }
+                if name != 0 || depth > 8 {
+                    return None;
+                }
+                Some(bits / 8 + self.member_of(kind, wanted, depth + 1)?)
+            })
     }
 }
 

@@ -3,12 +3,12 @@
 use std::{io, os::fd::AsRawFd as _};
 
 use agent_ebpf::Offsets;
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{CgroupArray, HashMap, Map, MapData},
     programs::{
-        BtfTracePoint, RawTracePoint, UProbe,
+        BtfTracePoint, Program, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
     sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported},
@@ -84,12 +84,12 @@ impl Kernel {
             cpus,
             ring_bytes,
         };
-        if known.sockets {
-            if let Err(error) = kernel.follow_sockets() {
-                kernel
-                    .limits
-                    .push(format!("no addresses of connections: {error:#}"));
-            }
+        if known.sockets
+            && let Err(error) = kernel.follow_sockets()
+        {
+            kernel
+                .limits
+                .push(format!("no addresses of connections: {error:#}"));
         }
         Ok(kernel)
     }
@@ -192,39 +192,76 @@ impl Kernel {
     }
 }
 
-/// Loads every program of the object by itself, whatever this machine would use, and says what came
-/// out. For tests on many kernels.
-pub fn check_all() -> Result<Vec<(String, Result<String>)>> {
+/// What came of loading one program.
+pub enum Loaded {
+    Yes(String),
+    /// Its kind does not exist on this kernel; another program does its work, or nobody.
+    NotHere(&'static str),
+    No(String),
+}
+
+/// Loads every program of the object by itself, whatever this machine would use. For tests on many
+/// kernels.
+pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     let (offsets, _) = kernel::offsets().unwrap_or_default();
     let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let btf = Btf::from_sys_fs().ok();
+    let has_multi = best_link(true) == Link::Multi;
     let mut results = Vec::new();
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
-            aya::programs::Program::UProbe(program) => program.load(),
-            aya::programs::Program::RawTracePoint(program) => program.load(),
-            aya::programs::Program::BtfTracePoint(program) => {
+            Program::UProbe(_) if name.ends_with("_multi") && !has_multi => {
+                results.push((name.to_owned(), Loaded::NotHere("no uprobe_multi links")));
+                continue;
+            }
+            Program::UProbe(program) => program.load(),
+            Program::RawTracePoint(program) => program.load(),
+            Program::BtfTracePoint(program) => {
                 let tracepoint = match name {
                     "socket_send" => "sock_send_length",
                     _ => "sock_recv_length",
                 };
                 match &btf {
                     Some(btf) => program.load(tracepoint, btf),
-                    None => continue,
+                    None => {
+                        results.push((name.to_owned(), Loaded::NotHere("no BTF")));
+                        continue;
+                    }
                 }
             }
-            _ => continue,
+            other => bail!(
+                "{name}: a program of an unexpected type: {:?}",
+                other.prog_type()
+            ),
         };
-        let result = loaded
-            .and_then(|()| program.info())
-            .map(|info| match info.verified_instruction_count() {
+        let result = match loaded.and_then(|()| program.info()) {
+            Ok(info) => Loaded::Yes(match info.verified_instruction_count() {
                 Some(count) => format!("{count} instructions verified"),
                 None => "loaded".to_owned(),
-            })
-            .map_err(|error| anyhow!("{error:#?}"));
+            }),
+            Err(ProgramError::Btf(_)) => Loaded::NotHere("no such tracepoint"),
+            Err(error) => Loaded::No(last_lines(&error)),
+        };
         results.push((name.to_owned(), result));
     }
     Ok(results)
+}
+
+/// Why the verifier refused is at the end of what it says.
+fn last_lines(error: &ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return format!("{error:#}");
+    };
+    let log = verifier_log.to_string();
+    let lines: Vec<&str> = log.lines().collect();
+    format!(
+        "{io_error}\n{}",
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    )
 }
 
 fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
@@ -270,7 +307,7 @@ fn uprobes(link: Link) -> Vec<&'static str> {
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     let program = ebpf
         .program_mut(name)

@@ -266,7 +266,7 @@ fn parse(record: &[u8]) -> Option<Happening> {
         }),
         EXIT if u32_at(8)? == u32_at(16)? => Some(Happening::Exit { pid: u32_at(8)? }),
         MMAP2 => {
-            let name = record.get(72..record.len() - 8)?;
+            let name = record.get(72..record.len().checked_sub(8)?)?;
             let name = name.split(|byte| *byte == 0).next()?;
             Some(Happening::Mapped(Mapping {
                 pid: u32_at(8)?,

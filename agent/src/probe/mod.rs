@@ -28,7 +28,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-pub use self::link::check_all;
+pub use self::link::{Loaded, check_all};
 use self::{
     file::{Identity, Version},
     hold::Holds,
@@ -71,6 +71,8 @@ struct Half<'a> {
     /// The agent's own processes are never looked at.
     own: HashSet<u32>,
     filter: Filter,
+    /// Before the filter is known nobody is looked at.
+    is_filter_set: bool,
     files: HashMap<FileId, File>,
     held: HashMap<Identity, FileId>,
     /// Files without anything to probe.
@@ -126,6 +128,7 @@ impl<'a> Half<'a> {
             band,
             own: own.into(),
             filter: Filter::default(),
+            is_filter_set: false,
             files: HashMap::new(),
             held: HashMap::new(),
             nothing: HashSet::new(),
@@ -155,12 +158,16 @@ impl<'a> Half<'a> {
         let mut tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
-            let wake = self.holds.expire(now).map_or(tick, |hold| hold.min(tick));
+            let continued = self.holds.expire(now);
+            self.say_continued(continued);
+            let wake = self.holds.next().map_or(tick, |hold| hold.min(tick));
             self.wait(wake.saturating_duration_since(now))?;
             let mut happenings = Vec::new();
             self.band.drain(|happening| happenings.push(happening));
             for happening in happenings {
-                self.happened(happening)?;
+                if self.is_filter_set {
+                    self.happened(happening)?;
+                }
             }
             if !self.take_orders()? {
                 return Ok(());
@@ -239,8 +246,9 @@ impl<'a> Half<'a> {
                     self.answer(file, &points)?;
                 }
                 (Order::Attach { file, points }, 1) if file & OWN_FILE != 0 => {
-                    self.adopt(file, fds.remove(0))?;
-                    self.answer(file, &points)?;
+                    if self.adopt(file, fds.remove(0))? {
+                        self.answer(file, &points)?;
+                    }
                 }
                 (Order::Refuse { file, why }, 0) => self.refuse(file, why),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
@@ -266,6 +274,7 @@ impl<'a> Half<'a> {
         }
         self.rescan = filter.scan;
         self.filter = filter;
+        self.is_filter_set = true;
         self.report(Report::FilterSet, None);
         Ok(())
     }
@@ -326,7 +335,7 @@ impl<'a> Half<'a> {
         let id = known.unwrap_or(self.next_file);
         let asked = known.is_none_or(|id| matches!(self.files[&id].state, State::Asked));
         let held =
-            asked && self.filter.hold && mapping.at.is_some() && self.holds.hold(mapping.pid, id);
+            asked && self.filter.hold && mapping.at.is_some() && self.holds.plan(mapping.pid, id);
         self.tell(mapping.pid);
         let mut sent = None;
         if known.is_none() {
@@ -346,6 +355,11 @@ impl<'a> Half<'a> {
             }),
             sent,
         );
+        if held {
+            // Said before it is done: should we die now, the pipeline continues it.
+            self.flush()?;
+            self.holds.stop(mapping.pid);
+        }
         // Refused once: the same for this process.
         if let Some(File {
             state: State::Refused(why),
@@ -372,14 +386,16 @@ impl<'a> Half<'a> {
         self.files.insert(id, file);
     }
 
-    /// A file that the pipeline opened itself, as the user.
-    fn adopt(&mut self, id: FileId, fd: OwnedFd) -> Result<()> {
+    /// A file that the pipeline opened itself, as the user. False: it is known by another number.
+    fn adopt(&mut self, id: FileId, fd: OwnedFd) -> Result<bool> {
         let stat = file::regular(&fd)?;
         if self.held.contains_key(&file::identity(&stat)) {
-            bail!("the file is held already");
+            let why = "the file is known already".to_owned();
+            self.report(Report::Refused { file: id, why }, None);
+            return Ok(false);
         }
         self.hold_file(id, Rc::new(fd), &stat);
-        Ok(())
+        Ok(true)
     }
 
     /// The pipeline looked at a file.
@@ -400,7 +416,7 @@ impl<'a> Half<'a> {
                 self.nothing.clear();
             }
             self.nothing.insert(file.version);
-            self.holds.answered(id);
+            self.let_go(id);
             return Ok(());
         }
         let since = self.files[&id].since;
@@ -425,9 +441,21 @@ impl<'a> Half<'a> {
         if let Some(file) = self.files.get_mut(&id) {
             file.state = state;
         }
-        self.holds.answered(id);
         self.report(report, None);
+        self.let_go(id);
         Ok(())
+    }
+
+    /// Those who waited for this file go on, after what was said about it.
+    fn let_go(&mut self, file: FileId) {
+        let continued = self.holds.answered(file);
+        self.say_continued(continued);
+    }
+
+    fn say_continued(&mut self, pids: Vec<u32>) {
+        for pid in pids {
+            self.report(Report::Continued { pid }, None);
+        }
     }
 
     /// The pipeline found a library that it won't probe. It has told those who map it; later ones are
@@ -436,7 +464,7 @@ impl<'a> Half<'a> {
         if let Some(file) = self.files.get_mut(&id) {
             file.state = State::Refused(why);
         }
-        self.holds.answered(id);
+        self.let_go(id);
     }
 
     fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
