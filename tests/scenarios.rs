@@ -206,6 +206,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 library: "OpenSSL",
                 version: Some("3.0.0".into()),
                 points,
+                creator: None,
                 partly: None,
             };
             line.found(*file, path.clone(), &found);

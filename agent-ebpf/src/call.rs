@@ -54,6 +54,18 @@ pub fn return_perf(ctx: RetProbeContext) -> u32 {
     leave(&ctx)
 }
 
+/// `SSL_new` has no entry program: its result says all.
+#[uretprobe(multi)]
+pub fn created_multi(ctx: RetProbeContext) -> u32 {
+    let cookie = attach_cookie(ctx.as_ptr());
+    created(&ctx, cookie)
+}
+
+#[uretprobe]
+pub fn created_perf(ctx: RetProbeContext) -> u32 {
+    created(&ctx, 0)
+}
+
 #[inline(always)]
 fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
     // SAFETY: the program's own context.
@@ -247,6 +259,31 @@ fn leave(ctx: &RetProbeContext) -> u32 {
 unsafe fn frame(thread: *mut Thread) -> *mut Frame {
     // SAFETY: a map value; the mask keeps the index below FRAMES.
     unsafe { &raw mut (*hide(thread)).frames[(opaque(get!(thread, depth)) & 3) as usize] }
+}
+
+/// A new object at an address that a freed one may have had: its streams begin here.
+#[inline(always)]
+fn created(ctx: &RetProbeContext, cookie: u64) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let handle: u64 = ctx.ret();
+    if handle == 0 {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let Admission::Wanted(thread) = admit(&id) else {
+        return 0;
+    };
+    // SAFETY: a map value.
+    unsafe {
+        (*thread).key.handle = handle;
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        (*thread).cookie = cookie;
+        emit::opened(thread);
+    }
+    0
 }
 
 /// The innermost frame with this stack pointer, [`FRAMES`] if there is none.

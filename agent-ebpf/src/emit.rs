@@ -3,7 +3,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Data, Gap, Head, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, cause, control, counter, kind,
+    Data, Direction, Gap, Head, Opened, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, cause,
+    control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -108,26 +109,80 @@ unsafe fn place(thread: *mut Thread) -> bool {
         let position = get!(stream, position);
         (*thread).position = position;
         (*stream).position = position + get!(thread, call.position);
-        let pending = get!(stream, pending);
-        if pending == 0 {
-            return true;
-        }
         // The hole comes before the bytes behind it. While it can't be announced, all that follows is
         // part of it: so a stream has at most one hole that is pending, and it has one cause.
-        let gap = reserve(size_of::<Gap>() as u64);
-        if gap.is_null() {
+        if !announce_pending(thread, stream, position) {
             let len = get!(thread, call.position);
             (*stream).pending = get!(stream, pending) + len;
             count(counter::LOST + cause::RING_FULL as usize, len);
             return false;
         }
+        true
+    }
+}
+
+/// Sends the hole at `end` of the stream, if there is one. False if the ring is full.
+#[inline(always)]
+unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -> bool {
+    // SAFETY: map values; `gap` is a reservation of this size.
+    unsafe {
+        if get!(stream, pending) == 0 {
+            return true;
+        }
+        let gap = reserve(size_of::<Gap>() as u64);
+        if gap.is_null() {
+            return false;
+        }
         let pending = get!(stream, pending);
         (*stream).pending = 0;
-        let offset = get!(thread, position) - pending;
-        fill_gap(thread, gap.cast(), offset, pending, cause::RING_FULL);
+        fill_gap(thread, gap.cast(), end - pending, pending, cause::RING_FULL);
         count(counter::ANNOUNCED, pending);
         generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
         true
+    }
+}
+
+/// A new handle: ends the streams of whoever had its address, and says so.
+#[inline(always)]
+pub unsafe fn opened(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
+    unsafe {
+        (*thread).key.direction = Direction::Received as u32;
+        end_stream(thread);
+        (*thread).key.direction = Direction::Sent as u32;
+        end_stream(thread);
+        let record: *mut Opened = reserve(size_of::<Opened>() as u64).cast();
+        if record.is_null() {
+            // The next record of the handle is at position 0: that says it, too.
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::OPENED,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = bpf_get_current_pid_tgid();
+        (*record).born = get!(thread, key.born);
+        (*record).handle = get!(thread, key.handle);
+        (*record).cookie = get!(thread, cookie);
+        generated::bpf_ringbuf_submit(record.cast(), wake_flags());
+    }
+}
+
+#[inline(always)]
+unsafe fn end_stream(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        let stream = stream(thread);
+        if stream.is_null() {
+            return;
+        }
+        // A hole that can't be told now keeps the stream: it is told with the next bytes.
+        if announce_pending(thread, stream, get!(stream, position)) {
+            let key = (&raw const (*hide(thread)).key).cast();
+            generated::bpf_map_delete_elem(address(&STREAMS).cast_mut(), key);
+        }
     }
 }
 

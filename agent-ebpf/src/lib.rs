@@ -26,6 +26,8 @@ pub enum Shape {
     OutFourth = 1,
     /// `int f(handle, buf, size_t len, uint64_t flags, size_t *out)`: `*out`, likewise.
     OutFifth = 2,
+    /// `SSL *SSL_new(…)`: carries no plaintext, returns a new handle.
+    Created = 3,
 }
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
@@ -48,6 +50,8 @@ pub mod kind {
     pub const DATA: u16 = 1;
     /// Bytes of a stream that will not come: [`super::Gap`].
     pub const GAP: u16 = 2;
+    /// A handle that means a new connection from here on: [`super::Opened`].
+    pub const OPENED: u16 = 4;
     /// A socket used inside a TLS call, once per socket: [`super::Socket`].
     pub const SOCKET: u16 = 3;
 }
@@ -178,6 +182,18 @@ pub struct Gap {
     pub offset: u64,
     pub length: u64,
     pub cause: u64,
+}
+
+/// A new handle: whatever had its address before is gone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Opened {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
+    /// Attach cookie of the probe point, 0 where the kernel has no cookies.
+    pub cookie: u64,
 }
 
 /// The two ends of a socket. Addresses are in network byte order; IPv4 is in the first four bytes.

@@ -39,6 +39,8 @@ pub struct Connections {
     entries: HashMap<HandleId, Entry>,
     sockets: Sockets,
     key: u128,
+    /// How many there were: a handle alone names several, one after the other.
+    opened: u64,
 }
 
 impl Connections {
@@ -48,12 +50,13 @@ impl Connections {
             entries: HashMap::new(),
             sockets: Sockets::default(),
             key,
+            opened: 0,
         }
     }
 
     fn name(&self, id: &HandleId) -> String {
         let mut hasher = DefaultHasher::new();
-        (self.key, id).hash(&mut hasher);
+        (self.key, id, self.opened).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 
@@ -69,6 +72,7 @@ impl Connections {
     }
 
     pub fn open(&mut self, id: HandleId, joined: Joined, library: Option<(&str, Option<&str>)>) {
+        self.opened += 1;
         let facts = Connection {
             id: self.name(&id),
             attribution: Attribution::None,
@@ -85,6 +89,11 @@ impl Connections {
             socket: 0,
         };
         self.entries.insert(id, entry);
+    }
+
+    /// Takes out one connection: its handle means another one now.
+    pub fn remove(&mut self, id: &HandleId) -> Option<Entry> {
+        self.entries.remove(id)
     }
 
     pub fn get(&mut self, id: &HandleId) -> Option<&mut Entry> {

@@ -62,6 +62,7 @@ impl Table {
         let sites = found
             .points
             .iter()
+            .chain(&found.creator)
             .map(|point| self.site(id, point))
             .collect();
         let functions = found

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_ebpf::{Data, Direction, Gap, Head, Socket, cause, kind};
+use agent_ebpf::{Data, Direction, Gap, Head, Opened, Socket, cause, kind};
 use zerocopy::FromBytes as _;
 
 use crate::record::Cause;
@@ -29,12 +29,29 @@ pub enum Event<'a> {
         tid: u32,
         time: u64,
     },
+    /// The handle is a new connection from here on.
+    Opened {
+        handle: HandleId,
+        point: u64,
+        time: u64,
+    },
     /// The two ends of a socket.
     Socket {
         cookie: u64,
         local: SocketAddr,
         peer: SocketAddr,
     },
+}
+
+impl Event<'_> {
+    /// The process that it is about.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Event::Data { stream, .. } | Event::Gap { stream, .. } => Some(stream.handle.pid),
+            Event::Opened { handle, .. } => Some(handle.pid),
+            Event::Socket { .. } => None,
+        }
+    }
 }
 
 /// One direction of one TLS object of one process.
@@ -105,6 +122,19 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     _ => return Err(Malformed),
                 },
                 tid,
+                time: head.time,
+            })
+        }
+        kind::OPENED => {
+            let (opened, _) = Opened::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(opened.pid_tgid);
+            Ok(Event::Opened {
+                handle: HandleId {
+                    pid,
+                    born: opened.born,
+                    handle: opened.handle,
+                },
+                point: opened.cookie >> 8,
                 time: head.time,
             })
         }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use agent_ebpf::Direction;
+
 use crate::{
     connection::Connections,
     coverage::{Said, Table, User},
@@ -114,8 +116,8 @@ impl Pipeline {
             self.malformed += 1;
             return;
         };
-        if let Event::Data { stream, .. } | Event::Gap { stream, .. } = &event
-            && self.must_wait(stream.handle.pid, raw, now)
+        if let Some(pid) = event.pid()
+            && self.must_wait(pid, raw, now)
         {
             return;
         }
@@ -182,8 +184,8 @@ impl Pipeline {
             .iter_mut()
             .flat_map(|(handle, entry)| {
                 [
-                    (agent_ebpf::Direction::Received, &entry.received),
-                    (agent_ebpf::Direction::Sent, &entry.sent),
+                    (Direction::Received, &entry.received),
+                    (Direction::Sent, &entry.sent),
                 ]
                 .into_iter()
                 .filter(|(_, stream)| is_due(stream))
@@ -206,6 +208,15 @@ impl Pipeline {
                 local,
                 peer,
             } => self.connections.announce(cookie, local, peer),
+            Event::Opened {
+                handle,
+                point,
+                time,
+            } => {
+                if !self.is_filtered(handle.pid) {
+                    self.reopen(handle, point, time, out);
+                }
+            }
             Event::Data {
                 stream,
                 offset,
@@ -219,6 +230,10 @@ impl Pipeline {
                 if self.is_filtered(stream.handle.pid) {
                     self.tally.filtered += bytes.len() as u64;
                     return;
+                }
+                // Position 0 again: a new object, whose own record found no room.
+                if offset == 0 && !self.is_fresh(stream) {
+                    self.reopen(stream.handle, point, time, out);
                 }
                 self.open(stream.handle, point, time, out);
                 self.connections.used(&stream.handle, socket);
@@ -276,6 +291,30 @@ impl Pipeline {
 
     fn is_filtered(&self, pid: u32) -> bool {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
+    }
+
+    fn is_fresh(&mut self, id: StreamId) -> bool {
+        let entry = self.connections.get(&id.handle);
+        entry.is_none_or(|entry| entry.stream(id.direction).0.is_fresh())
+    }
+
+    /// The handle means a new connection, seen from its first byte.
+    fn reopen(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
+        for direction in [Direction::Received, Direction::Sent] {
+            let stream = StreamId {
+                handle: id,
+                direction,
+            };
+            self.feed(stream, 0, 0, time, out, |stream, out| stream.give_up(out));
+        }
+        self.connections.remove(&id);
+        let file = self.coverage.point(point).map(|(file, _)| file);
+        if let Some(file) = file {
+            // Says how a forked child is seen.
+            self.joined(id, file, time, out);
+        }
+        let library = file.and_then(|file| self.coverage.library(file));
+        self.connections.open(id, Joined::Start, library);
     }
 
     /// The connection of a handle, made at its first event.
@@ -461,11 +500,9 @@ impl Pipeline {
             .iter_mut()
             .filter(|(id, _)| id.pid == pid)
             .flat_map(|(id, _)| {
-                [agent_ebpf::Direction::Received, agent_ebpf::Direction::Sent].map(|direction| {
-                    StreamId {
-                        handle: *id,
-                        direction,
-                    }
+                [Direction::Received, Direction::Sent].map(|direction| StreamId {
+                    handle: *id,
+                    direction,
                 })
             })
             .collect();

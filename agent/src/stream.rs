@@ -55,6 +55,11 @@ impl Stream {
         self.lost
     }
 
+    /// Did it begin?
+    pub fn is_fresh(&self) -> bool {
+        self.next == 0
+    }
+
     /// Bytes at a position of the stream. `time` is the event's, in nanoseconds.
     pub fn data(&mut self, offset: u64, bytes: &[u8], time: u64, out: Out<'_>) {
         if offset > self.next {

@@ -62,6 +62,8 @@ pub struct Found {
     pub version: Option<String>,
     /// No call passes two of them.
     pub points: Vec<Point>,
+    /// Where a new connection's object is made, if that is known.
+    pub creator: Option<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
 }

@@ -33,6 +33,8 @@ const EXPORTS: [Carrier; 7] = [
 ];
 const READ_INTERNAL: &str = "ssl_read_internal";
 const WRITE_INTERNAL: &str = "ssl_write_internal";
+/// `SSL *SSL_new(SSL_CTX *ctx)`, all versions and relatives.
+const CREATOR: Carrier = ("SSL_new", Direction::Received, Shape::Created);
 const PEEKS: [&str; 2] = ["SSL_peek", "SSL_peek_ex"];
 /// Its relatives have no such function.
 const BORINGSSL_ONLY: &str = "SSL_CTX_set_grease_enabled";
@@ -45,6 +47,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     let mut names: Vec<_> = EXPORTS.iter().map(|&(name, ..)| name).collect();
     names.extend(PEEKS);
     names.push(BORINGSSL_ONLY);
+    names.push(CREATOR.0);
     let symbols = elf.functions(&names)?;
     let exports = entries(elf, &symbols, &EXPORTS)?;
     let carries =
@@ -77,10 +80,15 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         .iter()
         .map(|entry| entry.point(elf))
         .collect::<Result<_, _>>()?;
+    // Without it a reused address is not noticed; nothing else depends on it.
+    let creator = entries(elf, &symbols, &[CREATOR])
+        .ok()
+        .and_then(|creators| creators.first()?.point(elf).ok());
     Ok(Found {
         library,
         version,
         points,
+        creator,
         partly,
     })
 }
@@ -208,6 +216,7 @@ impl Entry {
 /// Number of argument registers that the probe needs intact.
 fn arguments(shape: Shape) -> usize {
     match shape {
+        Shape::Created => 1,
         Shape::Returned => 3,
         Shape::OutFourth => 4,
         Shape::OutFifth => 5,

@@ -29,6 +29,8 @@ const PERF_ENTRIES: [(u64, &str); 5] = [
     (5, "entry_write_fifth"),
 ];
 const WHAT: u64 = 7;
+/// The low bits of a creator's cookie.
+const CREATED: u64 = 6;
 
 /// The loaded kernel side.
 pub struct Kernel {
@@ -156,23 +158,23 @@ impl Kernel {
     /// return probes come first, so that no entry stays without its return.
     pub fn attach(&mut self, file: &OwnedFd, sites: &[Site]) -> Result<Vec<UProbeLink>> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let (creators, carriers): (Vec<&Site>, Vec<&Site>) =
+            sites.iter().partition(|site| site.cookie & WHAT == CREATED);
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
             Link::Multi => vec![
-                ("return_multi", sites.iter().collect()),
-                ("entry_multi", sites.iter().collect()),
+                ("created_multi", creators),
+                ("return_multi", carriers.clone()),
+                ("entry_multi", carriers),
             ],
             Link::Perf | Link::PerfCookie => {
-                std::iter::once(("return_perf", sites.iter().collect()))
-                    .chain(PERF_ENTRIES.iter().map(|(what, name)| {
-                        (
-                            *name,
-                            sites
-                                .iter()
-                                .filter(|site| site.cookie & WHAT == *what)
-                                .collect(),
-                        )
-                    }))
-                    .collect()
+                let entries = PERF_ENTRIES.map(|(what, name)| {
+                    let is_of = |site: &&&Site| site.cookie & WHAT == what;
+                    (name, carriers.iter().filter(is_of).copied().collect())
+                });
+                let mut groups = vec![("created_perf", creators)];
+                groups.push(("return_perf", carriers.clone()));
+                groups.extend(entries);
+                groups
             }
         };
         let cookies = self.link != Link::Perf;
@@ -296,11 +298,11 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Multi => vec!["entry_multi", "return_multi"],
+        Link::Multi => vec!["entry_multi", "return_multi", "created_multi"],
         Link::Perf | Link::PerfCookie => PERF_ENTRIES
             .iter()
             .map(|(_, name)| *name)
-            .chain(["return_perf"])
+            .chain(["return_perf", "created_perf"])
             .collect(),
     }
 }
