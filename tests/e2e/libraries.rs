@@ -218,6 +218,7 @@ fn paused_async_jobs() {
 
 /// Coroutines that give way inside their BIO callback, the second stack below the first.
 #[test]
+#[ignore = "known: a return probe kills a program that changes stacks inside a call (README)"]
 fn swapped_contexts_downwards() {
     let Some(lab) = Lab::with("swapped_contexts_downwards", &["cc"]) else {
         return;
@@ -228,6 +229,7 @@ fn swapped_contexts_downwards() {
 /// The same with the second stack above the first: the kernel forgets the return probe of the call
 /// that is still open below.
 #[test]
+#[ignore = "known: a return probe kills a program that changes stacks inside a call (README)"]
 fn swapped_contexts_upwards() {
     let Some(lab) = Lab::with("swapped_contexts_upwards", &["cc"]) else {
         return;
