@@ -266,7 +266,6 @@ fn plan(tests: &[&str], filters: &[&str]) -> Result<String> {
         plan,
         "env\tVORTEX_AGENT=/vm/vortex-agent\nenv\tVORTEX_NO_SKIP=1\nenv\tVORTEX_SCALE={SCALE}"
     )?;
-    writeln!(plan, "env\tRUST_BACKTRACE=1")?;
     if tests.contains(&LOAD_CHECK) {
         writeln!(plan, "run\t{LOAD_CHECK}\t120\t/vm/vortex-agent\tload-check")?;
     }
