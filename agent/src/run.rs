@@ -2,11 +2,11 @@
 //! moves what comes through the line until it ends. The only file that waits.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     ffi::OsString,
     fs, io,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
     process::ExitCode,
@@ -217,6 +217,8 @@ struct Session<'a> {
     pipeline: Pipeline,
     sink: Sink,
     sink_complained: bool,
+    /// Not sent yet, with their descriptors.
+    orders: VecDeque<(Order, Option<OwnedFd>)>,
     /// Own files that the half has not answered yet: CMD waits for them.
     unanswered: HashSet<u64>,
     filter_set: bool,
@@ -324,6 +326,7 @@ impl<'a> Session<'a> {
             pipeline,
             sink: Sink::start(target, format, &origin).context("start the output's thread")?,
             sink_complained: false,
+            orders: VecDeque::new(),
             unanswered: HashSet::new(),
             filter_set: false,
             held: HashSet::new(),
@@ -391,6 +394,7 @@ impl<'a> Session<'a> {
         let mut empty_looks = 0;
         loop {
             self.take_reports()?;
+            self.send_orders()?;
             let found = self.look();
             if let Some(end) = self.is_over() {
                 return Ok(end);
@@ -402,7 +406,7 @@ impl<'a> Session<'a> {
                 ring = Some(readable(shared.ring.fd())?);
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
-            let is_asleep = empty_looks > EMPTY_LOOKS;
+            let is_asleep = empty_looks > EMPTY_LOOKS && self.orders.is_empty();
             let pause = match found {
                 Found { more: true, .. } => Duration::from_nanos(1),
                 Found {
@@ -700,9 +704,9 @@ impl<'a> Session<'a> {
         shared.control.set(control::FILTER, self.filter_bits());
         self.shared = Some(shared);
         for cgroup in std::mem::take(&mut self.watched.cgroups) {
-            self.order(&Order::Cgroup, &[cgroup.as_fd()])?;
+            self.order(Order::Cgroup, Some(cgroup))?;
         }
-        self.order(&Order::Filter(wanted), &[])?;
+        self.order(Order::Filter(wanted), None)?;
         self.probe_ahead()
     }
 
@@ -759,8 +763,8 @@ impl<'a> Session<'a> {
             };
             let id = OWN_FILE | number;
             let points = self.pipeline.found(id, path.display().to_string(), &found);
-            self.order(&Order::Attach { file: id, points }, &[file.as_fd()])?;
             self.unanswered.insert(id);
+            self.order(Order::Attach { file: id, points }, Some(file))?;
         }
         Ok(())
     }
@@ -801,20 +805,33 @@ impl<'a> Session<'a> {
         };
         self.with_sink(|line, out| line.mapped(file, user, now, out));
         if let Some(order) = answer {
-            self.order(&order, &[])?;
+            self.order(order, None)?;
         }
         Ok(())
     }
 
-    fn order(&mut self, order: &Order, fds: &[BorrowedFd<'_>]) -> Result<()> {
+    /// Sent at once, or when the half has read what is before it.
+    fn order(&mut self, order: Order, fd: Option<OwnedFd>) -> Result<()> {
+        self.orders.push_back((order, fd));
+        self.send_orders()
+    }
+
+    fn send_orders(&mut self) -> Result<()> {
         let Some(half) = &self.half else {
+            self.orders.clear();
             return Ok(());
         };
-        match half::send(&half.socket, order, fds) {
-            // Its end is noticed at the next read.
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => Ok(()),
-            result => result.context("give an order to the privileged half"),
+        while let Some((order, fd)) = self.orders.front() {
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+            match half::send(&half.socket, order, &fds) {
+                Ok(()) => drop(self.orders.pop_front()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // Its end is noticed at the next read.
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => return Ok(()),
+                Err(error) => return Err(error).context("give an order to the privileged half"),
+            }
         }
+        Ok(())
     }
 
     fn by_the_clock(&mut self) {
@@ -828,7 +845,7 @@ impl<'a> Session<'a> {
         if at >= self.next_stats {
             self.next_stats = at + self.config.stats_interval;
             let pending = self.has_untold_loss();
-            let _ = self.order(&Order::Survey { pending }, &[]);
+            let _ = self.order(Order::Survey { pending }, None);
             self.stats(false);
         }
     }
@@ -886,7 +903,7 @@ impl<'a> Session<'a> {
     async fn settle(&mut self) {
         self.surveyed = false;
         let pending = self.has_untold_loss();
-        if self.order(&Order::Survey { pending }, &[]).is_err() {
+        if self.order(Order::Survey { pending }, None).is_err() {
             return;
         }
         let until = Instant::now() + LAST_SURVEY;

@@ -60,9 +60,9 @@ impl Kernel {
         let link = best_link(allow_multi);
         for name in uprobes(link) {
             let program: &mut UProbe = program(&mut ebpf, name)?;
-            program
-                .load()
-                .with_context(|| format!("load the kernel program {name}"))?;
+            program.load().map_err(|error| {
+                anyhow!("load the kernel program {name}: {}", in_a_line(&error))
+            })?;
         }
         let mut follows = known.tasks;
         for (name, tracepoint) in [
@@ -248,6 +248,29 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     }
     Ok(results)
 }
+
+/// The verifier's log is for `load-check`; its last words are enough here.
+fn in_a_line(error: &ProgramError) -> String {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    else {
+        return root_cause(error);
+    };
+    let log = verifier_log.to_string();
+    let said = log
+        .lines()
+        .rev()
+        .find(|line| !VERIFIER_STATISTICS.iter().any(|s| line.starts_with(s)));
+    format!(
+        "{io_error}: {}",
+        said.unwrap_or("the kernel does not say why")
+    )
+}
+
+const VERIFIER_STATISTICS: [&str; 4] =
+    ["verification time", "stack depth", "processed", "mark_read"];
 
 /// Why the verifier refused is at the end of what it says.
 fn last_lines(error: &ProgramError) -> String {
