@@ -150,6 +150,8 @@ fn run(name: &str, scenario: &Scenario) -> String {
         },
         exes: scenario.exes.clone(),
         containers: Vec::new(),
+        uids: Vec::new(),
+        comms: Vec::new(),
         key: 1,
     });
     // Boot was at 2026-01-01T00:00:00Z.

@@ -4,8 +4,8 @@
 //! read fills its buffer. Until then the call is a frame of its thread, known by its stack pointer.
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread, counter,
-    unmatched,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread,
+    counter, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -185,7 +185,9 @@ unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, in
         };
         (*frame).cookie = opaque(cookie);
         (*frame).socket = opaque(0); // zeros side by side would be a call of `memset`
-        (*frame).flags = what & (DIRECTION | SHAPE) | inner;
+        // Sizes above 2^48 don't exist; a library may pass one all the same.
+        let size = ctx.arg::<u64>(2).unwrap_or(0) & (u64::MAX >> FRAME_SIZE);
+        (*frame).flags = what & (DIRECTION | SHAPE) | inner | size << FRAME_SIZE;
     }
 }
 
@@ -243,6 +245,12 @@ fn leave(ctx: &RetProbeContext) -> u32 {
             }
         }
         if get!(thread, call.position) == 0 {
+            return 0;
+        }
+        // What a library stores is its own affair; what we count is not. A huge number would spoil the
+        // ledger of everybody.
+        if get!(thread, call.position) > get!(frame(thread), flags) >> FRAME_SIZE {
+            count(counter::UNREADABLE, 1);
             return 0;
         }
         if get!(frame(thread), flags) & FRAME_INNER != 0 {
@@ -318,7 +326,8 @@ unsafe fn take(thread: *mut Thread) {
         (*thread).cookie = get!(frame, cookie);
         let socket = get!(frame, socket);
         (*thread).socket = if socket == SEVERAL_SOCKETS { 0 } else { socket };
-        (*thread).call.pending = 0;
+        (*thread).call.pending = opaque(0);
+        (*thread).call.opened = opaque(0);
     }
 }
 

@@ -89,6 +89,7 @@ unsafe fn place(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value; `key` and `call` are a key and a value of STREAMS.
     unsafe {
         (*thread).position = 0;
+        (*thread).handle_born = get!(thread, born);
         let stream = stream(thread);
         if stream.is_null() {
             let key = (&raw const (*hide(thread)).key).cast();
@@ -108,6 +109,9 @@ unsafe fn place(thread: *mut Thread) -> bool {
         // A plain read-modify-write: the caller still holds its handle, so no other thread is here.
         let position = get!(stream, position);
         (*thread).position = position;
+        if get!(stream, opened) != 0 {
+            (*thread).handle_born = get!(stream, opened);
+        }
         (*stream).position = position + get!(thread, call.position);
         // The hole comes before the bytes behind it. While it can't be announced, all that follows is
         // part of it: so a stream has at most one hole that is pending, and it has one cause.
@@ -142,18 +146,31 @@ unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -
     }
 }
 
-/// A new handle: ends the streams of whoever had its address, and says so.
+/// A new handle: ends the streams of whoever had its address, and says so. If a hole at their end can't be
+/// told now they go on instead: a connection that is not told apart is better than bytes unaccounted for.
 #[inline(always)]
 pub unsafe fn opened(thread: *mut Thread) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         (*thread).key.direction = Direction::Received as u32;
-        end_stream(thread);
+        if !told_all(thread) {
+            return;
+        }
         (*thread).key.direction = Direction::Sent as u32;
-        end_stream(thread);
+        if !told_all(thread) {
+            return;
+        }
+        // Zeros side by side would be a call of `memset`.
+        (*thread).call.position = opaque(0);
+        (*thread).call.pending = opaque(0);
+        (*thread).call.opened = bpf_ktime_get_boot_ns();
+        // Both directions, from a value that is the same.
+        begin(thread);
+        (*thread).key.direction = Direction::Received as u32;
+        begin(thread);
         let record: *mut Opened = reserve(size_of::<Opened>() as u64).cast();
         if record.is_null() {
-            // The next record of the handle is at position 0: that says it, too.
+            // Its records tell it apart all the same.
             return;
         }
         (*record).head = Head {
@@ -163,26 +180,38 @@ pub unsafe fn opened(thread: *mut Thread) {
             time: bpf_ktime_get_boot_ns(),
         };
         (*record).pid_tgid = bpf_get_current_pid_tgid();
-        (*record).born = get!(thread, key.born);
+        (*record).born = get!(thread, call.opened);
         (*record).handle = get!(thread, key.handle);
         (*record).cookie = get!(thread, cookie);
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
     }
 }
 
+/// Is there no hole at the end of this stream that nobody was told of?
 #[inline(always)]
-unsafe fn end_stream(thread: *mut Thread) {
+unsafe fn told_all(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe {
         let stream = stream(thread);
         if stream.is_null() {
-            return;
+            return true;
         }
-        // A hole that can't be told now keeps the stream: it is told with the next bytes.
-        if announce_pending(thread, stream, get!(stream, position)) {
-            let key = (&raw const (*hide(thread)).key).cast();
-            generated::bpf_map_delete_elem(address(&STREAMS).cast_mut(), key);
+        (*thread).handle_born = get!(thread, born);
+        if get!(stream, opened) != 0 {
+            (*thread).handle_born = get!(stream, opened);
         }
+        announce_pending(thread, stream, get!(stream, position))
+    }
+}
+
+/// The stream begins. Without room for it the first call finds none either, and counts that.
+#[inline(always)]
+unsafe fn begin(thread: *mut Thread) {
+    // SAFETY: `key` and `call` are a key and a value of STREAMS.
+    unsafe {
+        let key = (&raw const (*hide(thread)).key).cast();
+        let new = (&raw const (*hide(thread)).call).cast();
+        insert(address(&STREAMS), key, new);
     }
 }
 
@@ -247,7 +276,7 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
             time: bpf_ktime_get_boot_ns(),
         };
         (*data).pid_tgid = bpf_get_current_pid_tgid();
-        (*data).born = get!(thread, key.born);
+        (*data).born = get!(thread, handle_born);
         (*data).handle = get!(thread, key.handle);
         (*data).offset = get!(thread, position) + offset!();
         (*data).socket = get!(thread, socket);
@@ -295,7 +324,7 @@ unsafe fn fill_gap(thread: *mut Thread, gap: *mut Gap, offset: u64, length: u64,
             time: bpf_ktime_get_boot_ns(),
         };
         (*gap).pid_tgid = bpf_get_current_pid_tgid();
-        (*gap).born = get!(thread, key.born);
+        (*gap).born = get!(thread, handle_born);
         (*gap).handle = get!(thread, key.handle);
     }
 }

@@ -95,7 +95,7 @@ pub mod counter {
     pub const ANNOUNCED: usize = 20;
     /// Entries that a second link on the same instruction ran again.
     pub const DUPLICATE: usize = 21;
-    /// Returns whose byte count could not be read.
+    /// Returns whose byte count could not be read, or exceeds the caller's buffer.
     pub const UNREADABLE: usize = 22;
 }
 
@@ -157,8 +157,9 @@ pub struct Data {
     pub head: Head,
     /// Thread group in the upper half, thread in the lower, in the initial pid namespace.
     pub pid_tgid: u64,
-    /// When the kernel side first met the process or saw its last exec, in ns since boot: tells a
-    /// reused pid and an exec apart.
+    /// When the handle's object was made, if that was seen; else when the kernel side first met the
+    /// process or saw its last exec. In ns since boot: tells a reused address, an exec and a reused pid
+    /// apart.
     pub born: u64,
     /// The library's object: an address in the traced process.
     pub handle: u64,
@@ -239,6 +240,8 @@ pub struct Stream {
     pub position: u64,
     /// Of these, the last ones that were lost to a full ring and are not announced yet.
     pub pending: u64,
+    /// When the handle's object was made, in ns since boot; 0: before anybody looked.
+    pub opened: u64,
 }
 
 /// One open call.
@@ -255,13 +258,15 @@ pub struct Frame {
     pub cookie: u64,
     /// Cookie of the socket used inside the call; [`SEVERAL_SOCKETS`] if more than one was.
     pub socket: u64,
-    /// Direction and shape as in a [`cookie`]; [`FRAME_INNER`], [`FRAME_DONE`].
+    /// Direction and shape as in a [`cookie`]; [`FRAME_INNER`], [`FRAME_DONE`]; from [`FRAME_SIZE`] on
+    /// the size of the caller's buffer, which the byte count can't exceed.
     pub flags: u64,
 }
 /// The same call again: an outer frame has the same handle and direction.
 pub const FRAME_INNER: u64 = 1 << 8;
 /// The bytes were delivered by an inner frame.
 pub const FRAME_DONE: u64 = 1 << 9;
+pub const FRAME_SIZE: u64 = 16;
 pub const SEVERAL_SOCKETS: u64 = u64::MAX;
 
 /// Value of the map of threads, keyed by pid_tgid: the calls that are open, and the call that is
@@ -275,8 +280,10 @@ pub struct Thread {
     pub key: StreamKey,
     pub buf: u64,
     /// What a stream that begins with this call is after it: `position` is the call's length in bytes,
-    /// `pending` is 0.
+    /// the rest is 0.
     pub call: Stream,
+    /// [`Data::born`] of the call.
+    pub handle_born: u64,
     /// Stream position of its first byte.
     pub position: u64,
     /// Full records of the call, and the bytes in its last record: `len = full * RECORD_MAX + tail`,

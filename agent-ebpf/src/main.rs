@@ -1,7 +1,7 @@
 //! The kernel side of Vortex: copies the buffers of TLS calls into a ring and says what it could not
 //! copy. It decides nothing else.
 //!
-//! Two rules hold for every program here, and `tests/e2e/verifier.rs` checks the first:
+//! Two rules hold for every program here, and `tests/object.rs` checks the first:
 //!
 //! * **At most 48 bytes of stack.** Uprobe programs are preemptible, and since 6.13 the x86-64 JIT
 //!   puts a larger stack into a per-CPU area without a guard: another task's plaintext would come out

@@ -28,6 +28,10 @@ pub fn attach(arguments: &Attach) -> ExitCode {
     };
     // The other half says it, in one line, with its exit status. If it is gone nobody wants to know:
     // the shell's next prompt may be there already.
-    let _ = half::send(&pipeline.socket, &Report::Failed(format!("{error:#}")), &[]);
+    let _ = half::send(
+        &pipeline.socket,
+        &Report::Failed(half::clip(&format!("{error:#}"))),
+        &[],
+    );
     ExitCode::FAILURE
 }

@@ -37,6 +37,8 @@ impl Entry {
 #[derive(Debug)]
 pub struct Connections {
     entries: HashMap<HandleId, Entry>,
+    /// The live ones of each process, by handle: an address means one connection at a time.
+    current: HashMap<u32, HashMap<u64, HandleId>>,
     sockets: Sockets,
     key: u128,
     /// How many there were: a handle alone names several, one after the other.
@@ -48,6 +50,7 @@ impl Connections {
     pub fn new(key: u128) -> Connections {
         Connections {
             entries: HashMap::new(),
+            current: HashMap::new(),
             sockets: Sockets::default(),
             key,
             opened: 0,
@@ -64,11 +67,14 @@ impl Connections {
         self.entries.contains_key(id)
     }
 
-    /// Did any life of this process use this handle?
-    pub fn knows(&self, pid: u32, handle: u64) -> bool {
-        self.entries
-            .keys()
-            .any(|id| id.pid == pid && id.handle == handle)
+    /// The live connection with this handle, whenever it began.
+    pub fn at(&self, pid: u32, handle: u64) -> Option<HandleId> {
+        self.current.get(&pid)?.get(&handle).copied()
+    }
+
+    /// All live connections of a process.
+    pub fn of(&self, pid: u32) -> Vec<HandleId> {
+        self.current.get(&pid).into_iter().flat_map(HashMap::values).copied().collect()
     }
 
     pub fn open(&mut self, id: HandleId, joined: Joined, library: Option<(&str, Option<&str>)>) {
@@ -89,11 +95,18 @@ impl Connections {
             socket: 0,
         };
         self.entries.insert(id, entry);
+        self.current.entry(id.pid).or_default().insert(id.handle, id);
     }
 
-    /// Takes out one connection: its handle means another one now.
-    pub fn remove(&mut self, id: &HandleId) -> Option<Entry> {
-        self.entries.remove(id)
+    /// Takes out a connection: its process is gone, or its handle means another one now.
+    pub fn close(&mut self, id: &HandleId) {
+        self.entries.remove(id);
+        if let Some(handles) = self.current.get_mut(&id.pid) {
+            handles.remove(&id.handle);
+            if handles.is_empty() {
+                self.current.remove(&id.pid);
+            }
+        }
     }
 
     pub fn get(&mut self, id: &HandleId) -> Option<&mut Entry> {
@@ -112,22 +125,14 @@ impl Connections {
         if cookie == 0 || cookie == entry.socket {
             return;
         }
-        if let Some((local, peer)) = self.sockets.get(cookie) {
-            entry.socket = cookie;
-            entry.facts.attribution = Attribution::Exact;
-            entry.facts.local = Some(local);
-            entry.facts.peer = Some(peer);
-        }
+        entry.socket = cookie;
+        // Another socket whose ends nobody told us: what we knew is wrong now.
+        let ends = self.sockets.get(cookie);
+        entry.facts.attribution = ends.map_or(Attribution::None, |_| Attribution::Exact);
+        entry.facts.local = ends.map(|(local, _)| local);
+        entry.facts.peer = ends.map(|(_, peer)| peer);
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&HandleId, &mut Entry)> {
-        self.entries.iter_mut()
-    }
-
-    /// Takes out the connections of a process that ended.
-    pub fn close(&mut self, pid: u32) -> Vec<(HandleId, Entry)> {
-        self.entries.extract_if(|id, _| id.pid == pid).collect()
-    }
 }
 
 /// The two ends of each socket that a TLS call used. The kernel says them once.
@@ -197,8 +202,9 @@ mod tests {
         connections.open(again, Joined::Start, None);
         let [a, b] = [ID, again].map(|id| connections.get(&id).unwrap().facts.id.clone());
         assert_ne!(a, b);
-        assert_eq!(connections.close(1).len(), 2);
-        assert!(!connections.contains(&ID));
+        assert_eq!(connections.at(1, 3), Some(again));
+        connections.close(&again);
+        assert!(connections.of(1).is_empty() && !connections.contains(&again));
     }
 
     #[test]

@@ -40,7 +40,9 @@ pub enum Report {
         file: FileId,
         why: String,
     },
-    /// Holes at the end of streams that no later call could announce; answers [`Order::Survey`].
+    /// Holes at the end of streams that no later call could announce.
+    Pending(Vec<Pending>),
+    /// The half's own usage, after the holes; answers [`Order::Survey`].
     Survey(Survey),
     /// A process that waited goes on.
     Continued {
@@ -156,12 +158,9 @@ pub struct Attached {
     pub micros: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Survey {
-    pub pending: Vec<Pending>,
-    /// More of them follow in another message.
-    pub more: bool,
-    /// The half's own CPU time in microseconds and resident memory in bytes.
+    /// CPU time in microseconds and resident memory in bytes.
     pub cpu_micros: u64,
     pub memory_bytes: u64,
 }
@@ -191,6 +190,12 @@ pub enum Received<M> {
     Nothing,
 }
 
+/// The beginning of a text of unknown length, for a message.
+pub fn clip(text: &str) -> String {
+    const MAX_TEXT: usize = 2048;
+    text[..text.floor_char_boundary(MAX_TEXT)].to_owned()
+}
+
 /// Never blocks: `WouldBlock` if the other half does not read.
 pub fn send<M: Serialize>(
     socket: impl AsFd,
@@ -198,10 +203,11 @@ pub fn send<M: Serialize>(
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let bytes = postcard::to_stdvec(message).map_err(io::Error::other)?;
-    assert!(
-        bytes.len() <= MAX_BYTES && fds.len() <= MAX_FDS,
-        "message too large"
-    );
+    if bytes.len() > MAX_BYTES || fds.len() > MAX_FDS {
+        return Err(io::Error::other(
+            "a message between the halves is too large",
+        ));
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {

@@ -12,7 +12,7 @@ use clap::Parser as _;
 use vortex_agent::{
     attach,
     cli::{Action, Cli},
-    complain::complain,
+    complain::{self, complain},
     config::Config,
     doctor, locate,
     probe::{self, Loaded},
@@ -21,7 +21,10 @@ use vortex_agent::{
 
 fn main() -> ExitCode {
     match Cli::parse().action {
-        Action::Run(arguments) => run::run(&arguments),
+        Action::Run(arguments) => {
+            log(arguments.verbose);
+            run::run(&arguments)
+        }
         Action::Attach(options) => attach::attach(&options),
         Action::Config => print(Config::DEFAULTS),
         Action::Locate { file } => locate(&file),
@@ -29,6 +32,21 @@ fn main() -> ExitCode {
         Action::Doctor(arguments) => doctor::doctor(&arguments),
         Action::TlsSelfTest => self_test(),
     }
+}
+
+/// What the agent does, on stderr: warnings, with -v what it attaches, with -vv everything.
+fn log(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::WARN,
+        1 => tracing::Level::DEBUG,
+        _ => tracing::Level::TRACE,
+    };
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(|| complain::Line)
+        .with_ansi(false)
+        .without_time()
+        .init();
 }
 
 /// Nobody may be reading any more: that is no failure.

@@ -1,7 +1,7 @@
 //! The line, stage by stage: ring records and the half's reports in, output records out. Pure: no clock,
 //! no file, no socket. Time comes with the events.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use agent_ebpf::Direction;
 
@@ -29,6 +29,9 @@ pub struct Wanted {
     pub exes: Vec<String>,
     /// Container ids, or their beginnings.
     pub containers: Vec<String>,
+    /// What the kernel filters by; here for coverage only.
+    pub uids: Vec<u32>,
+    pub comms: Vec<String>,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
 }
@@ -39,6 +42,8 @@ pub struct Pipeline {
     processes: HashMap<u32, Who>,
     coverage: Table,
     connections: Connections,
+    /// Streams in which something waits for a hole to be explained.
+    waiting: HashSet<StreamId>,
     parked: HashMap<u32, Parked>,
     tally: Tally,
     /// Bytes lost to a full ring that gaps have told of.
@@ -75,6 +80,7 @@ impl Pipeline {
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),
+            waiting: HashSet::new(),
             parked: HashMap::new(),
             tally: Tally::default(),
             told_ring_full: 0,
@@ -117,14 +123,14 @@ impl Pipeline {
             return;
         };
         if let Some(pid) = event.pid()
-            && self.must_wait(pid, raw, now)
+            && self.must_wait(pid, raw, now, out)
         {
             return;
         }
         self.event(event, out);
     }
 
-    fn must_wait(&mut self, pid: u32, raw: &[u8], now: u64) -> bool {
+    fn must_wait(&mut self, pid: u32, raw: &[u8], now: u64, out: Out<'_>) -> bool {
         if self.processes.contains_key(&pid) {
             return false;
         }
@@ -134,6 +140,9 @@ impl Pipeline {
         });
         parked.bytes += raw.len();
         parked.records.push(raw.to_vec());
+        if parked.bytes > PARKED_BYTES {
+            self.process(Facts { pid, ..Facts::default() }, out);
+        }
         true
     }
 
@@ -142,9 +151,7 @@ impl Pipeline {
         let overdue: Vec<u32> = self
             .parked
             .iter()
-            .filter(|(_, parked)| {
-                parked.bytes > PARKED_BYTES || now.saturating_sub(parked.since) > PARKED_TIME
-            })
+            .filter(|(_, parked)| now.saturating_sub(parked.since) > PARKED_TIME)
             .map(|(pid, _)| *pid)
             .collect();
         for pid in overdue {
@@ -179,23 +186,11 @@ impl Pipeline {
     }
 
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
-        let due: Vec<StreamId> = self
-            .connections
-            .iter_mut()
-            .flat_map(|(handle, entry)| {
-                [
-                    (Direction::Received, &entry.received),
-                    (Direction::Sent, &entry.sent),
-                ]
-                .into_iter()
-                .filter(|(_, stream)| is_due(stream))
-                .map(|(direction, _)| StreamId {
-                    handle: *handle,
-                    direction,
-                })
-                .collect::<Vec<_>>()
-            })
-            .collect();
+        let mut due: Vec<StreamId> = self.waiting.iter().copied().collect();
+        due.retain(|id| {
+            let entry = self.connections.get(&id.handle);
+            entry.is_some_and(|entry| is_due(entry.stream(id.direction).0))
+        });
         for id in due {
             self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
         }
@@ -214,7 +209,7 @@ impl Pipeline {
                 time,
             } => {
                 if !self.is_filtered(handle.pid) {
-                    self.reopen(handle, point, time, out);
+                    self.begin(handle, Joined::Start, point, time, out);
                 }
             }
             Event::Data {
@@ -230,10 +225,6 @@ impl Pipeline {
                 if self.is_filtered(stream.handle.pid) {
                     self.tally.filtered += bytes.len() as u64;
                     return;
-                }
-                // Position 0 again: a new object, whose own record found no room.
-                if offset == 0 && !self.is_fresh(stream) {
-                    self.reopen(stream.handle, point, time, out);
                 }
                 self.open(stream.handle, point, time, out);
                 self.connections.used(&stream.handle, socket);
@@ -278,10 +269,15 @@ impl Pipeline {
                 handle: hole.handle,
             };
             let stream = StreamId { handle, direction };
-            // Told again when it has grown; what is known already is not counted twice.
             if self.is_filtered(hole.tgid) {
                 continue;
             }
+            // The kernel has told it since, when the handle became another connection.
+            let current = self.connections.at(handle.pid, handle.handle);
+            if current.is_some_and(|current| current.born > handle.born) {
+                continue;
+            }
+            // Told again when it has grown: the stream knows what it knows.
             self.open(handle, 0, now, out);
             self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
                 stream.gap(hole.offset, hole.length, Cause::RingFull, now, out);
@@ -293,28 +289,16 @@ impl Pipeline {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
     }
 
-    fn is_fresh(&mut self, id: StreamId) -> bool {
-        let entry = self.connections.get(&id.handle);
-        entry.is_none_or(|entry| entry.stream(id.direction).0.is_fresh())
-    }
-
-    /// The handle means a new connection, seen from its first byte.
-    fn reopen(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
-        for direction in [Direction::Received, Direction::Sent] {
-            let stream = StreamId {
-                handle: id,
-                direction,
-            };
-            self.feed(stream, 0, 0, time, out, |stream, out| stream.give_up(out));
-        }
-        self.connections.remove(&id);
-        let file = self.coverage.point(point).map(|(file, _)| file);
-        if let Some(file) = file {
-            // Says how a forked child is seen.
-            self.joined(id, file, time, out);
-        }
-        let library = file.and_then(|file| self.coverage.library(file));
-        self.connections.open(id, Joined::Start, library);
+    /// Would the kernel's filters let its calls pass? By what it is now: it can change.
+    fn is_covered(&self, pid: u32) -> bool {
+        let Some(Who { facts, .. }) = self.processes.get(&pid) else {
+            return true;
+        };
+        let Wanted { uids, comms, .. } = &self.wanted;
+        let has_uid = facts.owner_uid.is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
+        let has_comm =
+            facts.comm.as_ref().is_none_or(|comm| comms.is_empty() || comms.contains(comm));
+        has_uid && has_comm
     }
 
     /// The connection of a handle, made at its first event.
@@ -324,8 +308,29 @@ impl Pipeline {
         }
         let file = self.coverage.point(point).map(|(file, _)| file);
         let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
+        self.begin(id, joined, point, time, out);
+    }
+
+    /// The handle means this connection from here on, and whatever it meant before is over.
+    fn begin(&mut self, id: HandleId, joined: Joined, point: u64, time: u64, out: Out<'_>) {
+        if let Some(before) = self.connections.at(id.pid, id.handle) {
+            self.close(before, time, out);
+        }
+        let file = self.coverage.point(point).map(|(file, _)| file);
+        if let Some(file) = file {
+            // Says how a forked child is seen.
+            self.joined(id, file, time, out);
+        }
         let library = file.and_then(|file| self.coverage.library(file));
         self.connections.open(id, joined, library);
+    }
+
+    fn close(&mut self, id: HandleId, now: u64, out: Out<'_>) {
+        for direction in [Direction::Received, Direction::Sent] {
+            let stream = StreamId { handle: id, direction };
+            self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
+        }
+        self.connections.close(&id);
     }
 
     /// Was the connection seen from its first byte? It was, if every call of the process was. A forked
@@ -344,7 +349,7 @@ impl Pipeline {
             self.say(vec![(id.pid, coverage)], time, out);
         }
         match parent {
-            Some(parent) if self.connections.knows(parent, id.handle) => Joined::Middle,
+            Some(parent) if self.connections.at(parent, id.handle).is_some() => Joined::Middle,
             _ => of_process,
         }
     }
@@ -364,6 +369,7 @@ impl Pipeline {
             processes,
             coverage,
             connections,
+            waiting,
             tally,
             told_ring_full,
             sequence,
@@ -422,6 +428,11 @@ impl Pipeline {
                 },
             );
         });
+        if stream.is_waiting() {
+            waiting.insert(id);
+        } else if !waiting.is_empty() {
+            waiting.remove(&id);
+        }
     }
 
     /// Bytes that the kernel could not place in a stream.
@@ -495,21 +506,9 @@ impl Pipeline {
                 out,
             );
         }
-        let overdue: Vec<StreamId> = self
-            .connections
-            .iter_mut()
-            .filter(|(id, _)| id.pid == pid)
-            .flat_map(|(id, _)| {
-                [Direction::Received, Direction::Sent].map(|direction| StreamId {
-                    handle: *id,
-                    direction,
-                })
-            })
-            .collect();
-        for id in overdue {
-            self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
+        for id in self.connections.of(pid) {
+            self.close(id, now, out);
         }
-        self.connections.close(pid);
         self.coverage.forget(pid);
         self.processes.remove(&pid);
     }
@@ -552,7 +551,7 @@ impl Pipeline {
     fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {
         for (pid, mut coverage) in said {
             self.used |= !coverage.functions.is_empty();
-            if self.is_filtered(pid) {
+            if self.is_filtered(pid) || !self.is_covered(pid) {
                 continue;
             }
             let clock = self.clock;

@@ -104,9 +104,13 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
             child: program
                 .hold(core)
                 .map_err(|error| agent_failed(error.into()))?,
+            uid: program
+                .user()
+                .map_or_else(|| rustix::process::getuid().as_raw(), |user| user.uid),
             ahead: ahead(program),
         }),
     };
+    ignore_file_limit();
     let half = starting
         .meet()
         .map_err(|error| agent_failed(error.into()))?;
@@ -125,6 +129,13 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
                 .await
         })
         .map_err(agent_failed)
+}
+
+/// An output file that reaches RLIMIT_FSIZE is an error of the output, not our end. CMD exists already and
+/// keeps the default.
+fn ignore_file_limit() {
+    // SAFETY: ignoring a signal installs no handler.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// CMD, with the errors that have an exit status of their own.
@@ -197,6 +208,8 @@ fn open_watched(config: &Config) -> Result<Watched> {
 /// CMD behind its barrier, and the files to probe before it runs.
 struct Command {
     child: Child,
+    /// Whom it runs as.
+    uid: u32,
     ahead: Vec<Ahead>,
 }
 
@@ -268,6 +281,8 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// From the end of CMD: until the ring is drained, until the half has answered, until the output is
 /// written. Together below half a second.
 const DRAIN: Duration = Duration::from_millis(100);
+/// Without CMD nobody waits for us.
+const DRAIN_ALONE: Duration = Duration::from_secs(5);
 const LAST_SURVEY: Duration = Duration::from_millis(100);
 const LAST_WRITE: Duration = Duration::from_millis(200);
 
@@ -295,9 +310,7 @@ impl<'a> Session<'a> {
         };
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let pace = readable(timerfd_create(TimerfdClockId::Monotonic, flags)?.as_fd())?;
-        let owner = command
-            .as_ref()
-            .map_or(0, |_| rustix::process::getuid().as_raw());
+        let owner = command.as_ref().map_or(0, |command| command.uid);
         let identity = Identity {
             signals_as: owner,
             ..Identity::default()
@@ -315,6 +328,8 @@ impl<'a> Session<'a> {
             content: policy,
             exes: config.filter.exes.clone(),
             containers: config.filter.containers.clone(),
+            uids: config.filter.uids.clone(),
+            comms: config.filter.comms.clone(),
             key: u128::from_ne_bytes(key),
         });
         let now = Instant::now();
@@ -345,7 +360,22 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> Result<u8> {
-        let end = self.serve().await?;
+        let end = match self.serve().await {
+            Err(error)
+                if self
+                    .command
+                    .as_ref()
+                    .is_some_and(|command| !command.child.is_held()) =>
+            {
+                complain(format!(
+                    "{error:#}: nothing more is captured, the command goes on"
+                ));
+                self.half = None;
+                // Waited for below.
+                End::CommandDone
+            }
+            end => end?,
+        };
         // A plain store stops every program at once; the half detaches later, alone.
         if let Some(shared) = &self.shared {
             shared.control.set(control::STOP, 1);
@@ -429,10 +459,7 @@ impl<'a> Session<'a> {
             self.set_awake(true);
             match woke {
                 Woke::ToLook => {}
-                Woke::CommandDone => {
-                    self.take_reports()?;
-                    return Ok(End::CommandDone);
-                }
+                Woke::CommandDone => return Ok(End::CommandDone),
                 Woke::Asked(signal) => {
                     if let Some(end) = self.asked(signal)? {
                         return Ok(end);
@@ -601,14 +628,14 @@ impl<'a> Session<'a> {
                 Ok(Received::Nothing) => return Ok(()),
                 Ok(Received::Message(report, fds)) => self.report(report, fds)?,
                 Ok(Received::End) => self.half_is_gone(None)?,
-                Err(error) => self.half_is_gone(Some(error))?,
+                Err(error) => self.half_is_gone(Some(error.to_string()))?,
             }
         }
         Ok(())
     }
 
     /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
-    fn half_is_gone(&mut self, why: Option<io::Error>) -> Result<()> {
+    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
         let status = self.half.take().and_then(|mut half| half.status());
         for pid in self.held.drain() {
             if let Some(pid) = Pid::from_raw(pid as i32) {
@@ -616,19 +643,19 @@ impl<'a> Session<'a> {
             }
         }
         let why = match (why, status) {
-            (Some(error), _) => error.to_string(),
-            (None, Some(status)) => status.to_string(),
-            (None, None) => "it closed its socket".to_owned(),
+            (Some(why), _) => why,
+            (None, Some(status)) => format!("the privileged half ended with {status}"),
+            (None, None) => "the privileged half ended".to_owned(),
         };
         if self
             .command
             .as_ref()
             .is_none_or(|command| command.child.is_held())
         {
-            bail!("the privileged half ended: {why}");
+            bail!("{why}");
         }
         complain(format!(
-            "the privileged half ended ({why}): nothing more is captured, the command goes on"
+            "{why}: nothing more is captured, the command goes on"
         ));
         Ok(())
     }
@@ -637,7 +664,7 @@ impl<'a> Session<'a> {
         let now = now();
         match (report, fds.len()) {
             (Report::Hello(hello), 3) => self.greeted(hello, fds)?,
-            (Report::Failed(why), 0) => bail!("{why}"),
+            (Report::Failed(why), 0) => self.half_is_gone(Some(why))?,
             (Report::FilterSet, 0) => self.filter_set = true,
             (Report::Process(facts), 0) => self.with_sink(|line, out| line.process(facts, out)),
             (Report::Mapped(mapped), 0 | 1) => self.mapped(mapped, fds.pop(), now)?,
@@ -655,10 +682,12 @@ impl<'a> Session<'a> {
                 self.answered(file);
                 self.with_sink(|line, out| line.failed(file, why, now, out));
             }
+            (Report::Pending(pending), 0) => {
+                self.with_sink(|line, out| line.pending(&pending, now, out));
+            }
             (Report::Survey(survey), 0) => {
                 self.half_usage = (survey.cpu_micros, survey.memory_bytes);
-                self.surveyed |= !survey.more;
-                self.with_sink(|line, out| line.pending(&survey.pending, now, out));
+                self.surveyed = true;
             }
             (Report::Continued { pid }, 0) => {
                 self.held.remove(&pid);
@@ -883,7 +912,7 @@ impl<'a> Session<'a> {
 
     /// The programs have stopped: what they began comes out.
     fn drain(&mut self) {
-        let until = Instant::now() + DRAIN;
+        let until = Instant::now() + if self.command_ran { DRAIN } else { DRAIN_ALONE };
         while Instant::now() < until {
             if self.look().more {
                 continue;
@@ -922,7 +951,9 @@ impl<'a> Session<'a> {
             ([], false) => return,
             (_, false) => "the watched processes",
         };
-        let why = if self.pipeline.is_any_used() {
+        let why = if self.half.is_none() {
+            "the privileged half ended before".to_owned()
+        } else if self.pipeline.is_any_used() {
             format!("{about} mapped a TLS library, it was probed, and no TLS call was made")
         } else {
             format!(

@@ -55,9 +55,9 @@ impl Stream {
         self.lost
     }
 
-    /// Did it begin?
-    pub fn is_fresh(&self) -> bool {
-        self.next == 0
+    /// Does anything wait for a hole to be explained?
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Bytes at a position of the stream. `time` is the event's, in nanoseconds.

@@ -1,9 +1,9 @@
-//! What /proc says of a process.
+//! What /proc says of a process. Read as bytes: names in it are anybody's, of any bytes.
 
-use procfs::process::{MMPermissions, MMapPath, Process};
+use std::{fs, os::unix::ffi::OsStrExt as _};
 
 use super::mapping::Mapping;
-use crate::half::Facts;
+use crate::half::{Facts, clip};
 
 /// Everything that can still be read: the process may be ending.
 pub fn of(pid: u32) -> Facts {
@@ -11,33 +11,55 @@ pub fn of(pid: u32) -> Facts {
         pid,
         ..Facts::default()
     };
-    let Ok(process) = Process::new(pid as i32) else {
-        return facts;
-    };
-    facts.executable = process
-        .exe()
+    facts.executable = fs::read_link(format!("/proc/{pid}/exe"))
         .ok()
-        .map(|path| path.to_string_lossy().into_owned());
-    facts.comm = std::fs::read(format!("/proc/{pid}/comm"))
+        .map(|path| text(path.as_os_str().as_bytes()));
+    facts.comm = fs::read(format!("/proc/{pid}/comm"))
         .ok()
-        .map(|comm| String::from_utf8_lossy(comm.trim_ascii_end()).into_owned());
-    if let Ok(status) = process.status() {
-        facts.owner_uid = Some(status.euid);
-        facts.parent_pid = u32::try_from(status.ppid).ok();
+        .map(|comm| text(comm.trim_ascii_end()));
+    if let Some(status) = Status::of(pid) {
+        // Real, effective, saved, file system.
+        facts.owner_uid = status.numbers("Uid:").nth(1);
+        facts.parent_pid = status.numbers("PPid:").next();
         // The last one is the id in the innermost namespace.
-        facts.vpid = status
-            .nspid
-            .and_then(|ids| u32::try_from(*ids.last()?).ok())
-            .filter(|vpid| *vpid != pid);
+        facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != pid);
     }
-    if let Ok(groups) = process.cgroups() {
+    if let Ok(groups) = fs::read(format!("/proc/{pid}/cgroup")) {
+        let groups = String::from_utf8_lossy(&groups);
         facts.container_id = groups
-            .0
-            .iter()
-            .find_map(|group| container_id(&group.pathname))
+            .lines()
+            .filter_map(|group| group.splitn(3, ':').nth(2))
+            .find_map(container_id)
             .map(str::to_owned);
     }
     facts
+}
+
+fn text(bytes: &[u8]) -> String {
+    clip(&String::from_utf8_lossy(bytes))
+}
+
+/// `/proc/PID/status`.
+struct Status(Vec<u8>);
+
+impl Status {
+    fn of(pid: u32) -> Option<Status> {
+        fs::read(format!("/proc/{pid}/status")).ok().map(Status)
+    }
+
+    /// What follows `name` on its line. The first line holds the process' name, in which the kernel
+    /// escapes newlines.
+    fn field(&self, name: &str) -> &[u8] {
+        let mut lines = self.0.split(|byte| *byte == b'\n');
+        lines
+            .find_map(|line| line.strip_prefix(name.as_bytes()))
+            .unwrap_or_default()
+    }
+
+    fn numbers(&self, name: &str) -> impl Iterator<Item = u32> {
+        let words = self.field(name).split(u8::is_ascii_whitespace);
+        words.filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
+    }
 }
 
 /// Docker, containerd, CRI-O and Podman all end the path with 64 hexadecimal digits, with a prefix and
@@ -54,28 +76,35 @@ fn container_id(path: &str) -> Option<&str> {
 
 /// The files that a process maps executable now.
 pub fn mappings(pid: u32) -> Vec<Mapping> {
-    let Ok(maps) = Process::new(pid as i32).and_then(|process| process.maps()) else {
-        return Vec::new();
-    };
-    maps.0
-        .into_iter()
-        .filter(|map| map.perms.contains(MMPermissions::EXECUTE) && map.inode != 0)
-        .map(|map| Mapping {
-            pid,
-            address: map.address.0,
-            length: map.address.1 - map.address.0,
-            major: map.dev.0 as u32,
-            minor: map.dev.1 as u32,
-            inode: map.inode,
-            // Not in the text; events have it. 0 never equals a real one, so the file is looked at anew.
-            generation: 0,
-            at: None,
-            path: match map.pathname {
-                MMapPath::Path(path) => path.to_string_lossy().into_owned(),
-                other => format!("{other:?}"),
-            },
-        })
+    let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    maps.split(|byte| *byte == b'\n')
+        .filter_map(|line| mapping(pid, line))
         .collect()
+}
+
+/// `555000-556000 r-xp 00001000 fe:01 1234    /path`, numbers in hexadecimal but for the inode.
+fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
+    let mut fields = line.splitn(6, |byte| *byte == b' ');
+    let mut field = || std::str::from_utf8(fields.next()?).ok();
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (start, end) = field()?.split_once('-')?;
+    let is_executable = field()?.as_bytes().get(2) == Some(&b'x');
+    field()?;
+    let (major, minor) = field()?.split_once(':')?;
+    let inode = field()?.parse().ok()?;
+    let path = fields.next().unwrap_or_default().trim_ascii_start();
+    (is_executable && inode != 0).then_some(Mapping {
+        pid,
+        address: hex(start)?,
+        length: hex(end)?.checked_sub(hex(start)?)?,
+        major: hex(major)? as u32,
+        minor: hex(minor)? as u32,
+        inode,
+        // Not in the text.
+        generation: 0,
+        at: None,
+        path: text(path),
+    })
 }
 
 /// All processes that exist now.
@@ -89,21 +118,45 @@ pub fn all_pids() -> Vec<u32> {
         .collect()
 }
 
-/// Stopped, traced, dead or gone: such a process is never stopped by us.
-pub fn must_not_be_held(pid: u32) -> bool {
-    let Ok(process) = Process::new(pid as i32) else {
-        return true;
+/// May the process be stopped for a moment without anybody noticing? Not one that is stopped, traced,
+/// dead or gone; and not a job of a shell, which would take it for suspended and go on: those have a
+/// process group of their own, other than CMD's and their session's.
+pub fn may_be_held(pid: u32, group_of_command: u32) -> bool {
+    let Some(status) = Status::of(pid) else {
+        return false;
     };
-    let (Ok(stat), Ok(status)) = (process.stat(), process.status()) else {
-        return true;
+    let state = status.field("State:").trim_ascii_start().first().copied();
+    if matches!(state, None | Some(b'T' | b't' | b'Z' | b'X')) {
+        return false;
+    }
+    if status.numbers("TracerPid:").next() != Some(0) {
+        return false;
+    }
+    let Some((group, session)) = group_and_session(pid) else {
+        return false;
     };
-    matches!(stat.state, 'T' | 't' | 'Z' | 'X') || status.tracerpid != 0
+    group == group_of_command || group == session
+}
+
+/// Process group and session.
+fn group_and_session(pid: u32) -> Option<(u32, u32)> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name in brackets may hold anything.
+    let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let rest = std::str::from_utf8(&stat[after..]).ok()?;
+    let mut fields = rest.split_ascii_whitespace().skip(2);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+}
+
+pub fn group(pid: u32) -> Option<u32> {
+    group_and_session(pid).map(|(group, _)| group)
 }
 
 /// Own resident memory in bytes.
 pub fn own_memory() -> u64 {
-    let statm = Process::myself().and_then(|process| process.statm());
-    statm.map_or(0, |statm| statm.resident * procfs::page_size())
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let resident: Option<u64> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    resident.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
 #[cfg(test)]
@@ -134,11 +187,34 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_maps() {
+        let line = b"55d0c0001000-55d0c0002000 r-xp 00001000 fe:1f 1234    /SYSVx \xff (deleted)";
+        let found = mapping(7, line).unwrap();
+        assert_eq!((found.address, found.length), (0x55d0_c000_1000, 0x1000));
+        assert_eq!((found.major, found.minor, found.inode), (0xfe, 0x1f, 1234));
+        assert_eq!(found.path, "/SYSVx \u{fffd} (deleted)");
+        assert_eq!(
+            mapping(7, b"1000-2000 r--p 0 fe:1f 1234 /x"),
+            None,
+            "not executable"
+        );
+        assert_eq!(
+            mapping(7, b"1000-2000 r-xp 0 00:00 0 [vdso]"),
+            None,
+            "no file"
+        );
+        for len in 0..line.len() {
+            mapping(7, &line[..len]);
+        }
+    }
+
+    #[test]
     fn the_facts_about_ourselves() {
         let facts = of(std::process::id());
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
-        assert!(facts.executable.is_some());
+        assert!(facts.executable.is_some() && facts.comm.is_some());
+        assert!(may_be_held(facts.pid, group(facts.pid).unwrap()));
         assert!(!mappings(facts.pid).is_empty());
         assert!(all_pids().contains(&facts.pid));
     }

@@ -3,10 +3,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::facts;
 use crate::half::FileId;
@@ -18,6 +19,8 @@ const LIMIT: Duration = Duration::from_millis(100);
 pub struct Holds(HashMap<u32, Hold>);
 
 struct Hold {
+    /// The id may belong to somebody else by the time that the process is continued.
+    pidfd: OwnedFd,
     files: HashSet<FileId>,
     until: Instant,
 }
@@ -25,22 +28,36 @@ struct Hold {
 impl Holds {
     /// Notes that the process is to wait for `file`. False: it may not be stopped. The other half is told
     /// before [`Holds::stop`], so that it can undo it if we die.
-    pub fn plan(&mut self, pid: u32, file: FileId) -> bool {
-        if !self.0.contains_key(&pid) && facts::must_not_be_held(pid) {
+    pub fn plan(&mut self, pid: u32, file: FileId, group_of_command: u32) -> bool {
+        if let Some(hold) = self.0.get_mut(&pid) {
+            hold.files.insert(file);
+            return true;
+        }
+        let Some(raw) = Pid::from_raw(pid as i32) else {
+            return false;
+        };
+        let Ok(pidfd) = pidfd_open(raw, PidfdFlags::empty()) else {
+            return false;
+        };
+        if !facts::may_be_held(pid, group_of_command) {
             return false;
         }
         let until = Instant::now() + LIMIT;
-        let hold = self.0.entry(pid).or_insert_with(|| Hold {
-            files: HashSet::new(),
-            until,
-        });
-        hold.files.insert(file);
+        self.0.insert(
+            pid,
+            Hold {
+                pidfd,
+                files: HashSet::from([file]),
+                until,
+            },
+        );
         true
     }
 
     pub fn stop(&self, pid: u32) {
-        // It may be gone.
-        signal(pid, Signal::STOP);
+        if let Some(hold) = self.0.get(&pid) {
+            hold.signal(Signal::STOP);
+        }
     }
 
     /// Lets those go that waited for nothing else; who they were.
@@ -62,26 +79,26 @@ impl Holds {
     }
 
     fn release(&mut self, mut is_over: impl FnMut(&mut Hold) -> bool) -> Vec<u32> {
-        let over: Vec<u32> = self
-            .0
-            .extract_if(|_, hold| is_over(hold))
-            .map(|(pid, _)| pid)
-            .collect();
-        for pid in &over {
-            signal(*pid, Signal::CONT);
-        }
-        over
+        let over = self.0.extract_if(|_, hold| is_over(hold));
+        over.map(|(pid, hold)| {
+            hold.signal(Signal::CONT);
+            pid
+        })
+        .collect()
     }
 }
 
 impl Drop for Holds {
     fn drop(&mut self) {
-        for pid in self.0.keys() {
-            signal(*pid, Signal::CONT);
+        for hold in self.0.values() {
+            hold.signal(Signal::CONT);
         }
     }
 }
 
-fn signal(pid: u32, signal: Signal) -> bool {
-    Pid::from_raw(pid as i32).is_some_and(|pid| kill_process(pid, signal).is_ok())
+impl Hold {
+    fn signal(&self, signal: Signal) {
+        // It may have ended.
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
 }

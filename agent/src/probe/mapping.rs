@@ -82,10 +82,18 @@ impl SideBand {
         self.rings.iter().map(|(_, ring)| &ring.fd)
     }
 
-    pub fn drain(&mut self, mut each: impl FnMut(Happening)) {
+    /// What happened since the last call on all CPUs, in the order of time: a fork on one CPU comes before
+    /// the child's exit on another.
+    pub fn drain(&mut self) -> Vec<Happening> {
+        let mut happenings = Vec::new();
         for (_, ring) in &mut self.rings {
-            ring.drain(&mut each);
+            ring.drain(&mut |time, happening| happenings.push((time, happening)));
         }
+        happenings.sort_by_key(|(time, _)| *time);
+        happenings
+            .into_iter()
+            .map(|(_, happening)| happening)
+            .collect()
     }
 }
 
@@ -202,7 +210,7 @@ impl Ring {
         })
     }
 
-    fn drain(&mut self, each: &mut impl FnMut(Happening)) {
+    fn drain(&mut self, each: &mut impl FnMut(u64, Happening)) {
         // `struct perf_event_mmap_page`: data_head and data_tail.
         // SAFETY: inside the mapped control page, aligned to eight.
         let (head, tail) = unsafe {
@@ -225,7 +233,7 @@ impl Ring {
             at += size;
             tail.store(at, Ordering::Release);
             if let Some(happening) = parse(&record) {
-                each(happening);
+                each(time(&record), happening);
             }
         }
         tail.store(end, Ordering::Release);
@@ -243,6 +251,13 @@ impl Drop for Ring {
         // SAFETY: the mapping made in `open`; nothing points into it any more.
         unsafe { libc::munmap(self.base.cast(), (1 + PAGES) * self.page) };
     }
+}
+
+/// `sample_id_all`: each record ends with its time, the last field of our sample type.
+fn time(record: &[u8]) -> u64 {
+    record
+        .last_chunk()
+        .map_or(0, |time| u64::from_le_bytes(*time))
 }
 
 /// One record; `None` for what nobody here wants.
@@ -276,7 +291,7 @@ fn parse(record: &[u8]) -> Option<Happening> {
                 minor: u32_at(44)?,
                 inode: u64_at(48)?,
                 generation: u64_at(56)?,
-                at: Some(u64_at(record.len() - 8)?),
+                at: Some(time(record)),
                 path: String::from_utf8_lossy(name).into_owned(),
             }))
         }

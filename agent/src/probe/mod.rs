@@ -25,7 +25,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::programs::uprobe::UProbeLink;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::setpriority_process,
+    process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
     time::{ClockId, clock_gettime},
 };
 
@@ -52,6 +52,7 @@ pub struct Options {
 /// Serves one pipeline until it orders `Stop` or is gone, then returns: the caller exits, and the kernel
 /// undoes every link.
 pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
+    raise_descriptor_limit();
     let kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
     let band = SideBand::open().context(
         "watch for executable mappings by perf_event_open: it needs CAP_PERFMON, and \
@@ -84,11 +85,14 @@ struct Half<'a> {
     told: HashSet<u32>,
     /// Leaders that ended, and when: their entries in the kernel's maps are removed a little later.
     ended: VecDeque<(Instant, u32)>,
-    /// Holes at the end of streams whose process is gone.
-    pending: Vec<Pending>,
     outbox: VecDeque<(Report, Option<Rc<OwnedFd>>)>,
     cgroups: u32,
-    rescan: bool,
+    /// CMD's process group.
+    group: u32,
+    /// Processes whose mappings are still to be looked at.
+    to_scan: VecDeque<u32>,
+    /// Who was told of which file.
+    mapped: HashSet<(u32, FileId)>,
 }
 
 struct File {
@@ -108,7 +112,8 @@ enum State {
     Refused(String),
 }
 
-/// A pipeline that does not read (Ctrl-Z) must not make us grow.
+/// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
+/// kernel's rings overflow then, and /proc is scanned later.
 const OUTBOX_LIMIT: usize = 4096;
 /// How long the entries of a process that ended stay in the kernel's maps.
 const LINGER: Duration = Duration::from_secs(1);
@@ -142,10 +147,11 @@ impl<'a> Half<'a> {
             holds: Holds::default(),
             told: HashSet::new(),
             ended: VecDeque::new(),
-            pending: Vec::new(),
             outbox: VecDeque::new(),
             cgroups: 0,
-            rescan: false,
+            group: 0,
+            to_scan: VecDeque::new(),
+            mapped: HashSet::new(),
         })
     }
 
@@ -166,21 +172,22 @@ impl<'a> Half<'a> {
             let now = Instant::now();
             let continued = self.holds.expire(now);
             self.say_continued(continued);
-            let wake = self.holds.next().map_or(tick, |hold| hold.min(tick));
+            let mut wake = self.holds.next().map_or(tick, |hold| hold.min(tick));
+            if !self.to_scan.is_empty() && !self.is_behind() {
+                wake = now;
+            }
             self.wait(wake.saturating_duration_since(now))?;
-            let mut happenings = Vec::new();
-            self.band.drain(|happening| happenings.push(happening));
-            for happening in happenings {
-                if self.is_filter_set {
-                    self.happened(happening)?;
+            if !self.is_behind() {
+                for happening in self.band.drain() {
+                    if self.is_filter_set {
+                        self.happened(happening)?;
+                    }
                 }
             }
             if !self.take_orders()? {
                 return Ok(());
             }
-            if std::mem::take(&mut self.rescan) {
-                self.scan()?;
-            }
+            self.scan()?;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
                 self.band.refresh()?;
@@ -192,13 +199,19 @@ impl<'a> Half<'a> {
         }
     }
 
+    fn is_behind(&self) -> bool {
+        self.outbox.len() >= OUTBOX_LIMIT
+    }
+
     fn wait(&self, at_most: Duration) -> Result<()> {
         let mut interest = PollFlags::IN;
         if !self.outbox.is_empty() {
             interest |= PollFlags::OUT;
         }
         let mut fds = vec![PollFd::from_borrowed_fd(self.socket, interest)];
-        fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        if !self.is_behind() {
+            fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        }
         let timeout = Timespec::try_from(at_most).unwrap_or(Timespec {
             tv_sec: 1,
             tv_nsec: 0,
@@ -212,9 +225,7 @@ impl<'a> Half<'a> {
     fn happened(&mut self, happening: Happening) -> Result<()> {
         match happening {
             Happening::Mapped(mapping) => self.mapped(&mapping)?,
-            Happening::Exec { pid } => {
-                self.told.remove(&pid);
-            }
+            Happening::Exec { pid } => self.forget(pid),
             Happening::Fork { pid, parent } => {
                 // It has its parent's mappings, and no event says so.
                 if self.told.contains(&parent) && self.is_wanted(parent) {
@@ -225,10 +236,10 @@ impl<'a> Half<'a> {
                 }
             }
             Happening::Exit { pid } => {
-                self.told.remove(&pid);
+                self.forget(pid);
                 self.ended.push_back((Instant::now(), pid));
             }
-            Happening::Lost => self.rescan = true,
+            Happening::Lost => self.catch_up(),
         }
         Ok(())
     }
@@ -243,15 +254,18 @@ impl<'a> Half<'a> {
             };
             match (order, fds.len()) {
                 (Order::Stop, 0) => return Ok(false),
-                (Order::Filter(filter), 0) => self.set_filter(filter)?,
-                (Order::Cgroup, 1) => {
+                // Once, and before anything else: who is watched is no later decision.
+                (Order::Filter(filter), 0) if !self.is_filter_set => self.set_filter(filter)?,
+                (Order::Cgroup, 1) if !self.is_filter_set => {
                     self.kernel.add_cgroup(self.cgroups, &fds.remove(0))?;
                     self.cgroups += 1;
                 }
                 (Order::Attach { file, points }, 0) if file & OWN_FILE == 0 => {
                     self.answer(file, &points)?;
                 }
-                (Order::Attach { file, points }, 1) if file & OWN_FILE != 0 => {
+                (Order::Attach { file, points }, 1)
+                    if file & OWN_FILE != 0 && !self.files.contains_key(&file) =>
+                {
                     if self.adopt(file, fds.remove(0))? {
                         self.answer(file, &points)?;
                     }
@@ -278,7 +292,12 @@ impl<'a> Half<'a> {
                 .map::<[u8; 16], u8>("COMMS")
                 .insert(&name, &1, 0)?;
         }
-        self.rescan = filter.scan;
+        if filter.scan {
+            self.to_scan = facts::all_pids().into();
+        }
+        if let [pid] = filter.pids[..] {
+            self.group = facts::group(pid).unwrap_or_default();
+        }
         self.filter = filter;
         self.is_filter_set = true;
         self.report(Report::FilterSet, None);
@@ -306,16 +325,44 @@ impl<'a> Half<'a> {
         !self.own.contains(&pid) && (self.filter.pids.is_empty() || self.in_tree(pid))
     }
 
+    /// Looks at what processes map already, as long as the pipeline keeps up.
     fn scan(&mut self) -> Result<()> {
-        for pid in facts::all_pids() {
+        while !self.is_behind()
+            && let Some(pid) = self.to_scan.pop_front()
+        {
             if !self.is_wanted(pid) {
                 continue;
             }
             for mapping in facts::mappings(pid) {
                 self.mapped(&mapping)?;
             }
+            if !self.flush()? {
+                return Ok(());
+            }
         }
         Ok(())
+    }
+
+    /// Happenings were lost: who maps what, and who is gone, is asked again.
+    fn catch_up(&mut self) {
+        let pids = facts::all_pids();
+        let gone: Vec<u32> = self
+            .told
+            .iter()
+            .copied()
+            .filter(|pid| !pids.contains(pid))
+            .collect();
+        for pid in gone {
+            self.forget(pid);
+            self.ended.push_back((Instant::now(), pid));
+        }
+        self.to_scan = pids.into();
+    }
+
+    /// The process is another program now, or gone.
+    fn forget(&mut self, pid: u32) {
+        self.told.remove(&pid);
+        self.mapped.retain(|(known, _)| *known != pid);
     }
 
     fn mapped(&mut self, mapping: &Mapping) -> Result<()> {
@@ -328,7 +375,10 @@ impl<'a> Half<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
             Err(error) => {
-                let warning = format!("open {} of process {}: {error}", mapping.path, mapping.pid);
+                let warning = half::clip(&format!(
+                    "open {} of process {}: {error}",
+                    mapping.path, mapping.pid
+                ));
                 self.report(Report::Warning(warning), None);
                 return Ok(());
             }
@@ -339,9 +389,14 @@ impl<'a> Half<'a> {
         }
         let known = self.held.get(&file::identity(&stat)).copied();
         let id = known.unwrap_or(self.next_file);
+        if !self.mapped.insert((mapping.pid, id)) {
+            return Ok(());
+        }
         let asked = known.is_none_or(|id| matches!(self.files[&id].state, State::Asked));
-        let held =
-            asked && self.filter.hold && mapping.at.is_some() && self.holds.plan(mapping.pid, id);
+        let held = asked
+            && self.filter.hold
+            && mapping.at.is_some()
+            && self.holds.plan(mapping.pid, id, self.group);
         self.tell(mapping.pid);
         let mut sent = None;
         if known.is_none() {
@@ -479,7 +534,7 @@ impl<'a> Half<'a> {
         let links = self
             .kernel
             .attach(&fd, sites)
-            .map_err(|error| format!("attach: {error:#}"))?;
+            .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
         match file::check_placed(&fd, sites) {
             Ok(true) => Ok(links),
             Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
@@ -494,89 +549,99 @@ impl<'a> Half<'a> {
         }
     }
 
-    /// Answers with what no later call can announce, in messages of a bounded size.
+    /// Answers with what no later call can announce, and with our own usage.
     fn survey(&mut self, wanted: bool) -> Result<()> {
         if wanted {
-            self.collect_pending(|_| true, false)?;
+            self.report_pending(|_, _| true, false)?;
         }
-        const PER_MESSAGE: usize = 512;
-        let mut pending = std::mem::take(&mut self.pending);
-        loop {
-            let rest = pending.split_off(pending.len().min(PER_MESSAGE));
-            let more = !rest.is_empty();
-            let survey = Survey {
-                pending,
-                more,
-                cpu_micros: own_cpu_micros(),
-                memory_bytes: facts::own_memory(),
-            };
-            self.report(Report::Survey(survey), None);
-            if !more {
-                return Ok(());
-            }
-            pending = rest;
-        }
+        let survey = Survey {
+            cpu_micros: own_cpu_micros(),
+            memory_bytes: facts::own_memory(),
+        };
+        self.report(Report::Survey(survey), None);
+        Ok(())
     }
 
-    /// Reads the holes at the end of streams from the kernel's map; with `remove` takes the streams out.
-    fn collect_pending(&mut self, of: impl Fn(u32) -> bool, remove: bool) -> Result<()> {
+    /// Reports the holes at the end of streams; with `remove` takes the streams out of the kernel's map.
+    fn report_pending(
+        &mut self,
+        of: impl Fn(&StreamKey, &HashMap<u32, u64>) -> bool,
+        remove: bool,
+    ) -> Result<()> {
+        const PER_MESSAGE: usize = 512;
+        let processes = self.kernel.map::<u32, Process>("PROCESSES");
+        let born: HashMap<u32, u64> = processes
+            .iter()
+            .flatten()
+            .map(|(pid, process)| (pid, process.born))
+            .collect();
         let mut streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
         let keys: Vec<StreamKey> = streams
             .keys()
             .flatten()
-            .filter(|key| of(key.tgid))
+            .filter(|key| of(key, &born))
             .collect();
+        let mut pending = Vec::new();
         for key in keys {
             let Ok(stream) = streams.get(&key, 0) else {
                 continue;
             };
             if stream.pending != 0 {
-                self.pending.push(Pending {
+                pending.push(Pending {
                     handle: key.handle,
-                    born: key.born,
+                    born: if stream.opened != 0 {
+                        stream.opened
+                    } else {
+                        key.born
+                    },
                     tgid: key.tgid,
                     direction: key.direction,
                     offset: stream.position - stream.pending,
                     length: stream.pending,
                 });
             }
+            // A live stream is only looked at: the kernel changes it at any time. If it announces the
+            // same hole later, the pipeline knows those bytes.
             if remove {
                 let _ = streams.remove(&key);
             }
+        }
+        for some in pending.chunks(PER_MESSAGE) {
+            self.report(Report::Pending(some.to_vec()), None);
         }
         Ok(())
     }
 
     /// Removes what the kernel's maps hold of processes that ended a while ago.
     fn forget_ended(&mut self) -> Result<()> {
-        let mut gone = HashSet::new();
+        let mut gone = Vec::new();
+        let mut lingering = Vec::new();
         while let Some((since, pid)) = self.ended.front().copied() {
             if since.elapsed() < LINGER {
                 break;
             }
             self.ended.pop_front();
-            // Its leader ended, other threads live on; or the id belongs to somebody new.
+            // Not waited for yet, or its leader ended and other threads live on.
             if fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
+                lingering.push((Instant::now(), pid));
                 continue;
             }
             let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&pid);
-            gone.insert(pid);
+            gone.push(pid);
         }
-        for pid in &gone {
-            self.report(Report::Ended { pid: *pid }, None);
-        }
+        self.ended.extend(lingering);
         if gone.is_empty() {
             return Ok(());
         }
-        self.collect_pending(|pid| gone.contains(&pid), true)
+        // Also the streams of those whose id belongs to somebody new: by their birth.
+        self.report_pending(|key, born| born.get(&key.tgid) != Some(&key.born), true)?;
+        for pid in gone {
+            self.report(Report::Ended { pid }, None);
+        }
+        Ok(())
     }
 
     fn report(&mut self, report: Report, fd: Option<Rc<OwnedFd>>) {
-        if self.outbox.len() >= OUTBOX_LIMIT {
-            // Nothing is lost for good: the scan finds it again.
-            self.rescan = true;
-            return;
-        }
         self.outbox.push_back((report, fd));
     }
 
@@ -595,6 +660,18 @@ impl<'a> Half<'a> {
         }
         Ok(true)
     }
+}
+
+/// One descriptor a file that is looked at, several for a probed one.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
 }
 
 /// Nanoseconds since boot, suspend included.
