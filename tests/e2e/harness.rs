@@ -30,6 +30,10 @@ pub(crate) use argv;
 
 const PROGRAMS: &[(&str, &str)] = &[
     ("server.py", include_str!("../programs/server.py")),
+    (
+        "nonce_server.py",
+        include_str!("../programs/nonce_server.py"),
+    ),
     ("http_client.py", include_str!("../programs/http_client.py")),
     ("recorder.py", include_str!("../programs/recorder.py")),
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),

@@ -10,6 +10,7 @@
 //! - `../programs`: the clients and servers, part of this binary.
 #![allow(missing_docs)]
 
+mod addresses;
 mod cli;
 mod halves;
 mod harness;

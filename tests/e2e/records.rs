@@ -439,7 +439,7 @@ pub(crate) fn same(one: &[Truth], other: &[Truth]) -> Result<(), String> {
     ))
 }
 
-fn content(record: &Value) -> Result<Vec<u8>, String> {
+pub(crate) fn content(record: &Value) -> Result<Vec<u8>, String> {
     let bytes = match (record["text"].as_str(), record["base64"].as_str()) {
         (Some(text), None) => text.as_bytes().to_vec(),
         (None, Some(text)) => base64_simd::STANDARD
@@ -474,7 +474,7 @@ pub(crate) fn string(record: &Value, path: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-fn digest(record: &Value) -> String {
+pub(crate) fn digest(record: &Value) -> String {
     let mut short = record.clone();
     for key in ["text", "base64"] {
         if let Some(text) = short[key].as_str().filter(|text| text.len() > 60) {

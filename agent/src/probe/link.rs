@@ -18,7 +18,8 @@ use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use super::kernel;
 use crate::half::{Link, Site};
 
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
+/// The kernel programs as they were built.
+pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
 /// Programs for perf links, by the low bits of the cookie: shape and direction.
 const PERF_ENTRIES: [(u64, &str); 5] = [

@@ -29,7 +29,7 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 
-pub use self::link::{Loaded, check_all};
+pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::{Identity, Version},
     hold::Holds,
