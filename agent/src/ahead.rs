@@ -331,3 +331,292 @@ fn parse_cache(file: &[u8]) -> Option<Vec<PathBuf>> {
     });
     Some(paths.collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        os::unix::fs::PermissionsExt as _,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use super::*;
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(bytes: &[u8]) -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("vortex-ahead-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::write(&path, bytes).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            Self(path)
+        }
+
+        fn program(&self) -> Program {
+            Program::new(&[self.0.clone().into()], None).unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    fn named(name: &str) -> Program {
+        Program::new(&[name.into()], None).unwrap()
+    }
+
+    fn has(paths: &[PathBuf], start: &str) -> bool {
+        let name = |path: &PathBuf| path.file_name().is_some_and(|n| starts(n, start));
+        paths.iter().any(name)
+    }
+
+    fn starts(name: &OsStr, start: &str) -> bool {
+        name.as_bytes().starts_with(start.as_bytes())
+    }
+
+    #[test]
+    fn the_loader_names_the_libraries() {
+        let Ok(curl) = named("curl").executable() else {
+            eprintln!("skipped: no curl");
+            return;
+        };
+        let paths = needed(&named("curl"));
+        assert_eq!(paths.first(), Some(&curl));
+        assert!(
+            has(&paths, "libcurl") && has(&paths, "libc.so"),
+            "{paths:?}"
+        );
+        assert!(paths.iter().all(|path| path.is_absolute()), "{paths:?}");
+    }
+
+    #[test]
+    fn what_is_opened_can_be_read() {
+        for Ahead { path, file } in ahead(&named("sh")) {
+            let mut magic = [0; 4];
+            rustix::io::pread(&file, &mut magic, 0).unwrap();
+            assert_eq!(&magic, b"\x7fELF", "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn scripts_lead_to_their_interpreter() {
+        let shell = named("sh").executable().unwrap();
+        for text in [
+            "#!/bin/sh\n",
+            "#! /bin/sh -e\n",
+            "#!/bin/sh",
+            "#!/usr/bin/env sh\n",
+            "#!/usr/bin/env -S A=b sh -e\n",
+            "no interpreter\n",
+        ] {
+            let script = Scratch::new(text.as_bytes());
+            let paths = needed(&script.program());
+            assert_eq!(paths.first(), Some(&script.0), "{text:?}");
+            let second = paths.get(1).and_then(|path| path.file_name());
+            assert_eq!(second, shell.file_name(), "{text:?}");
+            assert!(has(&paths, "libc.so"), "{text:?}: {paths:?}");
+        }
+    }
+
+    #[test]
+    fn scripts_that_lead_nowhere() {
+        for text in [
+            "#!\n",
+            "#!",
+            "#!/no/such/file\n",
+            "#!/usr/bin/env\n",
+            "#!/usr/bin/env no-such\n",
+        ] {
+            let script = Scratch::new(text.as_bytes());
+            let paths = needed(&script.program());
+            assert_eq!(paths.first(), Some(&script.0), "{text:?}");
+        }
+        let own = Scratch::new(b"");
+        fs::write(&own.0, format!("#!{}\n", own.0.display())).unwrap();
+        assert_eq!(needed(&own.program()).len(), 5);
+        assert!(needed(&named("no-such-command-here")).is_empty());
+    }
+
+    #[test]
+    fn a_static_program_needs_itself() {
+        // ELF64, little-endian, without program headers.
+        let mut elf = [0_u8; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        elf[0x36] = 56;
+        let program = Scratch::new(&elf);
+        assert_eq!(Form::of(&program.0).unwrap(), Form::Static);
+        assert_eq!(needed(&program.program()), [&*program.0]);
+    }
+
+    /// Every cut of a real header, and every byte of it spoiled: an answer, never a panic.
+    #[test]
+    fn hostile_headers() {
+        let shell = named("sh").executable().unwrap();
+        let whole = fs::read(&shell).unwrap();
+        assert!(matches!(Form::of(&shell), Ok(Form::Dynamic { .. })));
+        let bytes = &whole[..whole.len().min(1024)];
+        let file = Scratch::new(bytes);
+        let open = || File::open(&file.0).unwrap();
+        for end in 0..bytes.len() {
+            let _ = interpreter(&open(), &bytes[..end]);
+        }
+        for at in 0..bytes.len() {
+            for value in [0, 0x7f, 0xff] {
+                let mut spoiled = bytes.to_vec();
+                spoiled[at] = value;
+                fs::write(&file.0, &spoiled).unwrap();
+                if let Some(loader) = interpreter(&open(), &spoiled) {
+                    assert!(loader.is_absolute());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn never_waits_for_a_fifo() {
+        let fifo = Scratch::new(b"");
+        fs::remove_file(&fifo.0).unwrap();
+        let mode = Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo.0, FileType::Fifo, mode, 0).unwrap();
+        assert_eq!(open_regular(&fifo.0).unwrap_err(), Errno::INVAL);
+        assert_eq!(
+            open_regular(Path::new("/dev/null")).unwrap_err(),
+            Errno::INVAL
+        );
+        assert_eq!(open_regular(Path::new("/")).unwrap_err(), Errno::INVAL);
+    }
+
+    #[test]
+    fn a_loader_is_bounded() {
+        let mut sleeper = Command::new("sleep");
+        sleeper.arg("20");
+        let start = Instant::now();
+        assert_eq!(output(sleeper, Duration::from_millis(50)).unwrap(), b"");
+        assert!(start.elapsed() < Duration::from_secs(10));
+        let flood = output(Command::new("yes"), Duration::from_secs(10)).unwrap();
+        assert!(flood.len() < 512 << 10, "{}", flood.len());
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn opens_with_the_users_rights() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let secret = Scratch::new(b"x");
+        fs::set_permissions(&secret.0, fs::Permissions::from_mode(0o600)).unwrap();
+        let nobody = User {
+            name: None,
+            uid: 65534,
+            gid: 65534,
+            groups: vec![],
+            home: None,
+        };
+        // In a thread of its own: the rights are the thread's.
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let rights = FileRights::of(&nobody);
+                assert_eq!(open_regular(&secret.0).unwrap_err(), Errno::ACCESS);
+                drop(rights);
+                assert!(open_regular(&secret.0).is_ok());
+            });
+        });
+    }
+
+    #[test]
+    fn lists_of_both_loaders() {
+        let glibc =
+            b"\tlinux-vdso.so.1 (0x00007ffc)\n\tlibssl.so.3 => /lib/x (y)/libssl.so.3 (0x00007f)\n\
+            \tlibgone.so => not found\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(
+            parse_list(glibc),
+            ["/lib/x (y)/libssl.so.3", "/lib64/ld-linux-x86-64.so.2"].map(PathBuf::from)
+        );
+        let musl = b"\t/lib/ld-musl-x86_64.so.1 (0x7f)\n\tlibc.musl-x86_64.so.1 => /lib/ld-musl-x86_64.so.1 (0x7f)\n";
+        assert_eq!(parse_list(musl), [Path::new("/lib/ld-musl-x86_64.so.1"); 2]);
+        for rubbish in [
+            &b""[..],
+            b" => ",
+            b"=> (0x",
+            b" => a (0x1)",
+            b"(0x",
+            b"\xff\xfe\n\n",
+        ] {
+            assert!(parse_list(rubbish).is_empty(), "{rubbish:?}");
+        }
+    }
+
+    /// A cache of these (name, path) pairs; `compat` puts the older format before it.
+    fn cache(entries: &[(&str, &str)], compat: bool) -> Vec<u8> {
+        let mut head = b"glibc-ld.so.cache1.1".to_vec();
+        head.extend((entries.len() as u32).to_le_bytes());
+        head.resize(48, 0);
+        let strings_at = (48 + 24 * entries.len()) as u32;
+        let mut strings = vec![];
+        for (name, path) in entries {
+            let key = strings_at + strings.len() as u32;
+            strings.extend(name.bytes().chain([0]));
+            let value = strings_at + strings.len() as u32;
+            strings.extend(path.bytes().chain([0]));
+            head.extend(0x303_u32.to_le_bytes());
+            head.extend(key.to_le_bytes());
+            head.extend(value.to_le_bytes());
+            head.extend([0; 12]);
+        }
+        head.extend(strings);
+        if !compat {
+            return head;
+        }
+        let mut file = b"ld.so-1.7.0\0".to_vec();
+        file.extend(1_u32.to_le_bytes());
+        file.resize(32, 0xff);
+        file.extend(head);
+        file
+    }
+
+    const ENTRIES: &[(&str, &str)] = &[
+        ("libssl.so.3", "/lib/libssl.so.3"),
+        ("libssl3.so", "/lib/libssl3.so"),
+        ("libssl.so.1.1", "/opt/libssl.so.1.1"),
+        ("libssl.so", "relative/libssl.so"),
+        ("libc.so.6", "/lib/libc.so.6"),
+    ];
+
+    #[test]
+    fn the_cache_names_tls_libraries() {
+        for compat in [false, true] {
+            assert_eq!(
+                parse_cache(&cache(ENTRIES, compat)).unwrap(),
+                ["/lib/libssl.so.3", "/opt/libssl.so.1.1"].map(PathBuf::from)
+            );
+        }
+        if let Ok(real) = fs::read("/etc/ld.so.cache") {
+            assert!(parse_cache(&real).is_some());
+        }
+    }
+
+    #[test]
+    fn hostile_caches() {
+        for compat in [false, true] {
+            let whole = cache(ENTRIES, compat);
+            for end in 0..whole.len() {
+                let found = parse_cache(&whole[..end]).unwrap_or_default();
+                assert!(found.len() <= 2);
+            }
+            for at in 0..whole.len() {
+                for value in [0, 1, 0x7f, 0xff] {
+                    let mut spoiled = whole.clone();
+                    spoiled[at] = value;
+                    let found = parse_cache(&spoiled).unwrap_or_default();
+                    assert!(found.len() <= ENTRIES.len());
+                }
+            }
+        }
+        assert_eq!(parse_cache(b"glibc-ld.so.cache1.0"), None);
+    }
+}

@@ -484,3 +484,306 @@ impl CommandError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt as _,
+        sync::atomic::{AtomicU32, Ordering},
+    };
+
+    use rustix::{
+        event::{PollFd, PollFlags, Timespec, poll},
+        process::{Resource, getrlimit},
+    };
+
+    use super::*;
+
+    /// A directory that goes with its test.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("vortex-command-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            fs::create_dir(&path).unwrap();
+            // For tests whose CMD is somebody else.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+            let path = self.0.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn program<S: Into<OsString> + Clone>(words: &[S]) -> Program {
+        let words: Vec<_> = words.iter().cloned().map(Into::into).collect();
+        Program::new(&words, None).unwrap()
+    }
+
+    fn hold(program: &Program) -> Child {
+        program.hold(getrlimit(Resource::Core)).unwrap()
+    }
+
+    /// Bounded: a CMD that does not end is killed.
+    #[track_caller]
+    fn ended(child: Child) -> Ended {
+        if !has_ended(&child, 10_000) {
+            child.signal(Signal::KILL).unwrap();
+            panic!("CMD does not end: {:?}", child.wait());
+        }
+        child.wait().unwrap()
+    }
+
+    fn has_ended(child: &Child, milliseconds: i64) -> bool {
+        let limit = Timespec {
+            tv_sec: milliseconds / 1000,
+            tv_nsec: milliseconds % 1000 * 1_000_000,
+        };
+        let mut waiting = [PollFd::from_borrowed_fd(child.pidfd(), PollFlags::IN)];
+        poll(&mut waiting, Some(&limit)).unwrap() == 1
+    }
+
+    #[track_caller]
+    fn run(program: &Program) -> Ended {
+        let mut child = hold(program);
+        child.release();
+        ended(child)
+    }
+
+    /// What a shell script of CMD's prints.
+    #[track_caller]
+    fn printed(script: &str, user: Option<User>) -> String {
+        let folder = Folder::new();
+        let out = folder.0.join("out");
+        let mut program = program(&["sh", "-c", &format!("exec >\"$0\"; {script}")]);
+        program
+            .words
+            .push(CString::new(out.as_os_str().as_bytes()).unwrap());
+        program.user = user;
+        assert_eq!(run(&program), Ended::Exited(0));
+        fs::read_to_string(out).unwrap()
+    }
+
+    #[test]
+    fn status_is_the_shells() {
+        for code in [0, 1, 7, 125, 126, 127, 255] {
+            let ended = run(&program(&["sh", "-c", &format!("exit {code}")]));
+            assert_eq!(ended, Ended::Exited(code));
+            assert_eq!(ended.code(), code);
+            assert!(ended.error().is_none());
+        }
+        for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE] {
+            let ended = run(&program(&["sh", "-c", &format!("kill -{signal} $$")]));
+            assert_eq!(ended, Ended::Killed(signal));
+            assert_eq!(i32::from(ended.code()), 128 + signal);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_told_before_and_after_the_fork() {
+        let folder = Folder::new();
+        let plain = folder.file("plain", "true\n", 0o644);
+        let orphan = folder.file("orphan", "#!/no/such/interpreter\n", 0o755);
+        let path = |path: &Path| path.to_str().unwrap().to_owned();
+        for (name, code) in [
+            ("no-such-command-here".to_owned(), 127),
+            (String::new(), 127),
+            ("/no/such/file".to_owned(), 127),
+            (path(&plain), 126),
+            (path(&folder.0), 126),
+            (path(&plain) + "/below", 127),
+        ] {
+            let program = program(&[&name]);
+            let before = program.executable().unwrap_err();
+            assert_eq!(before.code(), code, "{before}");
+            let after = run(&program);
+            assert_eq!(after.code(), code, "{after:?}");
+            assert!(
+                after
+                    .error()
+                    .is_some_and(|error| error.to_string().contains(&name))
+            );
+        }
+        // Only the kernel knows.
+        let orphan = program(&[path(&orphan)]);
+        assert!(orphan.executable().is_ok());
+        assert_eq!(run(&orphan).code(), 127);
+    }
+
+    #[test]
+    fn words_that_are_none() {
+        let nul = Program::new(&["a\0b".into()], None).unwrap_err();
+        let empty = Program::new(&[], None).unwrap_err();
+        assert_eq!((nul.code(), empty.code()), (2, 2));
+    }
+
+    /// Each entry is tried; a file that may not be executed does not hide a later one, but is what
+    /// is told if there is none.
+    #[test]
+    fn path_is_searched_as_execvp_does() {
+        let folder = Folder::new();
+        let first = folder.file("first/tool", "#!/bin/sh\nexit 1\n", 0o644);
+        let second = folder.file("second/tool", "#!/bin/sh\nexit 2\n", 0o755);
+        let third = folder.file("third/tool", "#!/bin/sh\nexit 3\n", 0o755);
+        let of = |file: &Path| file.parent().unwrap().to_str().unwrap().to_owned();
+        let in_path = |path: String| {
+            let mut program = program(&["tool"]);
+            program.env.insert("PATH".into(), path.into());
+            program
+        };
+        let all = [&first, &second, &third].map(|file| of(file)).join(":");
+        let found = in_path(format!("/no/such/folder:{all}"));
+        assert_eq!(found.executable().unwrap(), second);
+        assert_eq!(run(&found), Ended::Exited(2));
+
+        let hidden = in_path(of(&first));
+        assert_eq!(hidden.executable().unwrap_err().code(), 126);
+        assert_eq!(run(&hidden).code(), 126);
+
+        // Not by the directory we are in, which other tests share.
+        for path in ["", ":/bin", "/bin:", "/bin::/usr/bin"] {
+            let here = in_path(path.to_owned()).candidates("tool".as_ref());
+            assert!(here.contains(&"tool".into()), "{path:?}: {here:?}");
+        }
+        let mut nowhere = program(&["sh", "-c", "exit 4"]);
+        nowhere.env.remove(OsStr::new("PATH"));
+        assert_eq!(run(&nowhere), Ended::Exited(4));
+    }
+
+    #[test]
+    fn a_text_without_interpreter_is_the_shells() {
+        let folder = Folder::new();
+        let text = folder.file("text", "exit $(($1 + $#))\n", 0o755);
+        let text = text.to_str().unwrap();
+        assert_eq!(run(&program(&[text, "5", "a b"])), Ended::Exited(7));
+    }
+
+    #[test]
+    fn waits_until_it_is_released() {
+        let folder = Folder::new();
+        let mark = folder.0.join("mark");
+        let mut child = hold(&program(&["touch", mark.to_str().unwrap()]));
+        assert!(child.is_held() && !has_ended(&child, 100));
+        assert!(!mark.exists());
+        child.release();
+        assert!(!child.is_held());
+        child.release();
+        assert_eq!(ended(child), Ended::Exited(0));
+        assert!(mark.exists());
+    }
+
+    /// The agent is dead: its end of the barrier closes.
+    #[test]
+    fn does_not_run_without_the_agent() {
+        let folder = Folder::new();
+        let mark = folder.0.join("mark");
+        let mut child = hold(&program(&["touch", mark.to_str().unwrap()]));
+        drop(child.barrier.take());
+        assert_eq!(ended(child), Ended::Exited(AGENT_FAILED));
+        assert!(!mark.exists());
+    }
+
+    #[test]
+    fn a_signal_ends_it_also_while_it_waits() {
+        let mut child = hold(&program(&["true"]));
+        child.signal(Signal::TERM).unwrap();
+        assert!(has_ended(&child, 10_000));
+        child.release();
+        assert_eq!(ended(child), Ended::Killed(libc::SIGTERM));
+
+        let mut child = hold(&program(&["sleep", "20"]));
+        child.release();
+        child.signal(Signal::HUP).unwrap();
+        assert_eq!(ended(child), Ended::Killed(libc::SIGHUP));
+    }
+
+    /// Also with one that is open across exec, as careless callers leave them.
+    #[test]
+    fn inherits_three_descriptors_and_no_restriction() {
+        let careless = rustix::io::dup(rustix::stdio::stderr()).unwrap();
+        let text = printed("ls /proc/$$/fd; exec cat /proc/self/status", None);
+        drop(careless);
+        let numbers: Vec<_> = text
+            .lines()
+            .map_while(|line| line.parse::<u32>().ok())
+            .collect();
+        assert_eq!(numbers, [0, 1, 2]);
+        let field = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{name} in {text}")).trim()
+        };
+        assert_eq!(field("NoNewPrivs:"), "0");
+        assert_eq!(field("Seccomp:"), "0");
+        assert_eq!(field("SigBlk:"), "0000000000000000");
+        let ignored = u64::from_str_radix(field("SigIgn:"), 16).unwrap();
+        assert_eq!(
+            ignored & 1 << (libc::SIGPIPE - 1),
+            0,
+            "Rust ignores SIGPIPE"
+        );
+    }
+
+    #[test]
+    fn gets_its_core_limit_back() {
+        let folder = Folder::new();
+        let out = folder.0.join("out");
+        let script = format!("ulimit -c >{}", out.display());
+        let before = getrlimit(Resource::Core);
+        let limit = Rlimit {
+            current: Some(before.maximum.map_or(1024, |most| most.min(1024))),
+            ..before
+        };
+        let mut child = program(&["sh", "-c", &script]).hold(limit).unwrap();
+        child.release();
+        assert_eq!(ended(child), Ended::Exited(0));
+        // dash counts in blocks of 512 bytes, bash of 1024.
+        let blocks: u64 = fs::read_to_string(out).unwrap().trim().parse().unwrap();
+        let bytes = limit.current.unwrap();
+        assert!([bytes / 512, bytes / 1024].contains(&blocks), "{blocks}");
+    }
+
+    #[test]
+    fn runs_as_somebody_else() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        let user = User {
+            name: Some("alice".into()),
+            uid: 65533,
+            gid: 65532,
+            groups: vec![65532, 65531],
+            home: Some("/home/alice".into()),
+        };
+        assert_eq!(
+            printed(
+                "id -u; id -g; id -G; grep CapEff /proc/$$/status",
+                Some(user.clone())
+            ),
+            "65533\n65532\n65532 65531\nCapEff:\t0000000000000000\n"
+        );
+        let alices = Program::new(&["true".into()], Some(user)).unwrap();
+        for (name, value) in [
+            ("HOME", "/home/alice"),
+            ("USER", "alice"),
+            ("LOGNAME", "alice"),
+        ] {
+            assert_eq!(alices.env.get(OsStr::new(name)), Some(&value.into()));
+        }
+    }
+}
