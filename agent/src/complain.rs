@@ -13,9 +13,15 @@ use crate::escape;
 /// pipe that is full is not waited for: CMD's end and signals would wait with us.
 pub fn complain(what: impl fmt::Display) {
     let stderr = rustix::stdio::stderr();
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    if !poll(&mut [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)], Some(&at_once))
-        .is_ok_and(|ready| ready > 0)
+    let at_once = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    if !poll(
+        &mut [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)],
+        Some(&at_once),
+    )
+    .is_ok_and(|ready| ready > 0)
     {
         return;
     }

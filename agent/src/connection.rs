@@ -74,7 +74,12 @@ impl Connections {
 
     /// All live connections of a process.
     pub fn of(&self, pid: u32) -> Vec<HandleId> {
-        self.current.get(&pid).into_iter().flat_map(HashMap::values).copied().collect()
+        self.current
+            .get(&pid)
+            .into_iter()
+            .flat_map(HashMap::values)
+            .copied()
+            .collect()
     }
 
     pub fn open(&mut self, id: HandleId, joined: Joined, library: Option<(&str, Option<&str>)>) {
@@ -95,7 +100,10 @@ impl Connections {
             socket: 0,
         };
         self.entries.insert(id, entry);
-        self.current.entry(id.pid).or_default().insert(id.handle, id);
+        self.current
+            .entry(id.pid)
+            .or_default()
+            .insert(id.handle, id);
     }
 
     /// Takes out a connection: its process is gone, or its handle means another one now.
@@ -132,7 +140,6 @@ impl Connections {
         entry.facts.local = ends.map(|(local, _)| local);
         entry.facts.peer = ends.map(|(_, peer)| peer);
     }
-
 }
 
 /// The two ends of each socket that a TLS call used. The kernel says them once.

@@ -141,7 +141,13 @@ impl Pipeline {
         parked.bytes += raw.len();
         parked.records.push(raw.to_vec());
         if parked.bytes > PARKED_BYTES {
-            self.process(Facts { pid, ..Facts::default() }, out);
+            self.process(
+                Facts {
+                    pid,
+                    ..Facts::default()
+                },
+                out,
+            );
         }
         true
     }
@@ -295,9 +301,13 @@ impl Pipeline {
             return true;
         };
         let Wanted { uids, comms, .. } = &self.wanted;
-        let has_uid = facts.owner_uid.is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-        let has_comm =
-            facts.comm.as_ref().is_none_or(|comm| comms.is_empty() || comms.contains(comm));
+        let has_uid = facts
+            .owner_uid
+            .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
+        let has_comm = facts
+            .comm
+            .as_ref()
+            .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
         has_uid && has_comm
     }
 
@@ -327,7 +337,10 @@ impl Pipeline {
 
     fn close(&mut self, id: HandleId, now: u64, out: Out<'_>) {
         for direction in [Direction::Received, Direction::Sent] {
-            let stream = StreamId { handle: id, direction };
+            let stream = StreamId {
+                handle: id,
+                direction,
+            };
             self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
         }
         self.connections.close(&id);
