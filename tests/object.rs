@@ -35,7 +35,9 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 13] = [
+const PROGRAMS: [(&str, &str); 15] = [
+    ("created_multi", "uretprobe.multi"),
+    ("created_perf", "uretprobe"),
     ("entry_multi", "uprobe.multi"),
     ("entry_read", "uprobe"),
     ("entry_read_fourth", "uprobe"),

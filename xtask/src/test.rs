@@ -43,9 +43,15 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     if ready.is_some() && agent.is_some() {
         let agent = agent.unwrap_or_default();
         if let Some(fixtures) = fixtures {
-            run.step("end to end", |tally| {
-                end_to_end(&agent, &fixtures, filter, tally)
-            });
+            for (title, test) in [
+                ("built programs", "object"),
+                ("README", "readme"),
+                ("end to end", "e2e"),
+            ] {
+                run.step(title, |tally| {
+                    as_root(test, &agent, &fixtures, filter, tally)
+                });
+            }
         }
         if !vm::tests(filter).is_empty() {
             run.step("other kernels", |tally| {
@@ -127,34 +133,43 @@ pub(crate) fn build_agent() -> Result<PathBuf> {
 
 /// The end-to-end test binary, which also runs in the VMs.
 pub(crate) fn build_e2e() -> Result<PathBuf> {
-    ensure!(has_test("e2e")?, "agent/Cargo.toml has no test target e2e");
+    build_test("e2e")
+}
+
+fn build_test(name: &str) -> Result<PathBuf> {
+    ensure!(
+        has_test(name)?,
+        "agent/Cargo.toml has no test target {name}"
+    );
     let mut build = cargo("test");
     build.args([
         "--release",
         "--package",
         "vortex-agent",
         "--test",
-        "e2e",
+        name,
         "--no-run",
     ]);
     build.arg("--message-format=json-render-diagnostics");
     let messages = sh::output(&mut build, 30 * MINUTE)?;
     let executable = messages.lines().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let ours = message["target"]["name"] == "e2e";
+        let ours = message["target"]["name"] == name;
         let executable = message["executable"].as_str().filter(|_| ours)?;
         Some(PathBuf::from(executable))
     });
-    executable.context("cargo named no executable for the test target e2e")
+    executable.with_context(|| format!("cargo named no executable for the test target {name}"))
 }
 
-fn end_to_end(
+/// The tests that need root, against the built agent.
+fn as_root(
+    name: &str,
     agent: &Path,
     fixtures: &Path,
     filter: Option<&str>,
     tally: &mut Tally,
 ) -> Result<()> {
-    let binary = build_e2e()?;
+    let binary = build_test(name)?;
     let path = std::env::var("PATH").unwrap_or_default();
     let env = [
         ("VORTEX_AGENT", agent.display().to_string()),
