@@ -244,6 +244,8 @@ struct Session<'a> {
     /// Processes that are gone: forgotten when their last records are out of the ring.
     ended: Vec<u32>,
     command_ran: bool,
+    /// The programs have stopped.
+    ending: bool,
     statm: fs::File,
     next_stats: Instant,
     next_clock: Instant,
@@ -350,6 +352,7 @@ impl<'a> Session<'a> {
             surveyed: false,
             ended: Vec::new(),
             command_ran: command.is_some(),
+            ending: false,
             command,
             statm,
             next_stats: now + config.stats_interval,
@@ -391,6 +394,7 @@ impl<'a> Session<'a> {
             (End::Asked(code), _) => code,
             (End::CommandDone, None) => unreachable!("there was no command"),
         };
+        self.ending = true;
         self.drain();
         self.settle().await;
         let now = now();
@@ -594,7 +598,13 @@ impl<'a> Session<'a> {
         };
         let Session { pipeline, sink, .. } = self;
         let now = now();
-        for _ in 0..BATCH {
+        for number in 0..BATCH {
+            // A target that is slow for a moment: the ring can wait, and nothing is dropped. Not at the
+            // end, when there is no later.
+            if number % 32 == 0 && !self.ending && sink.is_full() && !ring.is_half_full() {
+                found.bytes = found.bytes.max(BUSY_BYTES);
+                return found;
+            }
             let next = ring.next(&mut |raw| {
                 found.bytes += raw.len();
                 pipeline.record(raw, now, &mut |record| sink.write(record));

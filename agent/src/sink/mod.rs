@@ -87,6 +87,11 @@ impl Sink {
         });
     }
 
+    /// Is there no room for much more? Then what is written now may be dropped.
+    pub fn is_full(&self) -> bool {
+        self.writer.is_full()
+    }
+
     /// Hands over what there is, so that it is seen now. For when the pipeline goes idle; costs next
     /// to nothing when there is nothing.
     pub fn flush(&mut self) {

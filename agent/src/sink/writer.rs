@@ -16,8 +16,9 @@ use crate::record::SinkCount;
 
 /// Bytes after which a batch is handed over. One `write` moves it, and it stays in the L2 cache.
 const BATCH: usize = 256 << 10;
-/// Most bytes handed over and not written yet.
-const QUEUE: usize = 32 << 20;
+/// Most bytes handed over and not written yet: 50 ms of the fastest program. Only a target that is slower
+/// than that fills it; it is given back when the target has caught up.
+const QUEUE: usize = 64 << 20;
 /// Empty batches kept for use again. A burst may have needed more, which are given back.
 const SPARE: usize = 16;
 
@@ -125,6 +126,11 @@ impl Writer {
         if self.batch.bytes.len() >= BATCH {
             self.hand_over(QUEUE);
         }
+    }
+
+    /// Would the next batch or two be dropped?
+    pub(super) fn is_full(&self) -> bool {
+        self.shared.lock().bytes + 4 * BATCH > QUEUE
     }
 
     pub(super) fn flush(&mut self) {
