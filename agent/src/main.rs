@@ -45,6 +45,7 @@ fn log(verbose: u8) {
         .with_max_level(level)
         .with_writer(|| complain::Line)
         .with_ansi(false)
+        .with_target(false)
         .without_time()
         .init();
 }

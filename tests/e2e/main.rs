@@ -12,6 +12,7 @@
 
 mod addresses;
 mod cli;
+mod filters;
 mod halves;
 mod harness;
 mod libraries;
