@@ -117,6 +117,8 @@ enum State {
 const OUTBOX_LIMIT: usize = 4096;
 /// How long the entries of a process that ended stay in the kernel's maps.
 const LINGER: Duration = Duration::from_secs(1);
+/// Above this one link for everybody is cheaper.
+const LINKS_PER_PROCESS: usize = 8;
 const READER_NICE: i32 = -10;
 const TICK: Duration = Duration::from_secs(1);
 const NOTHING_LIMIT: usize = 65536;
@@ -531,10 +533,24 @@ impl<'a> Half<'a> {
     fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
         let fd = self.files[&id].fd.clone();
         file::check_sites(&fd, sites)?;
+        // A small fixed set of processes: nobody else meets a breakpoint.
+        let only = match &self.filter {
+            Filter {
+                follow: false,
+                pids,
+                ..
+            } if pids.len() <= LINKS_PER_PROCESS => &pids[..],
+            _ => &[],
+        };
         let links = self
             .kernel
-            .attach(&fd, sites)
+            .attach(&fd, sites, only)
             .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
+        if !self.kernel.is_for_everybody(only) {
+            // Not in a mapping of ours, so there is nothing to look at. An instruction that the kernel
+            // refuses is an error where the file is mapped already.
+            return Ok(links);
+        }
         match file::check_placed(&fd, sites) {
             Ok(true) => Ok(links),
             Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
