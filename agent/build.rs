@@ -14,10 +14,14 @@ fn main() -> Result<()> {
         std::env::set_var("RUSTC_BOOTSTRAP", "1");
         std::env::set_var("CARGO_TERM_QUIET", "true");
     }
+    let features: &[&str] = match std::env::var_os("CARGO_FEATURE_KERNEL_LOG") {
+        None => &["program"],
+        Some(_) => &["program", "log"],
+    };
     let program = Package {
         name: "agent-ebpf",
         root_dir,
-        features: &["program"],
+        features,
         ..Default::default()
     };
     aya_build::build_ebpf([program], Toolchain::Custom("1.98.1")).context(

@@ -289,6 +289,9 @@ fn created(ctx: &RetProbeContext, cookie: u64) -> u32 {
         (*thread).key.born = get!(thread, born);
         (*thread).key.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*thread).cookie = cookie;
+        // Here and not in the hot programs: a log line takes stack that they don't have.
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(ctx, "handle {:x} of process {}", handle, id >> 32);
         emit::opened(thread);
     }
     0

@@ -45,6 +45,8 @@ pub struct Kernel {
     pub limits: Vec<String>,
     pub cpus: u32,
     pub ring_bytes: u32,
+    #[cfg(feature = "kernel-log")]
+    log: super::log::KernelLog,
 }
 
 impl Kernel {
@@ -60,6 +62,8 @@ impl Kernel {
         });
         let cpus = possible_cpus()?;
         let mut ebpf = open(ring_bytes, cpus, &offsets)?;
+        #[cfg(feature = "kernel-log")]
+        let log = super::log::KernelLog::open(&mut ebpf)?;
         let link = best_link(allow_multi);
         for name in uprobes(link) {
             let program: &mut UProbe = program(&mut ebpf, name)?;
@@ -92,6 +96,8 @@ impl Kernel {
             limits,
             cpus,
             ring_bytes,
+            #[cfg(feature = "kernel-log")]
+            log,
         };
         if known.sockets
             && let Err(error) = kernel.follow_sockets()
@@ -143,6 +149,12 @@ impl Kernel {
             .context("CGROUPS is a map of the object")?;
         CgroupArray::try_from(map)?.set(index, directory.as_raw_fd(), 0)?;
         Ok(())
+    }
+
+    /// What the programs said, in a build that lets them.
+    pub fn flush_log(&mut self) {
+        #[cfg(feature = "kernel-log")]
+        self.log.flush();
     }
 
     /// Sets the control word that stops every program.

@@ -10,6 +10,8 @@ mod file;
 mod hold;
 mod kernel;
 mod link;
+#[cfg(feature = "kernel-log")]
+mod log;
 mod mapping;
 
 use std::{
@@ -179,6 +181,7 @@ impl<'a> Half<'a> {
                 wake = now;
             }
             self.wait(wake.saturating_duration_since(now))?;
+            self.kernel.flush_log();
             if !self.is_behind() {
                 for happening in self.band.drain() {
                     if self.is_filter_set {
