@@ -285,7 +285,7 @@ fn parse_list(text: &[u8]) -> Vec<PathBuf> {
 }
 
 /// TLS libraries that the loader's cache names.
-fn installed() -> Vec<PathBuf> {
+pub fn installed() -> Vec<PathBuf> {
     const MAX: u64 = 16 << 20;
     let mut cache = vec![];
     let read =

@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     io::{self, Read as _, Write as _},
+    os::fd::AsFd as _,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -14,7 +15,14 @@ use rustix::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{cli::Doctor, complain::complain, escape, self_test::MARKER};
+use crate::{
+    ahead::installed,
+    cli::Doctor,
+    complain::complain,
+    escape,
+    locate::{Instruction, Point, Pread, Refusal, locate},
+    self_test::MARKER,
+};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -72,6 +80,7 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
         privileges(),
         perf(),
     ];
+    checks.extend(libraries());
     checks.push(self_test());
     if let Some(pid) = arguments.pid {
         checks.extend(process(pid));
@@ -254,6 +263,49 @@ fn perf() -> Check {
             "a kernel with CONFIG_PERF_EVENTS and /proc mounted is needed",
         ),
     }
+}
+
+/// The TLS libraries that the loader knows: where they would be probed.
+fn libraries() -> Vec<Check> {
+    const NAME: &str = "library";
+    let found: Vec<Check> = installed()
+        .into_iter()
+        .filter_map(|path| {
+            let file = fs::File::open(&path).ok()?;
+            let path = path.display();
+            Some(match locate(&Pread(file.as_fd())) {
+                Ok(found) => {
+                    let points: Vec<String> = found.points.iter().map(point).collect();
+                    ok(
+                        NAME,
+                        format!("{path}: {}: {}", found.library, points.join(", ")),
+                    )
+                }
+                Err(Refusal::NoLibrary) => return None,
+                Err(why) => {
+                    let way_out = "programs that use it are listed as refused in coverage";
+                    limited(NAME, format!("{path}: {why}"), way_out)
+                }
+            })
+        })
+        .collect();
+    if found.is_empty() {
+        let way_out = "programs with a library of their own are seen all the same";
+        return vec![limited(
+            NAME,
+            "no libssl among the system's libraries",
+            way_out,
+        )];
+    }
+    found
+}
+
+fn point(point: &Point) -> String {
+    let instruction = match point.instruction {
+        Instruction::Emulated => "emulated",
+        Instruction::Stepped => "stepped",
+    };
+    format!("{} ({instruction})", point.function)
 }
 
 /// One TLS call of our own, watched as anybody's would be: probes, ring, ledger and output.
