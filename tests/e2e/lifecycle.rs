@@ -391,3 +391,28 @@ with context.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[3])
     ]);
     run.assert_exact(&server.client_truth());
 }
+
+/// A shell with job control waits for stopped children, too: one that was held for a moment would be
+/// "Stopped" for it, and the shell would go on.
+#[test]
+fn jobs_of_a_shell_are_not_held() {
+    let Some(lab) = Lab::with("jobs_of_a_shell_are_not_held", &["bash"]) else {
+        return;
+    };
+    let script = "set -m
+        for copy in 1 2 3 4 5 6 7 8; do
+            cp /bin/sleep copy$copy && ./copy$copy 0.05 && echo ended
+        done
+        jobs";
+    let run = lab
+        .agent()
+        .directory(&lab.path(""))
+        .run(argv!["bash", "-c", script]);
+    run.success();
+    assert_eq!(
+        run.process.out(),
+        "ended\n".repeat(8),
+        "{}",
+        run.process.err()
+    );
+}
