@@ -76,8 +76,6 @@ pub mod counter {
     pub const ROW: usize = 32;
     /// Plaintext bytes of calls that returned, before any copy.
     pub const SEEN: usize = 0;
-    /// Plaintext bytes committed to the ring.
-    pub const COMMITTED: usize = 1;
     /// Data records committed to the ring.
     pub const RECORDS: usize = 2;
     /// Bytes not copied, by [`super::cause`].

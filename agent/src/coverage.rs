@@ -115,10 +115,6 @@ impl Table {
         );
     }
 
-    pub fn knows(&self, id: FileId) -> bool {
-        self.files.contains_key(&id)
-    }
-
     /// A process maps a file that is known here. Once a process and file.
     pub fn mapped(&mut self, id: FileId, user: User) -> Option<Said> {
         let file = self.files.get_mut(&id)?;

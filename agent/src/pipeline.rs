@@ -172,11 +172,6 @@ impl Pipeline {
         self.give_up(|stream| stream.is_overdue(now), now, out);
     }
 
-    /// Does anything wait for the clock?
-    pub fn is_waiting(&self) -> bool {
-        !self.parked.is_empty()
-    }
-
     /// The end of the input: whatever waits comes out.
     pub fn finish(&mut self, now: u64, out: Out<'_>) {
         for pid in self.parked.keys().copied().collect::<Vec<_>>() {
@@ -534,11 +529,6 @@ impl Pipeline {
     /// A TLS library that can't be probed.
     pub fn refused(&mut self, file: FileId, path: String, why: String) {
         self.coverage.refused(file, path, why);
-    }
-
-    /// Is the file a TLS library?
-    pub fn knows(&self, file: FileId) -> bool {
-        self.coverage.knows(file)
     }
 
     pub fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {

@@ -401,6 +401,7 @@ impl<'a> Session<'a> {
         self.with_sink(|pipeline, out| pipeline.finish(now, out));
         self.sink.drain(Instant::now() + LAST_WRITE);
         self.stats(true);
+        self.warn_of_oddities();
         self.sink.drain(Instant::now() + LAST_WRITE);
         let failure = self.sink.failure();
         if let Some(half) = &self.half {
@@ -953,6 +954,28 @@ impl<'a> Session<'a> {
             std::thread::sleep(Duration::from_micros(200));
         }
         self.look();
+    }
+
+    /// What should be 0 and has no place in the ledger.
+    fn warn_of_oddities(&self) {
+        let Some(Shared { counters, .. }) = &self.shared else {
+            return;
+        };
+        for (count, what) in [
+            (self.pipeline.malformed(), "malformed records in the ring"),
+            (
+                counters.get(counter::DUPLICATE),
+                "calls that two links reported",
+            ),
+            (
+                counters.get(counter::UNREADABLE),
+                "calls whose byte count made no sense",
+            ),
+        ] {
+            if count != 0 {
+                tracing::warn!("{count} {what}");
+            }
+        }
     }
 
     fn say_why_nothing(&self) {

@@ -100,8 +100,6 @@ fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
         major: hex(major)? as u32,
         minor: hex(minor)? as u32,
         inode,
-        // Not in the text.
-        generation: 0,
         at: None,
         path: text(path),
     })

@@ -39,7 +39,6 @@ pub struct Mapping {
     pub major: u32,
     pub minor: u32,
     pub inode: u64,
-    pub generation: u64,
     /// `None`: found by a scan, mapped at some earlier time.
     pub at: Option<u64>,
     pub path: String,
@@ -290,7 +289,6 @@ fn parse(record: &[u8]) -> Option<Happening> {
                 major: u32_at(40)?,
                 minor: u32_at(44)?,
                 inode: u64_at(48)?,
-                generation: u64_at(56)?,
                 at: Some(time(record)),
                 path: String::from_utf8_lossy(name).into_owned(),
             }))
