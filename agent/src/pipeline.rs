@@ -141,18 +141,21 @@ impl Pipeline {
         parked.bytes += raw.len();
         parked.records.push(raw.to_vec());
         if parked.bytes > PARKED_BYTES {
-            self.process(
-                Facts {
-                    pid,
-                    ..Facts::default()
-                },
-                out,
-            );
+            self.wait_no_longer(pid, out);
         }
         true
     }
 
-    /// Lets records go that waited long enough, and gives up on holes. `None`: nothing waits.
+    /// Nothing but its id is known of this process, and its records wait no longer for more.
+    fn wait_no_longer(&mut self, pid: u32, out: Out<'_>) {
+        let facts = Facts {
+            pid,
+            ..Facts::default()
+        };
+        self.process(facts, out);
+    }
+
+    /// Lets records go that waited long enough, and gives up on holes.
     pub fn expire(&mut self, now: u64, out: Out<'_>) {
         let overdue: Vec<u32> = self
             .parked
@@ -161,13 +164,7 @@ impl Pipeline {
             .map(|(pid, _)| *pid)
             .collect();
         for pid in overdue {
-            self.process(
-                Facts {
-                    pid,
-                    ..Facts::default()
-                },
-                out,
-            );
+            self.wait_no_longer(pid, out);
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
     }
@@ -175,13 +172,7 @@ impl Pipeline {
     /// The end of the input: whatever waits comes out.
     pub fn finish(&mut self, now: u64, out: Out<'_>) {
         for pid in self.parked.keys().copied().collect::<Vec<_>>() {
-            self.process(
-                Facts {
-                    pid,
-                    ..Facts::default()
-                },
-                out,
-            );
+            self.wait_no_longer(pid, out);
         }
         self.give_up(|_| true, now, out);
     }
@@ -210,7 +201,12 @@ impl Pipeline {
                 time,
             } => {
                 if !self.is_filtered(handle.pid) {
-                    self.begin(handle, Joined::Start, point, time, out);
+                    let file = self.coverage.point(point).map(|(file, _)| file);
+                    if let Some(file) = file {
+                        // Says how a forked child is seen.
+                        self.joined(handle, file, time, out);
+                    }
+                    self.begin(handle, Joined::Start, file, time, out);
                 }
             }
             Event::Data {
@@ -313,18 +309,20 @@ impl Pipeline {
         }
         let file = self.coverage.point(point).map(|(file, _)| file);
         let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
-        self.begin(id, joined, point, time, out);
+        self.begin(id, joined, file, time, out);
     }
 
     /// The handle means this connection from here on, and whatever it meant before is over.
-    fn begin(&mut self, id: HandleId, joined: Joined, point: u64, time: u64, out: Out<'_>) {
+    fn begin(
+        &mut self,
+        id: HandleId,
+        joined: Joined,
+        file: Option<FileId>,
+        time: u64,
+        out: Out<'_>,
+    ) {
         if let Some(before) = self.connections.at(id.pid, id.handle) {
             self.close(before, time, out);
-        }
-        let file = self.coverage.point(point).map(|(file, _)| file);
-        if let Some(file) = file {
-            // Says how a forked child is seen.
-            self.joined(id, file, time, out);
         }
         let library = file.and_then(|file| self.coverage.library(file));
         self.connections.open(id, joined, library);
@@ -506,13 +504,7 @@ impl Pipeline {
     /// The process is gone, and so are its connections.
     pub fn ended(&mut self, pid: u32, now: u64, out: Out<'_>) {
         if self.parked.contains_key(&pid) {
-            self.process(
-                Facts {
-                    pid,
-                    ..Facts::default()
-                },
-                out,
-            );
+            self.wait_no_longer(pid, out);
         }
         for id in self.connections.of(pid) {
             self.close(id, now, out);

@@ -3,7 +3,7 @@
 //!
 //! It takes orders from the pipeline, which parses hostile bytes, and so trusts it as little as it can:
 //! it attaches only to files that it sent or was sent, inside the file, where the bytes are those that
-//! the pipeline saw, and with `-- CMD` only to files that the tree maps.
+//! the pipeline saw. What it sends with `-- CMD` is what the tree maps.
 
 pub mod facts;
 mod file;
