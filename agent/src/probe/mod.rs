@@ -63,6 +63,8 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     let mut half = Half::new(kernel, band, socket)?;
     half.greet()?;
     let served = half.run();
+    // Nobody waits for the links, which take up to seconds to close.
+    drop(std::mem::take(&mut half.holds));
     // The stop flag first: the pipeline may have died without setting it. The links end with us.
     half.kernel.stop()?;
     served
