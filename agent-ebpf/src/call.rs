@@ -3,6 +3,8 @@
 //! The bytes are taken at the return, when their number is known: a write may be partial or refused, a
 //! read fills its buffer. Until then the call is a frame of its thread, known by its stack pointer.
 
+use core::mem::MaybeUninit;
+
 use agent_ebpf::{
     Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread,
     counter, unmatched,
@@ -238,11 +240,13 @@ fn leave(ctx: &RetProbeContext) -> u32 {
         } else {
             // Only now: at a failure it is an uninitialised slot of the caller's stack.
             let out = get!(frame(thread), out) as *const core::ffi::c_void;
-            let to = (&raw mut (*hide(thread)).call.position).cast();
-            if generated::bpf_probe_read_user(to, 8, out) != 0 {
+            // To the stack: with a map as target the kernel's hardened copy takes twice as long.
+            let mut moved = MaybeUninit::<u64>::uninit();
+            if generated::bpf_probe_read_user(moved.as_mut_ptr().cast(), 8, out) != 0 {
                 count(counter::UNREADABLE, 1);
                 return 0;
             }
+            (*thread).call.position = moved.assume_init();
         }
         if get!(thread, call.position) == 0 {
             return 0;
@@ -287,7 +291,6 @@ fn created(ctx: &RetProbeContext, cookie: u64) -> u32 {
     unsafe {
         (*thread).key.handle = handle;
         (*thread).key.born = get!(thread, born);
-        (*thread).key.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         (*thread).cookie = cookie;
         // Here and not in the hot programs: a log line takes stack that they don't have.
         #[cfg(feature = "log")]
@@ -320,7 +323,6 @@ unsafe fn find(thread: *const Thread, sp: u64) -> u64 {
 unsafe fn take(thread: *mut Thread) {
     // SAFETY: a map value.
     unsafe {
-        (*thread).key.tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let frame = frame(thread);
         (*thread).key.handle = get!(frame, handle);
         (*thread).key.born = get!(thread, born);

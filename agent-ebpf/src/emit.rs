@@ -8,7 +8,7 @@ use agent_ebpf::{
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
+    helpers::{bpf_ktime_get_boot_ns, generated},
 };
 
 use crate::maps::{RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque};
@@ -179,7 +179,7 @@ pub unsafe fn opened(thread: *mut Thread) {
             len: 0,
             time: bpf_ktime_get_boot_ns(),
         };
-        (*record).pid_tgid = bpf_get_current_pid_tgid();
+        (*record).pid_tgid = get!(thread, pid_tgid);
         (*record).born = get!(thread, call.opened);
         (*record).handle = get!(thread, key.handle);
         (*record).cookie = get!(thread, cookie);
@@ -275,7 +275,7 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
             len: len!() as u32,
             time: bpf_ktime_get_boot_ns(),
         };
-        (*data).pid_tgid = bpf_get_current_pid_tgid();
+        (*data).pid_tgid = get!(thread, pid_tgid);
         (*data).born = get!(thread, handle_born);
         (*data).handle = get!(thread, key.handle);
         (*data).offset = get!(thread, position) + offset!();
@@ -323,7 +323,7 @@ unsafe fn fill_gap(thread: *mut Thread, gap: *mut Gap, offset: u64, length: u64,
             len: 0,
             time: bpf_ktime_get_boot_ns(),
         };
-        (*gap).pid_tgid = bpf_get_current_pid_tgid();
+        (*gap).pid_tgid = get!(thread, pid_tgid);
         (*gap).born = get!(thread, handle_born);
         (*gap).handle = get!(thread, key.handle);
     }

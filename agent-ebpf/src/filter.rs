@@ -70,7 +70,11 @@ pub fn admit(id: &u64) -> Admission {
         return Admission::Full;
     };
     // SAFETY: both are values of maps, checked.
-    unsafe { (*thread).born = (*process).born };
+    unsafe {
+        (*thread).pid_tgid = *id;
+        (*thread).key.tgid = (*id >> 32) as u32;
+        (*thread).born = (*process).born;
+    }
     Admission::Wanted(thread)
 }
 

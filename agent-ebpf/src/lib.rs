@@ -272,6 +272,8 @@ pub const SEVERAL_SOCKETS: u64 = u64::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Thread {
+    /// As `bpf_get_current_pid_tgid` gives it, kept to spare a helper call for each record.
+    pub pid_tgid: u64,
     pub born: u64,
     /// Frames in use, the outermost first. 0 <= depth <= FRAMES
     pub depth: u64,
