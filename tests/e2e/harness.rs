@@ -40,6 +40,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("common.h", include_str!("../programs/common.h")),
     ("tls.h", include_str!("../programs/tls.h")),
     ("mix.c", include_str!("../programs/mix.c")),
+    ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),
     ("late.c", include_str!("../programs/late.c")),
     ("early.c", include_str!("../programs/early.c")),
