@@ -588,6 +588,10 @@ impl<'a> Half<'a> {
         remove: bool,
     ) -> Result<()> {
         const PER_MESSAGE: usize = 512;
+        // Streams before processes: the process of a stream that is seen here is older than it. The other
+        // way round a new process would look like one that is gone, and its streams would begin again.
+        let streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
+        let keys: Vec<StreamKey> = streams.keys().flatten().collect();
         let processes = self.kernel.map::<u32, Process>("PROCESSES");
         let born: HashMap<u32, u64> = processes
             .iter()
@@ -595,13 +599,8 @@ impl<'a> Half<'a> {
             .map(|(pid, process)| (pid, process.born))
             .collect();
         let mut streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
-        let keys: Vec<StreamKey> = streams
-            .keys()
-            .flatten()
-            .filter(|key| of(key, &born))
-            .collect();
         let mut pending = Vec::new();
-        for key in keys {
+        for key in keys.into_iter().filter(|key| of(key, &born)) {
             let Ok(stream) = streams.get(&key, 0) else {
                 continue;
             };
