@@ -708,6 +708,11 @@ impl<'a> Session<'a> {
                 self.pipeline.continued(pid);
             }
             (Report::Ended { pid }, 0) => self.ended.push(pid),
+            (Report::Missed { pid, path }, 0) => {
+                if is_named_as_library(&path) {
+                    self.with_sink(|line, out| line.missed(pid, path, now, out));
+                }
+            }
             (Report::Warning(text), 0) => complain(&text),
             (report, fds) => bail!("unexpected report with {fds} descriptors: {report:?}"),
         }
@@ -1031,12 +1036,16 @@ enum Woke {
 
 /// Is it a TLS library that we can't probe, as far as one can tell?
 fn is_worth_a_word(why: Refusal, path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
     match why {
         Refusal::NoLibrary | Refusal::NotElf => false,
         Refusal::Unsafe(_) => true,
-        _ => name.starts_with("libssl"),
+        _ => is_named_as_library(path),
     }
+}
+
+fn is_named_as_library(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.starts_with("libssl")
 }
 
 /// Its own copy: the original may be closed first.

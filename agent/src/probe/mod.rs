@@ -95,6 +95,8 @@ struct Half<'a> {
     to_scan: VecDeque<u32>,
     /// Who was told of which file.
     mapped: HashSet<(u32, FileId)>,
+    /// Happenings were lost, and that was said.
+    has_lost: bool,
 }
 
 struct File {
@@ -156,6 +158,7 @@ impl<'a> Half<'a> {
             group: 0,
             to_scan: VecDeque::new(),
             mapped: HashSet::new(),
+            has_lost: false,
         })
     }
 
@@ -244,7 +247,14 @@ impl<'a> Half<'a> {
                 self.forget(pid);
                 self.ended.push_back((Instant::now(), pid));
             }
-            Happening::Lost => self.catch_up(),
+            Happening::Lost => {
+                if !std::mem::replace(&mut self.has_lost, true) {
+                    let warning = "the kernel could not tell of all mappings: processes that came and \
+                                   went meanwhile may be missing from coverage";
+                    self.report(Report::Warning(warning.to_owned()), None);
+                }
+                self.catch_up();
+            }
         }
         Ok(())
     }
@@ -376,9 +386,15 @@ impl<'a> Half<'a> {
         }
         let (fd, stat) = match file::open_mapped(mapping) {
             Ok(opened) => opened,
-            // The process went on; what it maps now is reported by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            // The process went on, or was shorter than our way here. What it maps now is reported by
+            // itself; what it used meanwhile may have been a TLS library.
+            Err(error) if is_gone(&error) => match file::open_named(mapping) {
+                Ok(opened) => opened,
+                Err(_) => {
+                    self.missed(mapping);
+                    return Ok(());
+                }
+            },
             Err(error) => {
                 let warning = half::clip(&format!(
                     "open {} of process {}: {error}",
@@ -436,6 +452,18 @@ impl<'a> Half<'a> {
             self.report(Report::Refused { file: id, why }, None);
         }
         Ok(())
+    }
+
+    /// Nobody can say any more what the file was: the pipeline judges by its name.
+    fn missed(&mut self, mapping: &Mapping) {
+        self.tell(mapping.pid);
+        self.report(
+            Report::Missed {
+                pid: mapping.pid,
+                path: half::clip(&mapping.path),
+            },
+            None,
+        );
     }
 
     fn hold_file(&mut self, id: FileId, fd: Rc<OwnedFd>, stat: &rustix::fs::Stat) {
@@ -678,6 +706,11 @@ impl<'a> Half<'a> {
         }
         Ok(true)
     }
+}
+
+/// The process or its mapping is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// One descriptor a file that is looked at, several for a probed one.
