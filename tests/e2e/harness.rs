@@ -9,6 +9,9 @@
 //! - `VORTEX_BARE=1`: clients run without the agent; checks the programs alone.
 //! - `VORTEX_KEEP=1`: the directories of failed tests stay.
 //! - `VORTEX_TEST_DIR`: where other versions of OpenSSL are, else `target/fixtures`.
+//! - `VORTEX_ALONE=1`: nobody else is on this machine, so all of it may be watched. Set by
+//!   `cargo xtask vm` inside its virtual machines, and by nobody else.
+//! - `VORTEX_PROGRAMS`: where our C programs lie compiled, on a machine without a compiler.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -238,10 +241,26 @@ impl Lab {
             skip(test, &format!("{program} is not installed"));
             return None;
         }
+        Some(Self::make(test))
+    }
+
+    /// For tests that watch the whole machine, which must be nobody else's. They are marked as ignored,
+    /// so that they are listed by name where they do not run.
+    #[track_caller]
+    pub(crate) fn alone(test: &'static str) -> Self {
+        assert!(
+            set("VORTEX_ALONE"),
+            "{test} probes everybody's libraries: in a virtual machine only, by `cargo xtask vm -- {test}`"
+        );
+        assert!(!bare(), "VORTEX_BARE has nothing to check here");
+        Self::make(test)
+    }
+
+    fn make(test: &'static str) -> Self {
         let dir = std::env::temp_dir().join(format!("vortex-e2e-{}-{test}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        Some(Self { dir, test })
+        Self { dir, test }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -275,7 +294,12 @@ impl Lab {
     /// A C program of `tests/programs`, compiled.
     pub(crate) fn compiled(&self, name: &str) -> PathBuf {
         let binary = self.path(name);
-        if !binary.exists() {
+        if binary.exists() {
+            return binary;
+        }
+        if let Some(programs) = std::env::var_os("VORTEX_PROGRAMS") {
+            fs::copy(Path::new(&programs).join(name), &binary).unwrap();
+        } else {
             self.program("common.h");
             self.program("tls.h");
             let source = self.program(&format!("{name}.c"));
@@ -441,7 +465,7 @@ impl Lab {
         let process = self.spawn(python, name);
         let port = self.port(name, &process);
         Server {
-            _process: process,
+            process,
             port,
             name,
             lab: self,
@@ -560,13 +584,17 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 
 /// A running `server.py`.
 pub(crate) struct Server<'a> {
-    _process: Proc,
+    process: Proc,
     pub(crate) port: u16,
     name: &'static str,
     lab: &'a Lab,
 }
 
 impl Server<'_> {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("https://{}:{}{path}", Ipv4Addr::LOCALHOST, self.port)
     }
@@ -720,6 +748,15 @@ impl Agent<'_> {
     #[track_caller]
     pub(crate) fn watch(self, pid: u32) -> Running {
         let running = self.watch_without_coverage(pid);
+        running.wait_for_coverage(pid);
+        running
+    }
+
+    /// Starts `run` without any filter, and waits until it sees `pid`, which was there before.
+    #[track_caller]
+    pub(crate) fn watch_machine(self, pid: u32) -> Running {
+        let command = self.command(Vec::new(), Vec::new());
+        let running = self.launch(command);
         running.wait_for_coverage(pid);
         running
     }
