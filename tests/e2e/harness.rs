@@ -17,11 +17,13 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::records::{Records, Truth, compare, total};
 
@@ -43,6 +45,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("common.h", include_str!("../programs/common.h")),
     ("tls.h", include_str!("../programs/tls.h")),
     ("mix.c", include_str!("../programs/mix.c")),
+    ("letters.c", include_str!("../programs/letters.c")),
     ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),
     ("late.c", include_str!("../programs/late.c")),
@@ -789,6 +792,19 @@ impl Running {
     pub(crate) fn records(&self) -> Records {
         let text = read_records(&self.output);
         Records::parse(&text, false).unwrap()
+    }
+
+    /// The ledger as it was said last. Read from the end: there may be much before it.
+    pub(crate) fn last_ledger(&self) -> Option<Value> {
+        const STATS: usize = 8192;
+        let file = File::open(&self.output).ok()?;
+        let start = file.metadata().ok()?.len().saturating_sub(STATS as u64);
+        let mut end = vec![0; STATS];
+        let read = file.read_at(&mut end, start).ok()?;
+        let end = String::from_utf8_lossy(&end[..read]);
+        let stats = end.lines().rev().filter(|line| line.contains("\"ledger\""));
+        let mut stats = stats.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        stats.next().map(|mut stats| stats["ledger"].take())
     }
 
     #[track_caller]

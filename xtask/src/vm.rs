@@ -27,14 +27,17 @@ use crate::{
     test,
 };
 
-/// What CI runs: the oldest kernel we promise and the newest.
-pub(crate) const DEFAULT: &[&str] = &["5.10", "7.2"];
+/// What CI runs: the oldest kernel we promise and the newest, the latter also with full preemption, which
+/// takes the processor away in the middle of our programs. What is behind a `+` goes onto the kernel's
+/// command line.
+pub(crate) const DEFAULT: &[&str] = &["5.10", "7.2", "7.2+preempt=full"];
 
 /// The end-to-end tests that need nothing but what the root holds.
 const TESTS: &[&str] = &[
     "curl_both_directions",
     "python_http_client",
     "openssl_s_client",
+    "writers_are_not_mixed",
 ];
 
 /// Those that watch the whole machine, and so run here only.
@@ -45,7 +48,7 @@ pub(crate) const ALONE: &[&str] = &[
 ];
 
 /// C programs of `tests/programs` that the tests start. There is no compiler in the guest.
-const PROGRAMS: &[&str] = &["mix"];
+const PROGRAMS: &[&str] = &["letters", "mix"];
 
 /// Loads each kernel program by itself, a line for each: `NAME: ok, …`.
 const LOAD_CHECK: &str = "load-check";
@@ -117,7 +120,7 @@ pub(crate) fn run(
 ) -> Result<Vec<Outcome>> {
     let machines: Vec<(&str, &Kernel)> = kernels
         .iter()
-        .map(|&version| Ok((version, Kernel::named(version)?)))
+        .map(|&version| Ok((version, Kernel::named(words_of(version).0)?)))
         .collect::<Result<_>>()?;
     let tests = tests(filter);
     ensure!(
@@ -404,6 +407,11 @@ fn busybox(root: &mut Cpio, tools: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A kernel's version, and what goes onto its command line.
+fn words_of(version: &str) -> (&str, &str) {
+    version.split_once('+').unwrap_or((version, ""))
+}
+
 fn test_kernel(version: &str, image: &Path, root: &Path, tools: &Path, tests: &[&str]) -> Outcome {
     let mut notes = Vec::new();
     for retry in [false, true] {
@@ -478,7 +486,8 @@ fn boot(version: &str, image: &Path, root: &Path, tools: &Path, watch: &mut Watc
         "isa-debug-exit,iobase=0xf4,iosize=0x4",
     ]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(root);
-    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+    let (_, more) = words_of(version);
+    qemu.args(["-append", &format!("console=ttyS0 panic=-1 quiet {more}")]);
     let status = sh::lines(&mut qemu, 9 * MINUTE, |line| {
         let _ = writeln!(log, "{line}");
         // What the verifier says of a refused program is thousands of lines: they are in the log.
