@@ -104,6 +104,10 @@ enum Step {
     Clock {
         at: u64,
     },
+    Missed {
+        pid: u32,
+        path: String,
+    },
     Ended {
         pid: u32,
     },
@@ -326,6 +330,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             *now = ms(*at);
             line.expire(*now, out);
         }
+        Step::Missed { pid, path } => line.missed(*pid, path.clone(), time, out),
         Step::Ended { pid } => line.ended(*pid, time, out),
         Step::Finish {} => line.finish(time, out),
     }
@@ -383,6 +388,7 @@ macro_rules! scenarios {
 scenarios! {
     content_none
     forked_child
+    gone_before_a_look
     late_facts
     loss
     one_request

@@ -53,6 +53,22 @@ pub struct User {
 /// A coverage record and whom it is about.
 pub type Said = (u32, Coverage);
 
+impl Coverage {
+    /// The file was gone with its process before it could be looked at.
+    pub fn missed(path: String) -> Coverage {
+        let why = "the process and the file were gone before they could be looked at";
+        Coverage {
+            status: CoverageStatus::Unknown,
+            reason: Some(why.to_owned()),
+            library_path: path,
+            library_name: None,
+            library_version: None,
+            functions: Vec::new(),
+            seen_from: None,
+        }
+    }
+}
+
 impl Table {
     /// Points were found; returns what the half is asked to place.
     pub fn found(&mut self, id: FileId, path: String, found: &Found) -> Vec<Site> {

@@ -52,6 +52,11 @@ pub enum Report {
     Ended {
         pid: u32,
     },
+    /// A process mapped a file, and both were gone before anybody could look.
+    Missed {
+        pid: u32,
+        path: String,
+    },
     /// A line for the log.
     Warning(String),
 }

@@ -12,7 +12,7 @@ use crate::{
     half::{Facts, FileId, Pending, Site},
     ledger::Tally,
     locate::Found,
-    record::{Body, Cause, Joined, Kind, Process, Record, Stats, WallTime},
+    record::{Body, Cause, Coverage, Joined, Kind, Process, Record, Stats, WallTime},
     redact::Policy,
     stream::{Output, Stream},
 };
@@ -541,6 +541,11 @@ impl Pipeline {
     pub fn failed(&mut self, file: FileId, why: String, now: u64, out: Out<'_>) {
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);
+    }
+
+    /// A process used what may be a TLS library, and nobody could look at either.
+    pub fn missed(&mut self, pid: u32, path: String, now: u64, out: Out<'_>) {
+        self.say(vec![(pid, Coverage::missed(path))], now, out);
     }
 
     fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {

@@ -283,10 +283,10 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// From the end of CMD: until the ring is drained, until the half has answered, until the output is
 /// written. Together below half a second.
 const DRAIN: Duration = Duration::from_millis(100);
-/// Without CMD nobody waits for us.
-const DRAIN_ALONE: Duration = Duration::from_secs(5);
 const LAST_SURVEY: Duration = Duration::from_millis(100);
 const LAST_WRITE: Duration = Duration::from_millis(200);
+/// Instead of each of these without CMD: nobody waits for us.
+const ALONE: Duration = Duration::from_secs(5);
 
 impl<'a> Session<'a> {
     /// Locks the process in; from here on strangers' bytes may come.
@@ -399,11 +399,14 @@ impl<'a> Session<'a> {
         self.settle().await;
         let now = now();
         self.with_sink(|pipeline, out| pipeline.finish(now, out));
-        self.sink.drain(Instant::now() + LAST_WRITE);
+        self.sink.drain(Instant::now() + self.patience(LAST_WRITE));
         self.stats(true);
         self.warn_of_oddities();
-        self.sink.drain(Instant::now() + LAST_WRITE);
+        let is_written = self.sink.drain(Instant::now() + LAST_WRITE);
         let failure = self.sink.failure();
+        if !is_written && failure.is_none() {
+            complain("the output took its last records too slowly: its end is missing");
+        }
         if let Some(half) = &self.half {
             let _ = half::send(&half.socket, &Order::Stop, &[]);
         }
@@ -705,6 +708,11 @@ impl<'a> Session<'a> {
                 self.pipeline.continued(pid);
             }
             (Report::Ended { pid }, 0) => self.ended.push(pid),
+            (Report::Missed { pid, path }, 0) => {
+                if is_named_as_library(&path) {
+                    self.with_sink(|line, out| line.missed(pid, path, now, out));
+                }
+            }
             (Report::Warning(text), 0) => complain(&text),
             (report, fds) => bail!("unexpected report with {fds} descriptors: {report:?}"),
         }
@@ -921,9 +929,18 @@ impl<'a> Session<'a> {
         self.with_sink(|line, out| line.stats(stats, now, out));
     }
 
+    /// How long the end may wait for something.
+    fn patience(&self, with_command: Duration) -> Duration {
+        if self.command_ran {
+            with_command
+        } else {
+            ALONE
+        }
+    }
+
     /// The programs have stopped: what they began comes out.
     fn drain(&mut self) {
-        let until = Instant::now() + if self.command_ran { DRAIN } else { DRAIN_ALONE };
+        let until = Instant::now() + self.patience(DRAIN);
         while Instant::now() < until {
             if self.look().more {
                 continue;
@@ -946,12 +963,17 @@ impl<'a> Session<'a> {
         if self.order(Order::Survey { pending }, None).is_err() {
             return;
         }
-        let until = Instant::now() + LAST_SURVEY;
+        let until = Instant::now() + self.patience(LAST_SURVEY);
         while !self.surveyed && self.half.is_some() && Instant::now() < until {
             if self.take_reports().is_err() {
                 return;
             }
             std::thread::sleep(Duration::from_micros(200));
+        }
+        if pending && !self.surveyed {
+            complain(
+                "the privileged half did not say in time what is missing at the ends of streams",
+            );
         }
         self.look();
     }
@@ -1014,12 +1036,16 @@ enum Woke {
 
 /// Is it a TLS library that we can't probe, as far as one can tell?
 fn is_worth_a_word(why: Refusal, path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
     match why {
         Refusal::NoLibrary | Refusal::NotElf => false,
         Refusal::Unsafe(_) => true,
-        _ => name.starts_with("libssl"),
+        _ => is_named_as_library(path),
     }
+}
+
+fn is_named_as_library(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.starts_with("libssl")
 }
 
 /// Its own copy: the original may be closed first.

@@ -9,16 +9,21 @@
 //! - `VORTEX_BARE=1`: clients run without the agent; checks the programs alone.
 //! - `VORTEX_KEEP=1`: the directories of failed tests stay.
 //! - `VORTEX_TEST_DIR`: where other versions of OpenSSL are, else `target/fixtures`.
+//! - `VORTEX_ALONE=1`: nobody else is on this machine, so all of it may be watched. Set by
+//!   `cargo xtask vm` inside its virtual machines, and by nobody else.
+//! - `VORTEX_PROGRAMS`: where our C programs lie compiled, on a machine without a compiler.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::records::{Records, Truth, compare, total};
 
@@ -40,6 +45,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("common.h", include_str!("../programs/common.h")),
     ("tls.h", include_str!("../programs/tls.h")),
     ("mix.c", include_str!("../programs/mix.c")),
+    ("letters.c", include_str!("../programs/letters.c")),
+    ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),
     ("late.c", include_str!("../programs/late.c")),
     ("early.c", include_str!("../programs/early.c")),
@@ -237,10 +244,26 @@ impl Lab {
             skip(test, &format!("{program} is not installed"));
             return None;
         }
+        Some(Self::make(test))
+    }
+
+    /// For tests that watch the whole machine, which must be nobody else's. They are marked as ignored,
+    /// so that they are listed by name where they do not run.
+    #[track_caller]
+    pub(crate) fn alone(test: &'static str) -> Self {
+        assert!(
+            set("VORTEX_ALONE"),
+            "{test} probes everybody's libraries: in a virtual machine only, by `cargo xtask vm -- {test}`"
+        );
+        assert!(!bare(), "VORTEX_BARE has nothing to check here");
+        Self::make(test)
+    }
+
+    fn make(test: &'static str) -> Self {
         let dir = std::env::temp_dir().join(format!("vortex-e2e-{}-{test}", std::process::id()));
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
-        Some(Self { dir, test })
+        Self { dir, test }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -274,7 +297,12 @@ impl Lab {
     /// A C program of `tests/programs`, compiled.
     pub(crate) fn compiled(&self, name: &str) -> PathBuf {
         let binary = self.path(name);
-        if !binary.exists() {
+        if binary.exists() {
+            return binary;
+        }
+        if let Some(programs) = std::env::var_os("VORTEX_PROGRAMS") {
+            fs::copy(Path::new(&programs).join(name), &binary).unwrap();
+        } else {
             self.program("common.h");
             self.program("tls.h");
             let source = self.program(&format!("{name}.c"));
@@ -440,7 +468,7 @@ impl Lab {
         let process = self.spawn(python, name);
         let port = self.port(name, &process);
         Server {
-            _process: process,
+            process,
             port,
             name,
             lab: self,
@@ -559,13 +587,17 @@ pub(crate) fn which(program: &str) -> Option<PathBuf> {
 
 /// A running `server.py`.
 pub(crate) struct Server<'a> {
-    _process: Proc,
+    process: Proc,
     pub(crate) port: u16,
     name: &'static str,
     lab: &'a Lab,
 }
 
 impl Server<'_> {
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("https://{}:{}{path}", Ipv4Addr::LOCALHOST, self.port)
     }
@@ -723,6 +755,15 @@ impl Agent<'_> {
         running
     }
 
+    /// Starts `run` without any filter, and waits until it sees `pid`, which was there before.
+    #[track_caller]
+    pub(crate) fn watch_machine(self, pid: u32) -> Running {
+        let command = self.command(Vec::new(), Vec::new());
+        let running = self.launch(command);
+        running.wait_for_coverage(pid);
+        running
+    }
+
     /// The same for a process without TLS.
     #[track_caller]
     pub(crate) fn watch_without_coverage(self, pid: u32) -> Running {
@@ -751,6 +792,19 @@ impl Running {
     pub(crate) fn records(&self) -> Records {
         let text = read_records(&self.output);
         Records::parse(&text, false).unwrap()
+    }
+
+    /// The ledger as it was said last. Read from the end: there may be much before it.
+    pub(crate) fn last_ledger(&self) -> Option<Value> {
+        const STATS: usize = 8192;
+        let file = File::open(&self.output).ok()?;
+        let start = file.metadata().ok()?.len().saturating_sub(STATS as u64);
+        let mut end = vec![0; STATS];
+        let read = file.read_at(&mut end, start).ok()?;
+        let end = String::from_utf8_lossy(&end[..read]);
+        let stats = end.lines().rev().filter(|line| line.contains("\"ledger\""));
+        let mut stats = stats.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        stats.next().map(|mut stats| stats["ledger"].take())
     }
 
     #[track_caller]

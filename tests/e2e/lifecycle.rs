@@ -10,6 +10,7 @@ use crate::harness::{
 };
 use crate::proc::{alive, breakpoints, half_of, has_mapped, state, tree, wait_for_running};
 use crate::records::{self, Truth, total};
+use serde_json::Value;
 
 /// Many short processes one after another; every sixth has a libssl that nobody has seen.
 #[test]
@@ -90,6 +91,56 @@ fn older_process_and_connection() {
         assert_eq!(data["connection"]["joined"], "middle");
         assert_eq!(data["complete"], false);
     }
+}
+
+/// Probes come one after the other into a process that opens connections all the time. One that says
+/// that it was seen from its start has its first bytes.
+#[test]
+fn attach_amid_new_connections() {
+    let Some(lab) = Lab::with("attach_amid_new_connections", &["cc"]) else {
+        return;
+    };
+    let stop = lab.path("stop");
+    let mut command = lab.command(argv![lab.compiled("churn"), "2", &stop]);
+    command.env("LD_LIBRARY_PATH", lab.private_libssl("private"));
+    let client = lab.spawn(command, "client");
+    wait_for("the client's first bytes", seconds(20), || {
+        (total(&lab.truth("client")) > 0).then_some(())
+    });
+    let (mut from_start, mut from_middle) = (0, 0);
+    for number in 0..scaled("attaches", 10, 5) {
+        if bare() {
+            break;
+        }
+        let output = lab.path(&format!("records-{number}.ndjson"));
+        let running = lab.agent().output(Some(output)).watch(client.pid());
+        wait_for("a connection", seconds(10), || {
+            let records = running.records();
+            let is_new = |data: &Value| data["connection"]["joined"] == "start";
+            records.kind("data").any(is_new).then_some(())
+        });
+        running.process.signal(libc::SIGTERM);
+        let run = running.finish(seconds(10));
+        run.success();
+        let records = run.records();
+        records.check_ledger().unwrap();
+        for data in records.kind("data").filter(|data| data["offset"] == 0) {
+            let has_first = data["text"].as_str().unwrap().starts_with("part 0 ");
+            match data["connection"]["joined"].as_str() {
+                Some("start") => {
+                    assert!(has_first, "silently short: {}", records::digest(data));
+                    from_start += 1;
+                }
+                _ => {
+                    assert_eq!(data["complete"], false, "{}", records::digest(data));
+                    from_middle += 1;
+                }
+            }
+        }
+    }
+    println!("{from_start} streams from their start, {from_middle} from the middle");
+    lab.file("stop", "");
+    assert_eq!(client.wait(seconds(20)), End::Code(0), "{}", client.err());
 }
 
 /// A connection that was seen from its start says so.

@@ -5,8 +5,8 @@
 //! - `harness`: directories, processes, the agent, the waits.
 //! - `proc`: what `/proc` says about a process.
 //! - `records`: the agent's records put back together and judged.
-//! - The tests by theme. Those in this file need curl, openssl and python3 only, so that they also
-//!   run in a minimal virtual machine.
+//! - The tests by theme. Those in this file, in `preemption` and in `strangers` need curl, openssl and
+//!   python3 only, so that they also run in a minimal virtual machine; `strangers` nowhere else.
 //! - `../programs`: the clients and servers, part of this binary.
 #![allow(missing_docs)]
 
@@ -18,8 +18,10 @@ mod harness;
 mod libraries;
 mod lifecycle;
 mod loss;
+mod preemption;
 mod proc;
 mod records;
+mod strangers;
 
 use harness::{Lab, PYTHON, argv, random};
 

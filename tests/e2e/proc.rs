@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::harness::{seconds, wait_for};
 
@@ -141,22 +141,26 @@ fn code_of(pid: u32, file: &Path) -> Vec<(u64, Vec<u8>, Vec<u8>)> {
         else {
             continue;
         };
-        let path: PathBuf = fields.skip(2).collect();
-        if !flags.contains('x') || path != file {
+        // A deleted file is still the one that is mapped.
+        let words: Vec<&str> = fields.skip(2).filter(|word| *word != "(deleted)").collect();
+        if !flags.contains('x') || Path::new(&words.join(" ")) != file {
             continue;
         }
         let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
         let (start, end) = range.split_once('-').unwrap();
         let (start, end, offset) = (hex(start), hex(end), hex(offset));
+        // The file that is mapped, also if it is deleted; only root may ask for it.
+        let same = File::open(format!("/proc/{pid}/map_files/{start:x}-{end:x}"))
+            .or_else(|_| File::open(file));
         let mut memory = vec![0; (end - start) as usize];
         let mut disk = memory.clone();
         let read = File::open(format!("/proc/{pid}/mem"))
             .and_then(|mem| mem.read_exact_at(&mut memory, start));
-        let size = fs::metadata(file)
-            .map_or(0, |metadata| metadata.len())
-            .saturating_sub(offset);
-        let size = disk.len().min(size as usize);
-        let same = File::open(file).and_then(|file| file.read_exact_at(&mut disk[..size], offset));
+        let same = same.and_then(|file| {
+            let size = file.metadata()?.len().saturating_sub(offset);
+            let size = disk.len().min(size as usize);
+            file.read_exact_at(&mut disk[..size], offset)
+        });
         if read.is_ok() && same.is_ok() {
             found.push((offset, memory, disk));
         }

@@ -87,6 +87,18 @@ impl Stream {
         self.0.values().map(Piece::len).sum()
     }
 
+    /// All of it; none if something is missing.
+    pub(crate) fn bytes(&self) -> Option<Vec<u8>> {
+        let mut all = Vec::new();
+        for piece in self.0.values() {
+            match piece {
+                Piece::Bytes(bytes) => all.extend(bytes),
+                Piece::Gap { .. } => return None,
+            }
+        }
+        Some(all)
+    }
+
     pub(crate) fn gaps(&self) -> impl Iterator<Item = (u64, &str, u64)> {
         self.0.iter().filter_map(|(&offset, piece)| match piece {
             Piece::Gap { cause, length } => Some((offset, cause.as_str(), *length)),

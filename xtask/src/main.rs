@@ -24,7 +24,8 @@ usage: cargo xtask COMMAND
   test [FILTER]         all of it: setup, fetch, format, lints, unit tests, end to end, VMs
   ci                    the same, without a filter
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
-                        the end-to-end tests that run on other kernels, in QEMU
+                        the end-to-end tests that run on other kernels, in QEMU;
+                        V is 5.10, or 7.2+preempt=full with words for its command line
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
 

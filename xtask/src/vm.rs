@@ -27,15 +27,28 @@ use crate::{
     test,
 };
 
-/// What CI runs: the oldest kernel we promise and the newest.
-pub(crate) const DEFAULT: &[&str] = &["5.10", "7.2"];
+/// What CI runs: the oldest kernel we promise and the newest, the latter also with full preemption, which
+/// takes the processor away in the middle of our programs. What is behind a `+` goes onto the kernel's
+/// command line.
+pub(crate) const DEFAULT: &[&str] = &["5.10", "7.2", "7.2+preempt=full"];
 
 /// The end-to-end tests that need nothing but what the root holds.
 const TESTS: &[&str] = &[
     "curl_both_directions",
     "python_http_client",
     "openssl_s_client",
+    "writers_are_not_mixed",
 ];
+
+/// Those that watch the whole machine, and so run here only.
+pub(crate) const ALONE: &[&str] = &[
+    "strangers_short_lived",
+    "strangers_gone_before_a_look",
+    "machine_wide",
+];
+
+/// C programs of `tests/programs` that the tests start. There is no compiler in the guest.
+const PROGRAMS: &[&str] = &["letters", "mix"];
 
 /// Loads each kernel program by itself, a line for each: `NAME: ok, …`.
 const LOAD_CHECK: &str = "load-check";
@@ -55,7 +68,7 @@ const TROUBLE: &[&str] = &[
 ];
 
 pub(crate) struct Outcome {
-    pub(crate) version: &'static str,
+    pub(crate) version: String,
     pub(crate) tally: Tally,
     /// Why it is not well, or why it was skipped.
     pub(crate) reasons: Vec<String>,
@@ -92,7 +105,7 @@ pub(crate) fn command(args: &[&str]) -> Result<()> {
 
 /// The tests a filter leaves; without a filter also the load check.
 pub(crate) fn tests(filter: Option<&str>) -> Vec<&'static str> {
-    let all = [LOAD_CHECK].iter().chain(TESTS);
+    let all = [LOAD_CHECK].iter().chain(TESTS).chain(ALONE);
     all.copied()
         .filter(|name| filter.is_none_or(|filter| name.contains(filter)))
         .collect()
@@ -105,15 +118,15 @@ pub(crate) fn run(
     update: bool,
     filter: Option<&str>,
 ) -> Result<Vec<Outcome>> {
-    let kernels: Vec<_> = kernels
+    let machines: Vec<(&str, &Kernel)> = kernels
         .iter()
-        .map(|version| Kernel::named(version))
+        .map(|&version| Ok((version, Kernel::named(words_of(version).0)?)))
         .collect::<Result<_>>()?;
     let tests = tests(filter);
     ensure!(
         !tests.is_empty(),
-        "no test of the VMs has that in its name: {}, {LOAD_CHECK}",
-        TESTS.join(", ")
+        "no test of the VMs has that in its name: {}",
+        self::tests(None).join(", ")
     );
     let tools = tools(update)?;
     let root = sh::target().join("vm/root.cpio");
@@ -123,11 +136,11 @@ pub(crate) fn run(
     let jobs = jobs.unwrap_or(cores.min(2)).clamp(1, kernels.len());
     let mut outcomes = Vec::new();
     let mut ready = Vec::new();
-    for kernel in &kernels {
+    for (version, kernel) in machines {
         match kernel.image(&tools, update)? {
-            Some(image) => ready.push((*kernel, image)),
+            Some(image) => ready.push((version, image)),
             None => outcomes.push(Outcome {
-                version: kernel.version,
+                version: version.to_owned(),
                 tally: Tally {
                     skipped: u32::try_from(tests.len())?,
                     ..Tally::default()
@@ -145,8 +158,8 @@ pub(crate) fn run(
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some((kernel, image)) = next() {
-                    let outcome = test_kernel(kernel.version, &image, &root, &tools, &tests);
+                while let Some((version, image)) = next() {
+                    let outcome = test_kernel(version, &image, &root, &tools, &tests);
                     done.lock().expect("no panic with the lock").push(outcome);
                 }
             });
@@ -156,7 +169,7 @@ pub(crate) fn run(
     outcomes.sort_by_key(|outcome| {
         kernels
             .iter()
-            .position(|kernel| kernel.version == outcome.version)
+            .position(|&version| version == outcome.version)
     });
     for outcome in &outcomes {
         for reason in &outcome.reasons {
@@ -213,6 +226,9 @@ fn build_root(tools: &Path, tests: &[&str]) -> Result<Vec<u8>> {
         .collect();
     if !filters.is_empty() {
         programs.push(("vm/e2e".to_owned(), test::build_e2e()?));
+        for name in PROGRAMS {
+            programs.push((format!("vm/programs/{name}"), compile(name)?));
+        }
     }
     for name in ["curl", "openssl", "python3"] {
         let system = Path::new("/usr/bin").join(name);
@@ -266,17 +282,33 @@ fn plan(tests: &[&str], filters: &[&str]) -> Result<String> {
         plan,
         "env\tVORTEX_AGENT=/vm/vortex-agent\nenv\tVORTEX_NO_SKIP=1\nenv\tVORTEX_SCALE={SCALE}"
     )?;
+    // Nobody else is on this machine, so a test may watch all of it.
+    plan += "env\tVORTEX_ALONE=1\nenv\tVORTEX_PROGRAMS=/vm/programs\n";
     if tests.contains(&LOAD_CHECK) {
         writeln!(plan, "run\t{LOAD_CHECK}\t120\t/vm/vortex-agent\tload-check")?;
     }
     if !filters.is_empty() {
         writeln!(
             plan,
-            "run\te2e\t240\t/vm/e2e\t--test-threads=1\t{}",
+            "run\te2e\t420\t/vm/e2e\t--test-threads=1\t--include-ignored\t--nocapture\t{}",
             filters.join("\t")
         )?;
     }
     Ok(plan)
+}
+
+/// A C program of the tests, as `Lab::compiled` makes it.
+fn compile(name: &str) -> Result<PathBuf> {
+    let dir = sh::target().join("vm/programs");
+    fs::create_dir_all(&dir)?;
+    let binary = dir.join(name);
+    let source = sh::root().join(format!("tests/programs/{name}.c"));
+    let mut cc = sh::command("cc");
+    cc.args(["-O1", "-g", "-Wno-deprecated-declarations", "-o"])
+        .args([&binary, &source])
+        .args(["-lssl", "-lcrypto", "-lpthread", "-ldl"]);
+    sh::run(&mut cc, MINUTE)?;
+    Ok(binary)
 }
 
 /// Init is static, so it can still speak when a library is missing.
@@ -375,13 +407,12 @@ fn busybox(root: &mut Cpio, tools: &Path) -> Result<()> {
     Ok(())
 }
 
-fn test_kernel(
-    version: &'static str,
-    image: &Path,
-    root: &Path,
-    tools: &Path,
-    tests: &[&str],
-) -> Outcome {
+/// A kernel's version, and what goes onto its command line.
+fn words_of(version: &str) -> (&str, &str) {
+    version.split_once('+').unwrap_or((version, ""))
+}
+
+fn test_kernel(version: &str, image: &Path, root: &Path, tools: &Path, tests: &[&str]) -> Outcome {
     let mut notes = Vec::new();
     for retry in [false, true] {
         let start = Instant::now();
@@ -408,7 +439,7 @@ fn test_kernel(
         }
     }
     Outcome {
-        version,
+        version: version.to_owned(),
         tally: Tally {
             failed: 1,
             ..Tally::default()
@@ -455,8 +486,9 @@ fn boot(version: &str, image: &Path, root: &Path, tools: &Path, watch: &mut Watc
         "isa-debug-exit,iobase=0xf4,iosize=0x4",
     ]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(root);
-    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]);
-    let status = sh::lines(&mut qemu, 7 * MINUTE, |line| {
+    let (_, more) = words_of(version);
+    qemu.args(["-append", &format!("console=ttyS0 panic=-1 quiet {more}")]);
+    let status = sh::lines(&mut qemu, 9 * MINUTE, |line| {
         let _ = writeln!(log, "{line}");
         // What the verifier says of a refused program is thousands of lines: they are in the log.
         if !(watch.loading && line.starts_with(' ')) {
@@ -473,7 +505,7 @@ fn log_file(version: &str) -> PathBuf {
 
 /// What the console says, as it comes.
 struct Watch {
-    version: &'static str,
+    version: String,
     tests: Vec<(String, bool)>,
     tally: Tally,
     loading: bool,
@@ -484,11 +516,11 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(version: &'static str, tests: &[&str]) -> Self {
+    fn new(version: &str, tests: &[&str]) -> Self {
         let tests = tests.iter().map(|&name| (name.to_owned(), false)).collect();
         let (tally, trouble) = Default::default();
         Self {
-            version,
+            version: version.to_owned(),
             tests,
             tally,
             loading: false,
@@ -555,7 +587,7 @@ impl Watch {
                     reasons.push(format!(
                         "load-check failed, {} programs loaded; see {}",
                         self.loaded,
-                        log_file(self.version).display()
+                        log_file(&self.version).display()
                     ));
                 }
             } else if !seen {

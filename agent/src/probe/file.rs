@@ -70,6 +70,30 @@ pub fn open_mapped(mapping: &Mapping) -> io::Result<(OwnedFd, Stat)> {
     Ok((file, stat))
 }
 
+/// The same file by its name, when its process is gone or has something else mapped there now.
+///
+/// Only looked at, not opened, until it is known to be that file: the name may lead to a device or to a
+/// FIFO by now, or always did, in a root of the process' own.
+///
+/// # Errors
+/// Nothing has that name, or something else.
+pub fn open_named(mapping: &Mapping) -> io::Result<(OwnedFd, Stat)> {
+    let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::open(&mapping.path, place, Mode::empty())?;
+    let stat = regular(&place)?;
+    let device = rustix::fs::makedev(mapping.major, mapping.minor);
+    if (stat.st_dev, stat.st_ino) != (device, mapping.inode) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "another file has the name",
+        ));
+    }
+    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    Ok((file, stat))
+}
+
 pub fn regular(file: &OwnedFd) -> io::Result<Stat> {
     let stat = fstat(file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {

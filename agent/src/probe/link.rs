@@ -179,7 +179,8 @@ impl Kernel {
     ///
     /// By offset through the descriptor's own link in /proc: no path is looked up again. All sites of a
     /// kind go in one call: the kernel's writer lock costs 5 to 28 ms once, 20 µs each after that. The
-    /// return probes come first, so that no entry stays without its return.
+    /// return probes come first, so that no entry stays without its return. The creators come last: a
+    /// connection whose creation was seen counts as seen from its first byte.
     ///
     /// With `only`, and where the kernel can, nobody else meets a breakpoint: no cost for bystanders.
     pub fn attach(
@@ -198,18 +199,18 @@ impl Kernel {
             sites.iter().partition(|site| site.cookie & WHAT == CREATED);
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
             Link::Multi => vec![
-                ("created_multi", creators),
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
+                ("created_multi", creators),
             ],
             Link::Perf | Link::PerfCookie => {
                 let entries = PERF_ENTRIES.map(|(what, name)| {
                     let is_of = |site: &&&Site| site.cookie & WHAT == what;
                     (name, carriers.iter().filter(is_of).copied().collect())
                 });
-                let mut groups = vec![("created_perf", creators)];
-                groups.push(("return_perf", carriers.clone()));
+                let mut groups = vec![("return_perf", carriers.clone())];
                 groups.extend(entries);
+                groups.push(("created_perf", creators));
                 groups
             }
         };

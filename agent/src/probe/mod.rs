@@ -97,6 +97,8 @@ struct Half<'a> {
     to_scan: VecDeque<u32>,
     /// Who was told of which file.
     mapped: HashSet<(u32, FileId)>,
+    /// Happenings were lost, and that was said.
+    has_lost: bool,
 }
 
 struct File {
@@ -158,6 +160,7 @@ impl<'a> Half<'a> {
             group: 0,
             to_scan: VecDeque::new(),
             mapped: HashSet::new(),
+            has_lost: false,
         })
     }
 
@@ -246,7 +249,14 @@ impl<'a> Half<'a> {
                 self.forget(pid);
                 self.ended.push_back((Instant::now(), pid));
             }
-            Happening::Lost => self.catch_up(),
+            Happening::Lost => {
+                if !std::mem::replace(&mut self.has_lost, true) {
+                    let warning = "the kernel could not tell of all mappings: processes that came and \
+                                   went meanwhile may be missing from coverage";
+                    self.report(Report::Warning(warning.to_owned()), None);
+                }
+                self.catch_up();
+            }
         }
         Ok(())
     }
@@ -378,9 +388,15 @@ impl<'a> Half<'a> {
         }
         let (fd, stat) = match file::open_mapped(mapping) {
             Ok(opened) => opened,
-            // The process went on; what it maps now is reported by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            // The process went on, or was shorter than our way here. What it maps now is reported by
+            // itself; what it used meanwhile may have been a TLS library.
+            Err(error) if is_gone(&error) => match file::open_named(mapping) {
+                Ok(opened) => opened,
+                Err(_) => {
+                    self.missed(mapping);
+                    return Ok(());
+                }
+            },
             Err(error) => {
                 let warning = half::clip(&format!(
                     "open {} of process {}: {error}",
@@ -438,6 +454,18 @@ impl<'a> Half<'a> {
             self.report(Report::Refused { file: id, why }, None);
         }
         Ok(())
+    }
+
+    /// Nobody can say any more what the file was: the pipeline judges by its name.
+    fn missed(&mut self, mapping: &Mapping) {
+        self.tell(mapping.pid);
+        self.report(
+            Report::Missed {
+                pid: mapping.pid,
+                path: half::clip(&mapping.path),
+            },
+            None,
+        );
     }
 
     fn hold_file(&mut self, id: FileId, fd: Rc<OwnedFd>, stat: &rustix::fs::Stat) {
@@ -590,6 +618,10 @@ impl<'a> Half<'a> {
         remove: bool,
     ) -> Result<()> {
         const PER_MESSAGE: usize = 512;
+        // Streams before processes: the process of a stream that is seen here is older than it. The other
+        // way round a new process would look like one that is gone, and its streams would begin again.
+        let streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
+        let keys: Vec<StreamKey> = streams.keys().flatten().collect();
         let processes = self.kernel.map::<u32, Process>("PROCESSES");
         let born: HashMap<u32, u64> = processes
             .iter()
@@ -597,13 +629,8 @@ impl<'a> Half<'a> {
             .map(|(pid, process)| (pid, process.born))
             .collect();
         let mut streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
-        let keys: Vec<StreamKey> = streams
-            .keys()
-            .flatten()
-            .filter(|key| of(key, &born))
-            .collect();
         let mut pending = Vec::new();
-        for key in keys {
+        for key in keys.into_iter().filter(|key| of(key, &born)) {
             let Ok(stream) = streams.get(&key, 0) else {
                 continue;
             };
@@ -681,6 +708,11 @@ impl<'a> Half<'a> {
         }
         Ok(true)
     }
+}
+
+/// The process or its mapping is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
 /// One descriptor a file that is looked at, several for a probed one.
