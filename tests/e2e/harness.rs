@@ -42,6 +42,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mix.c", include_str!("../programs/mix.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),
     ("late.c", include_str!("../programs/late.c")),
+    ("load.c", include_str!("../programs/load.c")),
     ("early.c", include_str!("../programs/early.c")),
     ("async_job.c", include_str!("../programs/async_job.c")),
     ("swap.c", include_str!("../programs/swap.c")),
