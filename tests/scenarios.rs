@@ -283,6 +283,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                     "copy_fault" => cause::COPY_FAULT,
                     "map_full" => cause::MAP_FULL,
                     "call_too_long" => cause::CALL_TOO_LONG,
+                    "over_budget" => cause::OVER_BUDGET,
                     other => panic!("{other}"),
                 }),
             };
@@ -302,6 +303,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 direction: towards(direction) as u32,
                 offset: *offset,
                 length: *length,
+                cause: cause::RING_FULL,
             };
             line.pending(&[pending], time, out);
         }

@@ -332,6 +332,7 @@ unsafe fn take(thread: *mut Thread) {
         let socket = get!(frame, socket);
         (*thread).socket = if socket == SEVERAL_SOCKETS { 0 } else { socket };
         (*thread).call.pending = opaque(0);
+        (*thread).call.cause = opaque(0);
         (*thread).call.opened = opaque(0);
     }
 }

@@ -11,6 +11,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated},
 };
 
+use crate::budget;
 use crate::maps::{RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque};
 
 const HEADER: u64 = size_of::<Data>() as u64;
@@ -44,6 +45,7 @@ pub fn wake_flags() -> u64 {
 pub fn call(thread: *mut Thread) {
     // SAFETY: `thread` is a map value throughout; its fields are read again after each helper call.
     unsafe {
+        budget::note(thread);
         if !place(thread) {
             return;
         }
@@ -113,15 +115,36 @@ unsafe fn place(thread: *mut Thread) -> bool {
             (*thread).handle_born = get!(stream, opened);
         }
         (*stream).position = position + get!(thread, call.position);
+        if budget::is_over(thread) {
+            let len = get!(thread, call.position);
+            lose_at(stream, len, cause::OVER_BUDGET);
+            return false;
+        }
         // The hole comes before the bytes behind it. While it can't be announced, all that follows is
         // part of it: so a stream has at most one hole that is pending, and it has one cause.
         if !announce_pending(thread, stream, position) {
             let len = get!(thread, call.position);
-            (*stream).pending = get!(stream, pending) + len;
-            count(counter::LOST + cause::RING_FULL as usize, len);
+            lose_at(stream, len, cause::RING_FULL);
             return false;
         }
         true
+    }
+}
+
+/// Adds to the hole at the stream's end. A hole that is there already keeps its cause.
+#[inline(always)]
+unsafe fn lose_at(stream: *mut Stream, len: u64, cause: u16) {
+    // SAFETY: a map value.
+    unsafe {
+        if get!(stream, pending) == 0 {
+            (*stream).cause = u64::from(cause);
+        }
+        (*stream).pending = get!(stream, pending) + len;
+        if get!(stream, cause) == u64::from(cause::OVER_BUDGET) {
+            count(counter::LOST + cause::OVER_BUDGET as usize, len);
+        } else {
+            count(counter::LOST + cause::RING_FULL as usize, len);
+        }
     }
 }
 
@@ -139,7 +162,13 @@ unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -
         }
         let pending = get!(stream, pending);
         (*stream).pending = 0;
-        fill_gap(thread, gap.cast(), end - pending, pending, cause::RING_FULL);
+        fill_gap(
+            thread,
+            gap.cast(),
+            end - pending,
+            pending,
+            get!(stream, cause) as u16,
+        );
         count(counter::ANNOUNCED, pending);
         generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
         true
@@ -152,6 +181,7 @@ unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -
 pub unsafe fn opened(thread: *mut Thread) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
+        budget::note(thread);
         (*thread).key.direction = Direction::Received as u32;
         if !told_all(thread) {
             return;
@@ -163,6 +193,7 @@ pub unsafe fn opened(thread: *mut Thread) {
         // Zeros side by side would be a call of `memset`.
         (*thread).call.position = opaque(0);
         (*thread).call.pending = opaque(0);
+        (*thread).call.cause = opaque(0);
         (*thread).call.opened = bpf_ktime_get_boot_ns();
         // Both directions, from a value that is the same.
         begin(thread);
@@ -218,12 +249,13 @@ unsafe fn begin(thread: *mut Thread) {
 /// The last `len` bytes of the call are lost to a full ring; the next call of the stream says so.
 #[inline(always)]
 unsafe fn lose(thread: *mut Thread, len: u64) {
-    count(counter::LOST + cause::RING_FULL as usize, len);
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe {
         let stream = stream(thread);
-        if !stream.is_null() {
-            (*stream).pending = get!(stream, pending) + len;
+        if stream.is_null() {
+            count(counter::LOST + cause::RING_FULL as usize, len);
+        } else {
+            lose_at(stream, len, cause::RING_FULL);
         }
     }
 }

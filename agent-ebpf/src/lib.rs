@@ -68,7 +68,9 @@ pub mod cause {
     /// The part of a call above [`super::RECORD_MAX`] × [`super::RECORDS_PER_CALL`]: a bound, not
     /// a loss; counted as `over_limit`.
     pub const CALL_TOO_LONG: u16 = 3;
-    pub const COUNT: usize = 4;
+    /// The process had used its share of a ring that was more than half full, and others needed it.
+    pub const OVER_BUDGET: u16 = 4;
+    pub const COUNT: usize = 5;
 }
 
 /// Indices into one CPU's row of the counters, each a u64 that only grows.
@@ -78,8 +80,6 @@ pub mod counter {
     pub const SEEN: usize = 0;
     /// Data records committed to the ring.
     pub const RECORDS: usize = 2;
-    /// Bytes not copied, by [`super::cause`].
-    pub const LOST: usize = 4;
     /// Calls entered that the filter let pass.
     pub const ENTRIES: usize = 8;
     /// Calls returned whose frame was found.
@@ -88,13 +88,15 @@ pub mod counter {
     pub const FILTERED: usize = 10;
     /// Calls that had no return of their own, by cause: index from here.
     pub const UNMATCHED: usize = 12;
-    /// Bytes that gap records announced as lost to a full ring. What is missing to `LOST` is pending
-    /// in the map of streams.
+    /// Bytes that gap records announced as lost to a full ring or over budget. What is missing to `LOST`
+    /// is pending in the map of streams.
     pub const ANNOUNCED: usize = 20;
     /// Entries that a second link on the same instruction ran again.
     pub const DUPLICATE: usize = 21;
     /// Returns whose byte count could not be read, or exceeds the caller's buffer.
     pub const UNREADABLE: usize = 22;
+    /// Bytes not copied, by cause: [`super::cause`] is the index from here.
+    pub const LOST: usize = 24;
 }
 
 /// Why an entry had no return ([`counter::UNMATCHED`] + cause).
@@ -220,6 +222,22 @@ pub struct Process {
 }
 pub const WANTED: u64 = 1;
 
+/// What a process used of the ring's upper half, in the window of time with this number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Budget {
+    pub window: u64,
+    pub used: u64,
+}
+
+/// The process that called last, and since when it is another one than before, in ns since boot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Latest {
+    pub tgid: u64,
+    pub since: u64,
+}
+
 /// Key of the map of streams.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -236,8 +254,10 @@ pub struct StreamKey {
 pub struct Stream {
     /// Bytes so far, copied or not.
     pub position: u64,
-    /// Of these, the last ones that were lost to a full ring and are not announced yet.
+    /// Of these, the last ones that were lost and are not announced yet; all for one cause,
+    /// [`cause::RING_FULL`] or [`cause::OVER_BUDGET`].
     pub pending: u64,
+    pub cause: u64,
     /// When the handle's object was made, in ns since boot; 0: before anybody looked.
     pub opened: u64,
 }

@@ -16,6 +16,7 @@
 // bpf-linker says which of its ways to find LLVM it did not take.
 #![allow(linker_messages)]
 
+mod budget;
 mod call;
 mod emit;
 mod filter;

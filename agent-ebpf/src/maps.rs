@@ -4,7 +4,7 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Offsets, Process, RING_BYTES, Stream, StreamKey, Thread,
+    Budget, Latest, Offsets, Process, RING_BYTES, Stream, StreamKey, Thread,
     control::{self, STOP},
     counter,
 };
@@ -40,6 +40,15 @@ pub static STREAMS: HashMap<StreamKey, Stream> = HashMap::with_max_entries(65536
 #[map]
 pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(32768, 0);
 
+/// What processes put into the upper half of the ring. An evicted one begins again, which costs others
+/// little.
+#[map]
+pub static BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entries(1024, 0);
+
+/// Who called last; see `budget.rs`.
+#[map]
+pub static LATEST: Array<Latest> = Array::with_max_entries(1, 0);
+
 /// Sockets whose two ends were announced. An evicted one is announced again.
 #[map]
 pub static SOCKETS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
@@ -71,6 +80,15 @@ static OFFSETS: Offsets = Offsets {
     sock_v6_daddr: 0,
     sock_protocol: 0,
 };
+
+/// Bytes of the ring, as user space made it.
+#[unsafe(no_mangle)]
+static RING_SIZE: u32 = RING_BYTES;
+
+pub fn ring_size() -> u64 {
+    // SAFETY: a static of this type; volatile, else the compiler takes the number above.
+    u64::from(unsafe { ptr::read_volatile(&raw const RING_SIZE) })
+}
 
 /// An offset of a kernel structure's member; read as volatile, else the compiler takes the zeros above.
 macro_rules! offset {
@@ -165,6 +183,26 @@ pub unsafe fn insert(map: *const c_void, key: *const c_void, value: *const c_voi
 
 pub fn address<T>(map: &'static T) -> *const c_void {
     core::ptr::from_ref(map).cast()
+}
+
+/// The budget of this process, a new one all zero.
+///
+/// # Safety
+/// `tgid` points to a key of BUDGETS.
+#[inline(always)]
+pub unsafe fn budget_of(tgid: *const c_void) -> *mut Budget {
+    // SAFETY: the caller's promise; a thread's zeros are more than a budget's.
+    unsafe {
+        let found = lookup(address(&BUDGETS), tgid);
+        if !ptr::eq(found, ptr::null::<Budget>()) {
+            return found;
+        }
+        let Some(zero) = NO_THREAD.get_ptr(0) else {
+            return ptr::null_mut();
+        };
+        insert(address(&BUDGETS), tgid, zero.cast());
+        lookup(address(&BUDGETS), tgid)
+    }
 }
 
 /// Makes the entry of a thread, all zero. None if there is no room.

@@ -114,13 +114,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 },
                 offset: (gap.offset != u64::MAX).then_some(gap.offset),
                 length: gap.length,
-                cause: match u16::try_from(gap.cause).map_err(|_| Malformed)? {
-                    cause::RING_FULL => Cause::RingFull,
-                    cause::COPY_FAULT => Cause::CopyFault,
-                    cause::MAP_FULL => Cause::MapFull,
-                    cause::CALL_TOO_LONG => Cause::CallTooLong,
-                    _ => return Err(Malformed),
-                },
+                cause: cause(gap.cause)?,
                 tid,
                 time: head.time,
             })
@@ -152,6 +146,18 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
 
 fn ids(pid_tgid: u64) -> (u32, u32) {
     ((pid_tgid >> 32) as u32, pid_tgid as u32)
+}
+
+/// [`agent_ebpf::cause`] as the records say it.
+pub fn cause(number: u64) -> Result<Cause, Malformed> {
+    Ok(match u16::try_from(number).map_err(|_| Malformed)? {
+        cause::RING_FULL => Cause::RingFull,
+        cause::COPY_FAULT => Cause::CopyFault,
+        cause::MAP_FULL => Cause::MapFull,
+        cause::CALL_TOO_LONG => Cause::CallTooLong,
+        cause::OVER_BUDGET => Cause::OverBudget,
+        _ => return Err(Malformed),
+    })
 }
 
 pub fn direction(value: u16) -> Result<Direction, Malformed> {

@@ -170,7 +170,7 @@ pub struct Survey {
     pub memory_bytes: u64,
 }
 
-/// The last bytes of a stream, lost to a full ring.
+/// The last bytes of a stream, lost and not announced.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Pending {
     pub handle: u64,
@@ -179,6 +179,8 @@ pub struct Pending {
     pub direction: u32,
     pub offset: u64,
     pub length: u64,
+    /// `agent_ebpf::cause`
+    pub cause: u16,
 }
 
 /// Largest message: well below the default socket buffer of 208 KiB.

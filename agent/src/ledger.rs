@@ -24,6 +24,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         ring_full: lost(cause::RING_FULL),
         copy_fault: lost(cause::COPY_FAULT),
         map_full: lost(cause::MAP_FULL),
+        over_budget: lost(cause::OVER_BUDGET),
         unknown: tally.unknown,
     };
     let over_limit = lost(cause::CALL_TOO_LONG);
@@ -42,6 +43,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         + lost_bytes.ring_full
         + lost_bytes.copy_fault
         + lost_bytes.map_full
+        + lost_bytes.over_budget
         + lost_bytes.unknown;
     let ended =
         returns + unmatched.abandoned + unmatched.too_deep + unmatched.map_full + unmatched.exited;
@@ -91,6 +93,7 @@ mod tests {
                 + bytes.lost.ring_full
                 + bytes.lost.copy_fault
                 + bytes.lost.map_full
+                + bytes.lost.over_budget
                 + bytes.lost.unknown
                 + bytes.delivered
                 + bytes.in_flight

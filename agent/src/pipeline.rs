@@ -47,7 +47,7 @@ pub struct Pipeline {
     parked: HashMap<u32, Parked>,
     tally: Tally,
     /// Bytes lost to a full ring that gaps have told of.
-    told_ring_full: u64,
+    told_late: u64,
     malformed: u64,
     captured: bool,
     used: bool,
@@ -83,7 +83,7 @@ impl Pipeline {
             waiting: HashSet::new(),
             parked: HashMap::new(),
             tally: Tally::default(),
-            told_ring_full: 0,
+            told_late: 0,
             malformed: 0,
             captured: false,
             used: false,
@@ -101,9 +101,9 @@ impl Pipeline {
         self.tally
     }
 
-    /// Bytes that gaps of cause `ring_full` have told of so far.
-    pub fn told_ring_full(&self) -> u64 {
-        self.told_ring_full
+    /// Bytes so far that gaps have told of, of those causes whose gaps may come late.
+    pub fn told_late(&self) -> u64 {
+        self.told_late
     }
 
     /// Did anything come at all?
@@ -239,7 +239,11 @@ impl Pipeline {
             } => {
                 self.captured = true;
                 if self.is_filtered(stream.handle.pid) {
-                    self.told_ring_full += if cause == Cause::RingFull { length } else { 0 };
+                    self.told_late += if matches!(cause, Cause::RingFull | Cause::OverBudget) {
+                        length
+                    } else {
+                        0
+                    };
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
@@ -260,6 +264,9 @@ impl Pipeline {
             let Ok(direction) = event::direction(hole.direction as u16) else {
                 continue;
             };
+            let Ok(cause) = event::cause(u64::from(hole.cause)) else {
+                continue;
+            };
             let handle = HandleId {
                 pid: hole.tgid,
                 born: hole.born,
@@ -277,7 +284,7 @@ impl Pipeline {
             // Told again when it has grown: the stream knows what it knows.
             self.open(handle, 0, now, out);
             self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
-                stream.gap(hole.offset, hole.length, Cause::RingFull, now, out);
+                stream.gap(hole.offset, hole.length, cause, now, out);
             });
         }
     }
@@ -377,7 +384,7 @@ impl Pipeline {
             connections,
             waiting,
             tally,
-            told_ring_full,
+            told_late,
             sequence,
             clock,
             ..
@@ -405,7 +412,7 @@ impl Pipeline {
                     cause,
                 } => {
                     match cause {
-                        Cause::RingFull => *told_ring_full += length,
+                        Cause::RingFull | Cause::OverBudget => *told_late += length,
                         Cause::Unknown => tally.unknown += length,
                         Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
                     }

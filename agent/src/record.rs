@@ -139,6 +139,8 @@ pub enum Cause {
     CopyFault,
     MapFull,
     CallTooLong,
+    /// The process flooded the ring, and others needed it.
+    OverBudget,
     /// The stream jumped and nobody said why. 0 in every test.
     Unknown,
 }
@@ -198,6 +200,7 @@ pub struct Lost {
     pub ring_full: u64,
     pub copy_fault: u64,
     pub map_full: u64,
+    pub over_budget: u64,
     pub unknown: u64,
 }
 

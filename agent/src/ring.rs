@@ -108,13 +108,6 @@ impl Ring {
         }
     }
 
-    /// Is less than half of it free for the kernel?
-    pub fn is_half_full(&self) -> bool {
-        // SAFETY: as in `next`.
-        let producer = unsafe { (*self.producer).load(Ordering::Acquire) };
-        producer.saturating_sub(self.position) > self.size / 2
-    }
-
     pub fn has_more(&self) -> bool {
         // SAFETY: as in `next`.
         self.position < unsafe { (*self.producer).load(Ordering::Acquire) }

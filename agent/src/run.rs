@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{control, counter, filter};
+use agent_ebpf::{cause, control, counter, filter};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -244,7 +244,7 @@ struct Session<'a> {
     /// Processes that are gone: forgotten when their last records are out of the ring.
     ended: Vec<u32>,
     command_ran: bool,
-    /// The programs have stopped.
+    /// There is no later: what the sink has no room for is dropped.
     ending: bool,
     statm: fs::File,
     next_stats: Instant,
@@ -394,7 +394,6 @@ impl<'a> Session<'a> {
             (End::Asked(code), _) => code,
             (End::CommandDone, None) => unreachable!("there was no command"),
         };
-        self.ending = true;
         self.drain();
         self.settle().await;
         let now = now();
@@ -603,9 +602,9 @@ impl<'a> Session<'a> {
         let Session { pipeline, sink, .. } = self;
         let now = now();
         for number in 0..BATCH {
-            // A target that is slow for a moment: the ring can wait, and nothing is dropped. Not at the
-            // end, when there is no later.
-            if number % 32 == 0 && !self.ending && sink.is_full() && !ring.is_half_full() {
+            // A slow target: the ring waits, and when it is full the kernel decides who loses, and says
+            // where. Dropped here, it would be just anybody's. Not at the very end, when there is no later.
+            if number % 32 == 0 && !self.ending && sink.is_full() {
                 found.bytes = found.bytes.max(BUSY_BYTES);
                 return found;
             }
@@ -903,8 +902,8 @@ impl<'a> Session<'a> {
         let Some(shared) = &self.shared else {
             return false;
         };
-        let lost = counter::LOST + usize::from(agent_ebpf::cause::RING_FULL);
-        shared.counters.get(lost) != self.pipeline.told_ring_full()
+        let lost = |cause| shared.counters.get(counter::LOST + usize::from(cause));
+        lost(cause::RING_FULL) + lost(cause::OVER_BUDGET) != self.pipeline.told_late()
     }
 
     fn stats(&mut self, last: bool) {
@@ -946,14 +945,16 @@ impl<'a> Session<'a> {
                 continue;
             }
             let Some(shared) = &self.shared else {
-                return;
+                break;
             };
             let ledger = ledger(|index| shared.counters.get(index), self.pipeline.tally());
             if !shared.ring.has_more() && ledger.bytes.in_flight == 0 {
-                return;
+                break;
             }
             std::thread::sleep(Duration::from_micros(100));
         }
+        self.ending = true;
+        while self.look().more {}
     }
 
     /// The half's last word: its usage, and holes at the end of streams.

@@ -49,6 +49,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),
     ("late.c", include_str!("../programs/late.c")),
+    ("load.c", include_str!("../programs/load.c")),
     ("early.c", include_str!("../programs/early.c")),
     ("async_job.c", include_str!("../programs/async_job.c")),
     ("swap.c", include_str!("../programs/swap.c")),

@@ -238,3 +238,42 @@ fn ring_full_is_accounted() {
     );
     assert!(lost < total(&truth), "nothing came through");
 }
+
+/// One program floods the ring, from memory to memory, while another makes 100 requests: those are whole,
+/// and what is missing of the flood is accounted for.
+#[test]
+fn a_flood_starves_nobody() {
+    let Some(lab) = Lab::with("a_flood_starves_nobody", &["cc", "curl"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let script = format!(
+        "{{ echo run size=16384 ms=1500; sleep 1.5; }} | {} memory & \
+         sleep 0.5; curl -sk -o {}/body-#1 '{}'; result=$?; wait; exit $result",
+        lab.compiled("load").display(),
+        lab.path(".").display(),
+        server.url("/bytes/[1000-1099]"),
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let of_curl = |kind| {
+        let is_curl = |record: &&serde_json::Value| record["process"]["comm"] == "curl";
+        records.kind(kind).filter(is_curl)
+    };
+    let gaps: Vec<_> = of_curl("gap").collect();
+    assert!(gaps.is_empty(), "the requests have holes: {gaps:?}");
+    let shown: u64 = of_curl("data")
+        .filter_map(|data| data["length"].as_u64())
+        .sum();
+    assert_eq!(shown, total(&server.client_truth()));
+    records.check_ledger().unwrap();
+    let lost = &records.last_stats().unwrap()["ledger"]["bytes"]["lost"];
+    assert!(
+        lost["over_budget"].as_u64() > Some(0),
+        "the flood never filled the ring: {lost}"
+    );
+}

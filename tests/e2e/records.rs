@@ -286,7 +286,13 @@ impl Records {
         };
         let lost = causes(
             "bytes/lost",
-            &["ring_full", "copy_fault", "map_full", "unknown"],
+            &[
+                "ring_full",
+                "copy_fault",
+                "map_full",
+                "over_budget",
+                "unknown",
+            ],
         )?;
         let unmatched = causes(
             "calls/unmatched",
@@ -552,7 +558,7 @@ mod tests {
             "ledger": {
                 "bytes": {
                     "seen": seen, "filtered": 0, "over_limit": 0, "delivered": delivered, "in_flight": 0,
-                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "unknown": 0},
+                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "over_budget": 0, "unknown": 0},
                 },
                 "calls": {
                     "entries": 3, "returns": 2, "in_flight": 0, "filtered": 0,

@@ -339,6 +339,7 @@ fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
     );
     EbpfLoader::new()
         .override_global("OFFSETS", offsets, true)
+        .override_global("RING_SIZE", &ring_bytes, true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("COUNTERS", cpus)
         .load(OBJECT)

@@ -646,6 +646,7 @@ impl<'a> Half<'a> {
                     direction: key.direction,
                     offset: stream.position - stream.pending,
                     length: stream.pending,
+                    cause: stream.cause as u16,
                 });
             }
             // A live stream is only looked at: the kernel changes it at any time. If it announces the

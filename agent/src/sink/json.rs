@@ -292,6 +292,7 @@ impl Object<'_> {
                 lost.number("ring_full", ledger.bytes.lost.ring_full);
                 lost.number("copy_fault", ledger.bytes.lost.copy_fault);
                 lost.number("map_full", ledger.bytes.lost.map_full);
+                lost.number("over_budget", ledger.bytes.lost.over_budget);
                 lost.number("unknown", ledger.bytes.lost.unknown);
             });
             bytes.number("delivered", ledger.bytes.delivered);
@@ -429,6 +430,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::RingFull => "ring_full",
         Cause::CopyFault => "copy_fault",
         Cause::MapFull => "map_full",
+        Cause::OverBudget => "over_budget",
         Cause::CallTooLong => "call_too_long",
         Cause::Unknown => "unknown",
     }
@@ -553,6 +555,7 @@ mod tests {
             (Cause::RingFull, "ring_full"),
             (Cause::CopyFault, "copy_fault"),
             (Cause::MapFull, "map_full"),
+            (Cause::OverBudget, "over_budget"),
             (Cause::CallTooLong, "call_too_long"),
             (Cause::Unknown, "unknown"),
         ];
@@ -647,7 +650,7 @@ mod tests {
                 r#"{"v":1,"kind":"stats","id":"7c1f-1","time":"2026-11-21T01:20:29.000000042Z","#,
                 r#""host":{"name":"box"},"last":false,"content":"none","#,
                 r#""ledger":{"bytes":{"seen":0,"filtered":0,"over_limit":0,"#,
-                r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"unknown":0},"#,
+                r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0}}},"#,
                 r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0},"limits":[]}"#,
@@ -660,6 +663,7 @@ mod tests {
         (bytes.delivered, bytes.in_flight) = (4, 5);
         let lost = &mut bytes.lost;
         (lost.ring_full, lost.copy_fault, lost.map_full, lost.unknown) = (6, 7, 8, 9);
+        lost.over_budget = 17;
         (
             calls.entries,
             calls.returns,
@@ -686,7 +690,9 @@ mod tests {
             json!({
                 "bytes": {
                     "seen": 1, "filtered": 2, "over_limit": 3, "delivered": 4, "in_flight": 5,
-                    "lost": {"ring_full": 6, "copy_fault": 7, "map_full": 8, "unknown": 9},
+                    "lost": {
+                        "ring_full": 6, "copy_fault": 7, "map_full": 8, "over_budget": 17, "unknown": 9
+                    },
                 },
                 "calls": {
                     "entries": 10, "returns": 11, "in_flight": 12, "filtered": 13,

@@ -302,7 +302,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             "  {} seen = {} delivered + {} lost + {} filtered + {} over the limit + {} in flight",
             plural(bytes.seen, "byte"),
             bytes.delivered,
-            lost.ring_full + lost.copy_fault + lost.map_full + lost.unknown,
+            lost.ring_full + lost.copy_fault + lost.map_full + lost.over_budget + lost.unknown,
             bytes.filtered,
             bytes.over_limit,
             bytes.in_flight,
@@ -314,6 +314,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             (lost.ring_full, "ring full"),
             (lost.copy_fault, "copy fault"),
             (lost.map_full, "map full"),
+            (lost.over_budget, "over budget"),
             (lost.unknown, "unknown"),
         ],
         out,
@@ -347,7 +348,7 @@ fn calls_line(calls: &Calls, out: &mut Vec<u8>) {
 }
 
 /// Ends the line with what a sum is made of, without the zeros.
-fn causes(sum: &str, counts: [(u64, &str); 4], out: &mut Vec<u8>) {
+fn causes<const N: usize>(sum: &str, counts: [(u64, &str); N], out: &mut Vec<u8>) {
     let mut opening = format!(" ({sum}: ");
     let mut closing = "";
     for (count, cause) in counts.into_iter().filter(|(count, _)| *count > 0) {
@@ -419,6 +420,7 @@ fn cause_words(cause: Cause) -> &'static str {
         Cause::RingFull => "the ring buffer was full",
         Cause::CopyFault => "a page of the buffer was not in memory",
         Cause::MapFull => "too many streams or threads at once",
+        Cause::OverBudget => "the process sent more than its share of the ring buffer",
         Cause::CallTooLong => "the call was longer than is copied of one",
         Cause::Unknown => "nobody knows why",
     }
