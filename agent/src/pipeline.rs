@@ -519,8 +519,14 @@ impl Pipeline {
     }
 
     /// A TLS library that can't be probed.
-    pub fn refused(&mut self, file: FileId, path: String, why: String) {
-        self.coverage.refused(file, path, why);
+    pub fn refused(&mut self, file: FileId, path: String, why: String, now: u64, out: Out<'_>) {
+        let said = self.coverage.refused(file, path, why);
+        self.say(said, now, out);
+    }
+
+    /// There is nothing to probe in the file.
+    pub fn nothing(&mut self, file: FileId) {
+        self.coverage.nothing(file);
     }
 
     pub fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {

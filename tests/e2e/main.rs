@@ -12,6 +12,7 @@
 
 mod addresses;
 mod cli;
+mod files;
 mod filters;
 mod halves;
 mod harness;
