@@ -390,6 +390,7 @@ impl<'a> Session<'a> {
                     "{error:#}: nothing more is captured, the command goes on"
                 ));
                 self.half = None;
+                self.continue_held();
                 // Waited for below.
                 End::CommandDone
             }
@@ -665,14 +666,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
-    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
-        let status = self.half.take().and_then(|mut half| half.status());
+    /// What the half has stopped and can't be relied on to continue.
+    fn continue_held(&mut self) {
         for pid in self.held.drain() {
-            if let Some(pid) = Pid::from_raw(pid as i32) {
+            // 0 and below are not processes but groups of them.
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            if let Some(pid) = pid {
                 let _ = kill_process(pid, Signal::CONT);
             }
         }
+    }
+
+    /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
+    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
+        let status = self.half.take().and_then(|mut half| half.status());
+        self.continue_held();
         let why = match (why, status) {
             (Some(why), _) => why,
             (None, Some(status)) => format!("the privileged half ended with {status}"),

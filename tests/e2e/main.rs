@@ -16,6 +16,7 @@ mod files;
 mod filters;
 mod halves;
 mod harness;
+mod hostile;
 mod libraries;
 mod lifecycle;
 mod loss;
