@@ -153,7 +153,11 @@ time.sleep(2)
         program.display(),
         lab.path("huge.so").display(),
     );
-    let run = lab.quiet_agent().run(argv!["sh", "-c", script]);
+    // Room for a busy machine; half a second of the stream is more.
+    let run = lab
+        .quiet_agent()
+        .options(argv!["--ring-size", (32 << 20).to_string()])
+        .run(argv!["sh", "-c", script]);
     run.success();
     if bare() {
         return;
