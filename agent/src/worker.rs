@@ -25,10 +25,14 @@ use rustix::{
 /// Threads in all, and for one group: a dead device must leave room for the others.
 const THREADS: usize = 16;
 const THREADS_OF_GROUP: usize = 3;
+/// Threads that are kept for the next job.
+const IDLE: usize = 2;
 
 /// Runs jobs, which give `T`; each has a key, by which its owner knows it.
 pub struct Workers<K, T> {
-    running: Vec<Running<K>>,
+    running: Vec<Running<K, T>>,
+    /// Threads that have nothing to do: a new one takes as long as a small job.
+    idle: Vec<Sender<Task<T>>>,
     waiting: VecDeque<Waiting<K, T>>,
     given_up: Vec<K>,
     next_ticket: u64,
@@ -38,8 +42,12 @@ pub struct Workers<K, T> {
     bell: Arc<OwnedFd>,
 }
 
-struct Running<K> {
+type Job<T> = Box<dyn FnOnce() -> T + Send>;
+type Task<T> = (u64, Job<T>);
+
+struct Running<K, T> {
     ticket: u64,
+    thread: Sender<Task<T>>,
     key: K,
     group: u64,
     until: Instant,
@@ -50,7 +58,7 @@ struct Waiting<K, T> {
     key: K,
     group: u64,
     until: Instant,
-    job: Box<dyn FnOnce() -> T + Send>,
+    job: Job<T>,
 }
 
 impl<K: Copy, T: Send + 'static> Workers<K, T> {
@@ -59,6 +67,7 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         let (sender, results) = channel();
         Ok(Self {
             running: Vec::new(),
+            idle: Vec::new(),
             waiting: VecDeque::new(),
             given_up: Vec::new(),
             next_ticket: 0,
@@ -93,7 +102,11 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         while let Ok((ticket, result)) = self.results.try_recv() {
             let at = self.running.iter().position(|job| job.ticket == ticket);
             if let Some(at) = at {
-                finished.push((self.running.swap_remove(at).key, result));
+                let job = self.running.swap_remove(at);
+                finished.push((job.key, result));
+                if self.idle.len() < IDLE {
+                    self.idle.push(job.thread);
+                }
             }
         }
         let now = Instant::now();
@@ -147,24 +160,37 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         } = job;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        let (results, bell) = (self.sender.clone(), self.bell.clone());
-        let thread = thread::Builder::new().name("file".to_owned());
-        let spawned = thread.spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(job)).ok();
-            // Refused when nobody takes it: the end has come.
-            let _ = results.send((ticket, result));
-            let _ = rustix::io::write(&bell, &1_u64.to_ne_bytes());
-        });
-        match spawned {
-            Ok(_) => self.running.push(Running {
-                ticket,
-                key,
-                group,
-                until,
-                is_given_up: false,
-            }),
+        let thread = self.idle.pop().map_or_else(|| self.spawn(), Ok);
+        match thread {
+            Ok(thread) => {
+                // It waits for nothing else, and ends only when we drop this.
+                let _ = thread.send((ticket, job));
+                self.running.push(Running {
+                    ticket,
+                    thread,
+                    key,
+                    group,
+                    until,
+                    is_given_up: false,
+                });
+            }
             Err(_) => self.given_up.push(key),
         }
+    }
+
+    fn spawn(&self) -> io::Result<Sender<Task<T>>> {
+        let (results, bell) = (self.sender.clone(), self.bell.clone());
+        let (thread, tasks) = channel::<Task<T>>();
+        let work = move || {
+            for (ticket, job) in tasks {
+                let result = catch_unwind(AssertUnwindSafe(job)).ok();
+                // Refused when nobody takes it: the end has come.
+                let _ = results.send((ticket, result));
+                let _ = rustix::io::write(&bell, &1_u64.to_ne_bytes());
+            }
+        };
+        thread::Builder::new().name("file".to_owned()).spawn(work)?;
+        Ok(thread)
     }
 }
 
