@@ -217,7 +217,9 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             };
             line.found(*file, path.clone(), &found);
         }
-        Step::Refused { file, path, why } => line.refused(*file, path.clone(), why.clone()),
+        Step::Refused { file, path, why } => {
+            line.refused(*file, path.clone(), why.clone(), time, out);
+        }
         Step::Mapped {
             file,
             pid,

@@ -30,6 +30,10 @@ pub fn note(thread: *mut Thread) {
         if get!(latest, tgid) == tgid {
             return;
         }
+        if get!(latest, tgid) == 0 {
+            (*latest).tgid = tgid;
+            return;
+        }
         let now = bpf_ktime_get_boot_ns();
         if now - get!(latest, since) > TURN {
             (*latest).tgid = tgid;

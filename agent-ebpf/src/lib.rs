@@ -230,7 +230,8 @@ pub struct Budget {
     pub used: u64,
 }
 
-/// The process that called last, and since when it is another one than before, in ns since boot.
+/// The process that called last, and since when it is another one than before, in ns since boot; 0: there
+/// was one only.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Latest {

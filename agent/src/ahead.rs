@@ -11,7 +11,7 @@ use std::{
     fs::{self, File},
     io::{self, Read as _},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{
             ffi::{OsStrExt as _, OsStringExt as _},
             fs::FileExt as _,
@@ -27,36 +27,116 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{FileType, Mode, OFlags, fstat, open},
     io::Errno,
-    process::{DumpableBehavior, set_dumpable_behavior},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    process::{Pid, Signal, WaitOptions, kill_process, set_parent_process_death_signal, waitpid},
 };
 
 use crate::{
-    command::{Program, become_user},
-    user::User,
+    command::{Program, become_user, close_all_but},
+    half::{self, Received},
+    worker::is_local,
 };
 
 /// A file that CMD will map, open for `pread`. Opened before the lock-in, parsed after it.
 #[derive(Debug)]
 pub struct Ahead {
-    pub path: PathBuf,
+    /// For people.
+    pub path: String,
     pub file: OwnedFd,
 }
 
-/// Opens what CMD needs and the TLS libraries of this system. What can't be opened is left out: it
-/// is found again when it is mapped.
+/// Opens what CMD needs and the TLS libraries of this system. What can't be opened, or not in time, is
+/// left out: it is found again when it is mapped.
+///
+/// In a process of its own: a file system that does not answer holds whoever looks a name up in it, past
+/// SIGKILL, and CMD may never need that file. Before the first thread, as any fork.
 pub fn ahead(program: &Program) -> Vec<Ahead> {
+    let Ok((ours, theirs)) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    ) else {
+        return Vec::new();
+    };
+    // SAFETY: this process has one thread, so the child may do anything.
+    let pid = match unsafe { libc::fork() } {
+        -1 => return Vec::new(),
+        0 => {
+            // Of all others a copy must not stay open, should this process be held.
+            close_all_but(theirs.as_raw_fd(), theirs.as_raw_fd());
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            hand_over(program, &theirs);
+            // SAFETY: ends this process, and runs nothing of the parent's.
+            unsafe { libc::_exit(0) }
+        }
+        pid => Pid::from_raw(pid).expect("fork gives a positive pid"),
+    };
+    drop(theirs);
+    let mut files = Vec::new();
+    let wait = match receive_all(&ours, &mut files) {
+        true => WaitOptions::empty(),
+        // One that is held is left to init.
+        false => WaitOptions::NOHANG,
+    };
+    let _ = kill_process(pid, Signal::KILL);
+    let _ = waitpid(Some(pid), wait);
+    files
+}
+
+/// The loader has a second of it.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Sends what can be opened.
+fn hand_over(program: &Program, socket: &OwnedFd) {
     let mut paths = needed(program);
     paths.extend(installed());
     let mut seen = BTreeSet::new();
     paths.retain(|path| seen.insert(path.clone()));
     paths.truncate(FILES_MAX);
+    // As root we would open what the user may not read.
+    if let Some(user) = program.user()
+        && become_user(user).is_err()
+    {
+        return;
+    }
+    for path in paths {
+        let Ok(file) = open_regular(&path) else {
+            continue;
+        };
+        // Others are copied when they are mapped: reading and closing them may wait, too.
+        if !is_local(&file).unwrap_or(false) {
+            continue;
+        }
+        let path = path.display().to_string();
+        while let Err(error) = half::send(socket, &path, &[file.as_fd()])
+            && error.kind() == io::ErrorKind::WouldBlock
+        {
+            let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], None);
+        }
+    }
+}
 
-    let _rights = program.user().map(FileRights::of);
-    let open = |path: PathBuf| {
-        let file = open_regular(&path).ok()?;
-        Some(Ahead { path, file })
-    };
-    paths.into_iter().filter_map(open).collect()
+/// False: not all came in time.
+fn receive_all(socket: &OwnedFd, files: &mut Vec<Ahead>) -> bool {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).expect("two seconds");
+        match poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => continue,
+            Ok(0) | Err(_) => return false,
+            Ok(_) => {}
+        }
+        match half::receive(socket) {
+            Ok(Received::Message(path, fds)) => {
+                files.extend(fds.into_iter().next().map(|file| Ahead { path, file }));
+            }
+            Ok(Received::Nothing) => {}
+            Ok(Received::End) => return true,
+            Err(_) => return false,
+        }
+    }
 }
 
 /// Well below the usual limit of 1024 descriptors.
@@ -70,35 +150,6 @@ fn open_regular(path: &Path) -> Result<OwnedFd, Errno> {
         return Err(Errno::INVAL);
     }
     Ok(file)
-}
-
-/// The file rights of CMD's user while it lives: as root we would open what he may not read.
-struct FileRights {
-    uid: u32,
-    gid: u32,
-}
-
-impl FileRights {
-    fn of(user: &User) -> Self {
-        // SAFETY: both take an integer and return the one before.
-        let (gid, uid) = unsafe { (libc::setfsgid(user.gid), libc::setfsuid(user.uid)) };
-        Self {
-            uid: uid as u32,
-            gid: gid as u32,
-        }
-    }
-}
-
-impl Drop for FileRights {
-    fn drop(&mut self) {
-        // SAFETY: as above.
-        unsafe {
-            libc::setfsuid(self.uid);
-            libc::setfsgid(self.gid);
-        }
-        // The kernel has set it to what fs.suid_dumpable says.
-        let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    }
 }
 
 /// CMD's executable, its interpreters, and the libraries that the loader will map for them.
@@ -340,6 +391,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::user::User;
 
     struct Scratch(PathBuf);
 
@@ -398,7 +450,7 @@ mod tests {
         for Ahead { path, file } in ahead(&named("sh")) {
             let mut magic = [0; 4];
             rustix::io::pread(&file, &mut magic, 0).unwrap();
-            assert_eq!(&magic, b"\x7fELF", "{}", path.display());
+            assert_eq!(&magic, b"\x7fELF", "{path}");
         }
     }
 
@@ -509,7 +561,7 @@ mod tests {
             return;
         }
         let secret = Scratch::new(b"x");
-        fs::set_permissions(&secret.0, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(&secret.0, fs::Permissions::from_mode(0o700)).unwrap();
         let nobody = User {
             name: None,
             uid: 65534,
@@ -517,15 +569,12 @@ mod tests {
             groups: vec![],
             home: None,
         };
-        // In a thread of its own: the rights are the thread's.
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let rights = FileRights::of(&nobody);
-                assert_eq!(open_regular(&secret.0).unwrap_err(), Errno::ACCESS);
-                drop(rights);
-                assert!(open_regular(&secret.0).is_ok());
-            });
-        });
+        for (user, may) in [(None, true), (Some(nobody), false)] {
+            let program = Program::new(&[secret.0.clone().into()], user).unwrap();
+            let path = secret.0.display().to_string();
+            let files = ahead(&program);
+            assert_eq!(files.iter().any(|file| file.path == path), may);
+        }
     }
 
     #[test]

@@ -449,10 +449,10 @@ fn errno() -> i32 {
     unsafe { *libc::__errno_location() }
 }
 
-/// Closes every descriptor from 3 on except these two, which close by themselves at the exec. A
+/// Closes every descriptor from 3 on except these two. A
 /// kernel without `close_range` (before 5.9) or a sandbox that forbids it leaves what our caller had
 /// open; our own are all close-on-exec.
-fn close_all_but(one: i32, other: i32) {
+pub fn close_all_but(one: i32, other: i32) {
     let (low, high) = (one.min(other), one.max(other));
     for (from, to) in [(3, low - 1), (low + 1, high - 1), (high + 1, i32::MAX)] {
         if from <= to {

@@ -14,6 +14,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Table {
     files: HashMap<FileId, File>,
+    /// Who maps a file that is still being looked at.
+    early: HashMap<FileId, Vec<User>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
     points: Vec<(FileId, &'static str)>,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
@@ -98,7 +100,7 @@ impl Table {
             functions,
             partly,
             state,
-            waiting: Vec::new(),
+            waiting: self.early.remove(&id).unwrap_or_default(),
         };
         self.files.insert(id, file);
         sites
@@ -114,8 +116,8 @@ impl Table {
         }
     }
 
-    /// A TLS library without a safe place for a probe.
-    pub fn refused(&mut self, id: FileId, path: String, why: String) {
+    /// A TLS library without a safe place for a probe, or one that can't be read.
+    pub fn refused(&mut self, id: FileId, path: String, why: String) -> Vec<Said> {
         let state = State::Refused(why);
         let (functions, waiting) = (Vec::new(), Vec::new());
         self.files.insert(
@@ -129,11 +131,21 @@ impl Table {
                 waiting,
             },
         );
+        let early = self.early.remove(&id).unwrap_or_default();
+        early.into_iter().map(|user| self.say(id, user)).collect()
     }
 
-    /// A process maps a file that is known here. Once a process and file.
+    /// There is nothing to probe in the file.
+    pub fn nothing(&mut self, id: FileId) {
+        self.early.remove(&id);
+    }
+
+    /// A process maps a file. Said once a process and file.
     pub fn mapped(&mut self, id: FileId, user: User) -> Option<Said> {
-        let file = self.files.get_mut(&id)?;
+        let Some(file) = self.files.get_mut(&id) else {
+            self.early.entry(id).or_default().push(user);
+            return None;
+        };
         if self.seen.contains_key(&(user.pid, id)) {
             return None;
         }
@@ -152,7 +164,9 @@ impl Table {
     /// A process waits no longer: what is attached now came too late for it.
     pub fn continued(&mut self, pid: u32) {
         let waiting = self.files.values_mut().flat_map(|file| &mut file.waiting);
+        let early = self.early.values_mut().flatten();
         waiting
+            .chain(early)
             .filter(|user| user.pid == pid)
             .for_each(|user| user.held = false);
     }
@@ -244,5 +258,8 @@ impl Table {
     /// The process is gone, or became another program.
     pub fn forget(&mut self, pid: u32) {
         self.seen.retain(|(known, _), _| *known != pid);
+        for users in self.early.values_mut() {
+            users.retain(|user| user.pid != pid);
+        }
     }
 }

@@ -29,9 +29,20 @@ pub enum Report {
     Failed(String),
     /// The filter is in force.
     FilterSet,
-    /// A process maps a file executable. One descriptor, the file, the first time; none if the file is
-    /// known by its number already.
+    /// A process maps a file executable.
     Mapped(Mapped),
+    /// A file that is to be looked at: it was mapped for the first time. One descriptor.
+    Opened {
+        file: FileId,
+        /// As the kernel shows it; for people.
+        path: String,
+    },
+    /// Instead of `Opened`: the file can't be looked at. Nothing more comes about it.
+    Unread {
+        file: FileId,
+        path: String,
+        why: String,
+    },
     /// Who a process is; sent before anything else about it.
     Process(Facts),
     Attached(Attached),
@@ -67,8 +78,8 @@ pub enum Order {
     Filter(Filter),
     /// One descriptor: a directory of the cgroup v2 hierarchy. Before `Filter`.
     Cgroup,
-    /// Probe these points. One descriptor if the file is the pipeline's own, none else. Without points:
-    /// nothing is there, let go of the file.
+    /// Answers `Opened`: probe these points; without points nothing is there, let go of the file. Or, with
+    /// one descriptor, probe a file of the pipeline's own.
     Attach {
         file: FileId,
         points: Vec<Site>,
@@ -126,8 +137,6 @@ pub struct Mapped {
     pub pid: u32,
     /// Nanoseconds since boot; `None`: found by the scan, mapped earlier.
     pub at: Option<u64>,
-    /// As the kernel shows it; for people.
-    pub path: String,
     /// The process waits until this file is answered.
     pub held: bool,
 }

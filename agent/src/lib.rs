@@ -26,3 +26,4 @@ pub mod self_test;
 pub mod sink;
 pub mod stream;
 pub mod user;
+pub mod worker;

@@ -70,7 +70,7 @@ struct Parked {
 }
 
 /// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait.
-const PARKED_TIME: u64 = 50_000_000;
+const PARKED_TIME: u64 = 250_000_000;
 const PARKED_BYTES: usize = 1 << 20;
 
 impl Pipeline {
@@ -526,8 +526,14 @@ impl Pipeline {
     }
 
     /// A TLS library that can't be probed.
-    pub fn refused(&mut self, file: FileId, path: String, why: String) {
-        self.coverage.refused(file, path, why);
+    pub fn refused(&mut self, file: FileId, path: String, why: String, now: u64, out: Out<'_>) {
+        let said = self.coverage.refused(file, path, why);
+        self.say(said, now, out);
+    }
+
+    /// There is nothing to probe in the file.
+    pub fn nothing(&mut self, file: FileId) {
+        self.coverage.nothing(file);
     }
 
     pub fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {

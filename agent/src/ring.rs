@@ -40,7 +40,7 @@ pub struct Ring {
 impl Ring {
     /// `size` is the ring's in bytes.
     pub fn map(fd: OwnedFd, size: u64) -> io::Result<Ring> {
-        if !size.is_power_of_two() || size < 4096 {
+        if !size.is_power_of_two() || !(4096..=1 << 30).contains(&size) {
             return Err(io::Error::other(format!("a ring of {size} bytes")));
         }
         let page = rustix::param::page_size();

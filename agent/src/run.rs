@@ -2,7 +2,7 @@
 //! moves what comes through the line until it ends. The only file that waits.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     ffi::OsString,
     fs, io,
     os::{
@@ -10,6 +10,7 @@ use std::{
         unix::fs::FileExt as _,
     },
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -36,16 +37,17 @@ use crate::{
     config::{Color, Config, Content, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
-    half::{self, Filter, Hello, OWN_FILE, Order, Received, Report},
+    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Received, Report},
     launch::{self, Half},
     ledger::ledger,
-    locate::{Pread, Refusal, locate},
+    locate::{Found as Library, Pread, Refusal, locate},
     pipeline::{Pipeline, Wanted},
     record::Stats,
     redact::Policy,
     ring::{Control, Counters, Next, Ring},
     sink::{Format, Origin, Sink, Target},
     user::User,
+    worker::Workers,
 };
 
 /// Exit statuses without CMD.
@@ -213,6 +215,13 @@ struct Command {
     ahead: Vec<Ahead>,
 }
 
+/// A file that is searched for points.
+struct Locating {
+    path: String,
+    /// It is to be sent with them.
+    own: Option<Arc<OwnedFd>>,
+}
+
 /// Shared memory with the kernel side.
 struct Shared {
     ring: Ring,
@@ -231,9 +240,12 @@ struct Session<'a> {
     sink: Sink,
     sink_complained: bool,
     /// Not sent yet, with their descriptors.
-    orders: VecDeque<(Order, Option<OwnedFd>)>,
+    orders: VecDeque<(Order, Option<Arc<OwnedFd>>)>,
+    /// What is searched for points: hostile or huge, so not by the thread that reads the ring.
+    locating: HashMap<FileId, Locating>,
+    workers: Workers<FileId, Result<Library, Refusal>>,
     /// Own files that the half has not answered yet: CMD waits for them.
-    unanswered: HashSet<u64>,
+    unanswered: HashSet<FileId>,
     filter_set: bool,
     /// Processes that the half has stopped.
     held: HashSet<u32>,
@@ -279,6 +291,8 @@ const EMPTY_LOOKS: u32 = 20;
 const SLEEP: Duration = Duration::from_millis(500);
 /// Records between two looks at everything else.
 const BATCH: usize = 1024;
+/// The longest search of one file; 300 MB take a second.
+const LOCATING: Duration = Duration::from_secs(10);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// From the end of CMD: until the ring is drained, until the half has answered, until the output is
 /// written. Together below half a second.
@@ -344,6 +358,8 @@ impl<'a> Session<'a> {
             sink: Sink::start(target, format, &origin).context("start the output's thread")?,
             sink_complained: false,
             orders: VecDeque::new(),
+            locating: HashMap::new(),
+            workers: Workers::new().context("make an eventfd")?,
             unanswered: HashSet::new(),
             filter_set: false,
             held: HashSet::new(),
@@ -374,6 +390,7 @@ impl<'a> Session<'a> {
                     "{error:#}: nothing more is captured, the command goes on"
                 ));
                 self.half = None;
+                self.continue_held();
                 // Waited for below.
                 End::CommandDone
             }
@@ -427,10 +444,12 @@ impl<'a> Session<'a> {
         let half = half.map(readable).transpose()?;
         let command = self.command.as_ref().map(|command| command.child.pidfd());
         let command = command.map(readable).transpose()?;
+        let located = readable(self.workers.fd())?;
         let mut ring = None;
         let mut empty_looks = 0;
         loop {
             self.take_reports()?;
+            self.take_located()?;
             self.send_orders()?;
             let found = self.look();
             if let Some(end) = self.is_over() {
@@ -461,7 +480,7 @@ impl<'a> Session<'a> {
             }
             self.pace(pause)?;
             let woke = self
-                .wait(half.as_ref(), ring.as_ref(), command.as_ref())
+                .wait(half.as_ref(), ring.as_ref(), command.as_ref(), &located)
                 .await?;
             self.set_awake(true);
             match woke {
@@ -520,6 +539,7 @@ impl<'a> Session<'a> {
         half: Option<&AsyncFd<OwnedFd>>,
         ring: Option<&AsyncFd<OwnedFd>>,
         command: Option<&AsyncFd<OwnedFd>>,
+        located: &AsyncFd<OwnedFd>,
     ) -> Result<Woke> {
         let half = half.filter(|_| self.half.is_some());
         let Caught {
@@ -541,6 +561,7 @@ impl<'a> Session<'a> {
             _ = hangup.recv() => Ok(Woke::Asked(Signal::HUP)),
             ready = ready(half) => ready.map(|()| Woke::ToLook),
             ready = ready(ring) => ready.map(|()| Woke::ToLook),
+            ready = ready(Some(located)) => ready.map(|()| Woke::ToLook),
             guard = self.pace.readable() => {
                 guard?.clear_ready();
                 Ok(Woke::ToLook)
@@ -647,14 +668,21 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
-    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
-        let status = self.half.take().and_then(|mut half| half.status());
+    /// What the half has stopped and can't be relied on to continue.
+    fn continue_held(&mut self) {
         for pid in self.held.drain() {
-            if let Some(pid) = Pid::from_raw(pid as i32) {
+            // 0 and below are not processes but groups of them.
+            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            if let Some(pid) = pid {
                 let _ = kill_process(pid, Signal::CONT);
             }
         }
+    }
+
+    /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
+    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
+        let status = self.half.take().and_then(|mut half| half.status());
+        self.continue_held();
         let why = match (why, status) {
             (Some(why), _) => why,
             (None, Some(status)) => format!("the privileged half ended with {status}"),
@@ -680,7 +708,12 @@ impl<'a> Session<'a> {
             (Report::Failed(why), 0) => self.half_is_gone(Some(why))?,
             (Report::FilterSet, 0) => self.filter_set = true,
             (Report::Process(facts), 0) => self.with_sink(|line, out| line.process(facts, out)),
-            (Report::Mapped(mapped), 0 | 1) => self.mapped(mapped, fds.pop(), now)?,
+            (Report::Mapped(mapped), 0) => self.mapped(mapped, now),
+            (Report::Opened { file, path }, 1) => {
+                let fd = Arc::new(fds.remove(0));
+                self.locate(file, Locating { path, own: None }, fd);
+            }
+            (Report::Unread { file, path, why }, 0) => self.unread(file, path, why, now),
             (Report::Attached(attached), 0) => {
                 tracing::debug!(
                     file = attached.file,
@@ -708,7 +741,7 @@ impl<'a> Session<'a> {
             }
             (Report::Ended { pid }, 0) => self.ended.push(pid),
             (Report::Missed { pid, path }, 0) => {
-                if is_named_as_library(&path) {
+                if is_libssl(&path) {
                     self.with_sink(|line, out| line.missed(pid, path, now, out));
                 }
             }
@@ -751,7 +784,7 @@ impl<'a> Session<'a> {
         shared.control.set(control::FILTER, self.filter_bits());
         self.shared = Some(shared);
         for cgroup in std::mem::take(&mut self.watched.cgroups) {
-            self.order(Order::Cgroup, Some(cgroup))?;
+            self.order(Order::Cgroup, Some(cgroup.into()))?;
         }
         self.order(Order::Filter(wanted), None)?;
         self.probe_ahead()
@@ -805,45 +838,27 @@ impl<'a> Session<'a> {
             if !inodes.insert((stat.st_dev, stat.st_ino)) {
                 continue;
             }
-            let Ok(found) = locate(&Pread(file.as_fd())) else {
-                continue;
-            };
             let id = OWN_FILE | number;
-            let points = self.pipeline.found(id, path.display().to_string(), &found);
             self.unanswered.insert(id);
-            self.order(Order::Attach { file: id, points }, Some(file))?;
+            let file = Arc::new(file);
+            let locating = Locating {
+                path,
+                own: Some(file.clone()),
+            };
+            self.locate(id, locating, file);
         }
         Ok(())
     }
 
-    fn mapped(&mut self, mapped: half::Mapped, fd: Option<OwnedFd>, now: u64) -> Result<()> {
+    fn mapped(&mut self, mapped: half::Mapped, now: u64) {
         let half::Mapped {
             file,
             pid,
             at,
-            path,
             held,
         } = mapped;
         if held {
             self.held.insert(pid);
-        }
-        let mut answer = None;
-        if let Some(fd) = fd {
-            answer = Some(match locate(&Pread(fd.as_fd())) {
-                Ok(found) => {
-                    let points = self.pipeline.found(file, path, &found);
-                    Order::Attach { file, points }
-                }
-                Err(why) if is_worth_a_word(why, &path) => {
-                    let why = why.to_string();
-                    self.pipeline.refused(file, path, why.clone());
-                    Order::Refuse { file, why }
-                }
-                Err(_) => Order::Attach {
-                    file,
-                    points: Vec::new(),
-                },
-            });
         }
         let user = Mapper {
             pid,
@@ -851,14 +866,65 @@ impl<'a> Session<'a> {
             held,
         };
         self.with_sink(|line, out| line.mapped(file, user, now, out));
-        if let Some(order) = answer {
-            self.order(order, None)?;
+    }
+
+    fn locate(&mut self, id: FileId, locating: Locating, fd: Arc<OwnedFd>) {
+        self.locating.insert(id, locating);
+        // Each file for itself: none of them is where it could keep another waiting.
+        self.workers
+            .start(id, id, LOCATING, move || locate(&Pread(fd.as_fd())));
+    }
+
+    /// Orders what was found.
+    fn take_located(&mut self) -> Result<()> {
+        for (file, located) in self.workers.finished() {
+            let Some(Locating { path, own }) = self.locating.remove(&file) else {
+                continue;
+            };
+            let refused = match located {
+                Some(Ok(found)) => {
+                    let points = self.pipeline.found(file, path, &found);
+                    self.order(Order::Attach { file, points }, own)?;
+                    continue;
+                }
+                Some(Err(why)) => is_worth_a_word(why, &path).then(|| why.to_string()),
+                None => is_libssl(&path).then(|| "searching it takes too long".to_owned()),
+            };
+            let order = match refused {
+                Some(why) => {
+                    let said = why.clone();
+                    let now = now();
+                    self.with_sink(|line, out| line.refused(file, path, said, now, out));
+                    Order::Refuse { file, why }
+                }
+                None => {
+                    self.pipeline.nothing(file);
+                    let points = Vec::new();
+                    Order::Attach { file, points }
+                }
+            };
+            // The half has not heard of our own files yet.
+            if own.is_none() {
+                self.order(order, None)?;
+            }
+            self.answered(file);
         }
+        self.release();
         Ok(())
     }
 
+    /// A file that the half could not open.
+    fn unread(&mut self, file: FileId, path: String, why: String, now: u64) {
+        if is_libssl(&path) {
+            self.with_sink(|line, out| line.refused(file, path, why, now, out));
+        } else {
+            tracing::warn!("{path} is not looked at: {why}");
+            self.pipeline.nothing(file);
+        }
+    }
+
     /// Sent at once, or when the half has read what is before it.
-    fn order(&mut self, order: Order, fd: Option<OwnedFd>) -> Result<()> {
+    fn order(&mut self, order: Order, fd: Option<Arc<OwnedFd>>) -> Result<()> {
         self.orders.push_back((order, fd));
         self.send_orders()
     }
@@ -869,7 +935,7 @@ impl<'a> Session<'a> {
             return Ok(());
         };
         while let Some((order, fd)) = self.orders.front() {
-            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(AsFd::as_fd).collect();
+            let fds: Vec<BorrowedFd<'_>> = fd.iter().map(|fd| fd.as_fd()).collect();
             match half::send(&half.socket, order, &fds) {
                 Ok(()) => drop(self.orders.pop_front()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -1040,11 +1106,12 @@ fn is_worth_a_word(why: Refusal, path: &str) -> bool {
     match why {
         Refusal::NoLibrary | Refusal::NotElf => false,
         Refusal::Unsafe(_) => true,
-        _ => is_named_as_library(path),
+        _ => is_libssl(path),
     }
 }
 
-fn is_named_as_library(path: &str) -> bool {
+/// By its name: all that is known of a file that can't be read.
+fn is_libssl(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     name.starts_with("libssl")
 }

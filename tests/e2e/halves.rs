@@ -322,13 +322,13 @@ fn killed_while_holding() {
 
 /// A copy of the agent that an ordinary user can start, and a directory for that user's output.
 /// Both are below `/run`, where only root can make them again when they are gone.
-struct UserLab {
+pub(crate) struct UserLab {
     dir: PathBuf,
     sudoers: Option<PathBuf>,
 }
 
 impl UserLab {
-    fn new(lab: &Lab) -> Self {
+    pub(crate) fn new(lab: &Lab) -> Self {
         let dir = Path::new("/run").join(lab.dir.file_name().unwrap());
         fs::create_dir(&dir).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
@@ -342,7 +342,7 @@ impl UserLab {
 
     /// Lets `nobody` run this copy, and nothing else, as root without a password. The name in
     /// sudoers.d must not have a dot.
-    fn with_sudo(mut self, defaults: &str) -> Self {
+    pub(crate) fn with_sudo(mut self, defaults: &str) -> Self {
         let name = self
             .dir
             .file_name()
@@ -368,11 +368,11 @@ impl UserLab {
         self.dir.join("vortex-agent")
     }
 
-    fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.dir.join("home")
     }
 
-    fn run<'a>(&self, lab: &'a Lab) -> Agent<'a> {
+    pub(crate) fn run<'a>(&self, lab: &'a Lab) -> Agent<'a> {
         lab.agent()
             .before(as_nobody())
             .binary(&self.agent())
@@ -404,7 +404,7 @@ fn as_nobody() -> Vec<std::ffi::OsString> {
 }
 
 /// Rules for sudo are written on machines that are there for tests only.
-fn may_write_sudoers(test: &str) -> bool {
+pub(crate) fn may_write_sudoers(test: &str) -> bool {
     let told = ["CI", "VORTEX_NO_SKIP"]
         .iter()
         .any(|name| std::env::var_os(name).is_some());

@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("async_job.c", include_str!("../programs/async_job.c")),
     ("swap.c", include_str!("../programs/swap.c")),
     ("victim.c", include_str!("../programs/victim.c")),
+    ("silent.c", include_str!("../programs/silent.c")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.

@@ -467,3 +467,60 @@ fn jobs_of_a_shell_are_not_held() {
         run.process.err()
     );
 }
+
+/// The kernel drops what it has to tell about mappings when nobody reads it: the half stands still during
+/// a storm of execs, and a library is mapped when every CPU's ring is full.
+#[test]
+fn mapped_while_the_kernel_dropped_events() {
+    let Some(lab) = Lab::with("mapped_while_the_kernel_dropped_events", &["cc", "taskset"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let stream = Stream::new(&lab);
+    let mut command = lab.command(stream.command.clone());
+    command.env("LD_LIBRARY_PATH", lab.path("private"));
+    let known = lab.spawn(command, "client");
+    let library = lab.private_libssl("late").join("libssl.so.3");
+    let script = "import mmap, os, sys, time
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+file = os.open(sys.argv[1], os.O_RDONLY)
+code = mmap.mmap(file, os.fstat(file).st_size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+time.sleep(60)";
+    let command = lab.command(argv![PYTHON, "-c", script, &library, lab.path("go")]);
+    let late = lab.spawn(command, "late");
+    stream.flows(1);
+    // Coverage of the one says that the other is watched as well.
+    let agent = lab
+        .agent()
+        .options(argv!["--pid", late.pid().to_string()])
+        .watch(known.pid());
+    let half = half_of(agent.process.pid()).expect("a privileged half") as i32;
+
+    kill(half, libc::SIGSTOP);
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let count = scaled("execs on each CPU", 300, 300);
+    let storms: Vec<_> = (0..cpus)
+        .map(|cpu| {
+            let storm = format!("n=0; while [ $n -lt {count} ]; do /bin/true; n=$((n + 1)); done");
+            let words = argv!["taskset", "-c", cpu.to_string(), "sh", "-c", storm];
+            lab.spawn(lab.command(words), &format!("storm{cpu}"))
+        })
+        .collect();
+    for storm in storms {
+        assert_eq!(storm.wait(seconds(60)), End::Code(0), "{}", storm.err());
+    }
+    lab.file("go", "");
+    wait_for("the mapping", seconds(10), || {
+        has_mapped(late.pid(), &library).then_some(())
+    });
+    kill(half, libc::SIGCONT);
+
+    agent.wait_for_coverage(late.pid());
+    assert_ne!(breakpoints(late.pid(), &library), []);
+    stream.stop(known.pid());
+    late.signal(libc::SIGKILL);
+    agent.finish(seconds(10)).success();
+}

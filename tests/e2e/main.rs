@@ -12,9 +12,11 @@
 
 mod addresses;
 mod cli;
+mod files;
 mod filters;
 mod halves;
 mod harness;
+mod hostile;
 mod libraries;
 mod lifecycle;
 mod loss;

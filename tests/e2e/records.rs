@@ -367,18 +367,17 @@ pub(crate) fn compare(
     causes: &[&str],
 ) -> Result<(), String> {
     let mut wrong = Vec::new();
-    let mut left: Vec<&Connection> = found.iter().collect();
-    let mut missing = Vec::new();
-    for truth in truth.iter().filter(|truth| truth.len() > 0) {
-        // An exact match first, so that a stream full of gaps doesn't take another's place.
-        let exact = left
-            .iter()
-            .position(|found| found.agrees(truth) && found.gaps().next().is_none());
-        match exact.or_else(|| left.iter().position(|found| found.agrees(truth))) {
+    let mut missing: Vec<&Truth> = truth.iter().filter(|truth| truth.len() > 0).collect();
+    // Those with the most bytes missing last: a stream of gaps alone agrees with everybody.
+    let mut order: Vec<&Connection> = found.iter().collect();
+    order.sort_by_key(|found| found.gaps().map(|(_, _, length)| length).sum::<u64>());
+    let mut left = Vec::new();
+    for connection in order {
+        match missing.iter().position(|truth| connection.agrees(truth)) {
             Some(at) => {
-                left.swap_remove(at);
+                missing.swap_remove(at);
             }
-            None => missing.push(truth),
+            None => left.push(connection),
         }
     }
     for connection in found {

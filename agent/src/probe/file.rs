@@ -1,5 +1,9 @@
 //! A file that somebody maps: opened once, told apart from others, checked before and after a probe is
 //! placed.
+//!
+//! Its file system may not answer, for good. What waits for it is marked so, and runs in a
+//! [`crate::worker`]; the loop holds a descriptor that only names the file (`O_PATH`), which neither
+//! opening nor closing asks anybody about.
 
 use std::{
     fs, io,
@@ -7,108 +11,154 @@ use std::{
     ptr,
 };
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, fstatfs};
+use rustix::{
+    fs::{
+        AtFlags, CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, Statx, StatxFlags, fstatfs,
+        memfd_create, open, openat2, statx,
+    },
+    io::Errno,
+};
 
 use super::mapping::Mapping;
-use crate::half::Site;
+use crate::{half::Site, worker::is_local};
 
 /// What tells files apart as long as one is held open: an inode number is not used again before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
-    device: u64,
+    device: (u32, u32),
     inode: u64,
+}
+
+impl Identity {
+    /// One number for all files that stand or fall together.
+    pub fn device(&self) -> u64 {
+        u64::from(self.device.0) << 32 | u64::from(self.device.1)
+    }
 }
 
 /// The same for files that are not held: a new content or a reused inode number is another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Version {
-    identity: Identity,
-    size: i64,
-    modified: (i64, u64),
-    changed: (i64, u64),
+    pub identity: Identity,
+    size: u64,
+    modified: (i64, u32),
+    changed: (i64, u32),
 }
 
-pub fn identity(stat: &Stat) -> Identity {
-    Identity {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-    }
-}
-
-pub fn version(stat: &Stat) -> Version {
-    Version {
-        identity: identity(stat),
-        size: stat.st_size,
-        modified: (stat.st_mtime, stat.st_mtime_nsec),
-        changed: (stat.st_ctime, stat.st_ctime_nsec),
-    }
-}
-
-/// Opens exactly the file that is mapped, whatever its path leads to now. Never waits on a FIFO, never
-/// takes a terminal.
+/// Names exactly the file that is mapped, whatever its path leads to now.
 ///
 /// # Errors
 /// `NotFound`: the process or the mapping is gone. `InvalidData`: not the mapped file.
-pub fn open_mapped(mapping: &Mapping) -> io::Result<(OwnedFd, Stat)> {
+pub fn mapped(mapping: &Mapping) -> io::Result<(OwnedFd, Version)> {
     // The names there have no leading zeros.
     let end = mapping.address + mapping.length;
     let path = format!(
         "/proc/{}/map_files/{:x}-{end:x}",
         mapping.pid, mapping.address
     );
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
-    let stat = regular(&file)?;
+    let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let version = regular(&file)?;
     // On overlayfs the mapping shows the layer's number or the overlay's, depending on the kernel.
-    const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
-    if stat.st_ino != mapping.inode && fstatfs(&file)?.f_type != OVERLAYFS_SUPER_MAGIC {
+    if version.identity.inode != mapping.inode && fstatfs(&file)?.f_type != OVERLAYFS {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the mapping was replaced",
         ));
     }
-    Ok((file, stat))
+    Ok((file, version))
 }
 
 /// The same file by its name, when its process is gone or has something else mapped there now.
 ///
-/// Only looked at, not opened, until it is known to be that file: the name may lead to a device or to a
-/// FIFO by now, or always did, in a root of the process' own.
+/// Only out of the kernel's cache, which is where a file is that was mapped just now: a file system that
+/// does not answer must not hold us. Before 5.12 there is no such promise.
 ///
 /// # Errors
 /// Nothing has that name, or something else.
-pub fn open_named(mapping: &Mapping) -> io::Result<(OwnedFd, Stat)> {
-    let place = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = rustix::fs::open(&mapping.path, place, Mode::empty())?;
-    let stat = regular(&place)?;
-    let device = rustix::fs::makedev(mapping.major, mapping.minor);
-    if (stat.st_dev, stat.st_ino) != (device, mapping.inode) {
+pub fn by_name(mapping: &Mapping) -> io::Result<(OwnedFd, Version)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let cached = |resolve| openat2(CWD, &mapping.path, flags, Mode::empty(), resolve);
+    let file = match cached(ResolveFlags::CACHED) {
+        Err(Errno::INVAL) => cached(ResolveFlags::empty())?,
+        other => other?,
+    };
+    let version = regular(&file)?;
+    let mapped = Identity {
+        device: (mapping.major, mapping.minor),
+        inode: mapping.inode,
+    };
+    if version.identity != mapped {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "another file has the name",
         ));
     }
-    let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
-    Ok((file, stat))
+    Ok((file, version))
 }
 
-pub fn regular(file: &OwnedFd) -> io::Result<Stat> {
-    let stat = fstat(file)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+/// The same for a file that somebody sent.
+pub fn named(file: &OwnedFd) -> io::Result<(OwnedFd, Version)> {
+    let version = regular(file)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok((file, version))
+}
+
+/// By what the kernel knows, without asking the file system.
+fn regular(file: &OwnedFd) -> io::Result<Version> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat: Statx = statx(file, "", flags, StatxFlags::BASIC_STATS)?;
+    if FileType::from_raw_mode(stat.stx_mode.into()) != FileType::RegularFile {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "not a regular file",
         ));
     }
-    Ok(stat)
+    Ok(Version {
+        identity: Identity {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+        },
+        size: stat.stx_size,
+        modified: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+        changed: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+    })
+}
+
+const OVERLAYFS: i64 = 0x794c_7630;
+
+/// The file for the pipeline, which must never wait for it: what is not surely local is copied, for
+/// reading may stop at any byte and closing asks the file system, too. Waits for it.
+pub fn for_pipeline(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let file = readable(file)?;
+    if is_local(&file)? {
+        return Ok(file);
+    }
+    const LARGEST: u64 = 512 << 20;
+    let copy = fs::File::from(memfd_create("vortex-file", MemfdFlags::CLOEXEC)?);
+    let copied = io::copy(
+        &mut io::Read::take(fs::File::from(file), LARGEST),
+        &mut &copy,
+    )?;
+    if copied == LARGEST {
+        return Err(io::Error::other("too large to be copied from where it is"));
+    }
+    Ok(copy.into())
+}
+
+/// Opens a named file, which is a regular one: no FIFO, no terminal. Waits for its file system.
+pub fn readable(file: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    Ok(open(path, flags, Mode::empty())?)
 }
 
 /// The most points of one file; more is a broken or hostile pipeline.
 const MAX_SITES: usize = 64;
 
-/// Is each site inside the file, and are its bytes still those that the pipeline saw?
+/// Is each site inside the file, and are its bytes still those that the pipeline saw? Waits for the file
+/// system; afterwards the pages are in memory, where the kernel finds them when it attaches: it waits for
+/// them with a lock that every fork needs.
 pub fn check_sites(file: &OwnedFd, sites: &[Site]) -> Result<(), String> {
     if sites.is_empty() || sites.len() > MAX_SITES {
         return Err(format!("{} points in one file", sites.len()));
@@ -128,7 +178,8 @@ pub fn check_sites(file: &OwnedFd, sites: &[Site]) -> Result<(), String> {
 }
 
 /// Did the kernel really put its breakpoints into this file? Some instructions are accepted and never
-/// fire, some file systems map another inode. Asked through a mapping of our own, as any process has it.
+/// fire, some file systems map another inode. Asked through a mapping of our own, as any process has it;
+/// populated at once, for a page that is waited for later is waited for with a lock on all our memory.
 pub fn check_placed(file: &OwnedFd, sites: &[Site]) -> io::Result<bool> {
     let memory = fs::File::open("/proc/self/mem")?;
     for site in sites {
@@ -140,7 +191,7 @@ pub fn check_placed(file: &OwnedFd, sites: &[Site]) -> io::Result<bool> {
                 ptr::null_mut(),
                 page as usize,
                 libc::PROT_READ,
-                libc::MAP_PRIVATE,
+                libc::MAP_PRIVATE | libc::MAP_POPULATE,
                 file.as_raw_fd(),
                 start as i64,
             )

@@ -1,6 +1,12 @@
 //! Loads the programs and attaches them: by which kind of link, and with what it costs to undo.
 
-use std::{io, num::NonZeroU32, os::fd::AsRawFd as _};
+use std::{
+    collections::HashMap as Named,
+    io,
+    num::NonZeroU32,
+    os::fd::AsRawFd as _,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use agent_ebpf::Offsets;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -35,10 +41,9 @@ const CREATED: u64 = 6;
 
 /// The loaded kernel side.
 pub struct Kernel {
-    ebpf: Ebpf,
+    maps: Named<String, Map>,
+    pub programs: Programs,
     pub link: Link,
-    /// A link can be for one process alone (the filter of the first uprobe_multi kernels is broken).
-    scopes_processes: bool,
     /// Children are followed in the kernel.
     pub follows: bool,
     /// What does not work here, in words.
@@ -47,6 +52,17 @@ pub struct Kernel {
     pub ring_bytes: u32,
     #[cfg(feature = "kernel-log")]
     log: super::log::KernelLog,
+}
+
+/// What is attached, for the threads that do it: the kernel reads the file's pages meanwhile and may
+/// wait for them, so the loop does not.
+#[derive(Clone)]
+pub struct Programs {
+    /// The kernel attaches one file after the other anyway.
+    ebpf: Arc<Mutex<Ebpf>>,
+    link: Link,
+    /// A link can be for one process alone (the filter of the first uprobe_multi kernels is broken).
+    scopes_processes: bool,
 }
 
 impl Kernel {
@@ -88,46 +104,36 @@ impl Kernel {
         let scopes_processes = link == Link::Multi
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
-        let mut kernel = Kernel {
-            ebpf,
+        if known.sockets
+            && let Err(error) = follow_sockets(&mut ebpf)
+        {
+            limits.push(format!("no addresses of connections: {error:#}"));
+        }
+        let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        let maps = names
+            .into_iter()
+            .filter_map(|name| ebpf.take_map(&name).map(|map| (name, map)))
+            .collect();
+        Ok(Kernel {
+            maps,
+            programs: Programs {
+                ebpf: Arc::new(Mutex::new(ebpf)),
+                link,
+                scopes_processes,
+            },
             link,
-            scopes_processes,
             follows,
             limits,
             cpus,
             ring_bytes,
             #[cfg(feature = "kernel-log")]
             log,
-        };
-        if known.sockets
-            && let Err(error) = kernel.follow_sockets()
-        {
-            kernel
-                .limits
-                .push(format!("no addresses of connections: {error:#}"));
-        }
-        Ok(kernel)
-    }
-
-    /// The tracepoints that tell which socket a call used came with 6.3.
-    fn follow_sockets(&mut self) -> Result<()> {
-        let btf = Btf::from_sys_fs()?;
-        for (name, tracepoint) in [
-            ("socket_send", "sock_send_length"),
-            ("socket_receive", "sock_recv_length"),
-        ] {
-            let program: &mut BtfTracePoint = program(&mut self.ebpf, name)?;
-            program
-                .load(tracepoint, &btf)
-                .and_then(|()| program.attach())
-                .with_context(|| format!("attach to the tracepoint {tracepoint}"))?;
-        }
-        Ok(())
+        })
     }
 
     /// Ring, counters, control words: the three maps that the pipeline shares.
     pub fn shared(&self) -> [BorrowedFd<'_>; 3] {
-        ["RING", "COUNTERS", "CONTROL"].map(|name| match self.ebpf.map(name) {
+        ["RING", "COUNTERS", "CONTROL"].map(|name| match self.maps.get(name) {
             Some(Map::RingBuf(map) | Map::Array(map)) => map.fd().as_fd(),
             _ => unreachable!("{name} is a map of the object"),
         })
@@ -136,16 +142,16 @@ impl Kernel {
     /// A map keyed by `K`, as the object defines it.
     pub fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
         let map = self
-            .ebpf
-            .map_mut(name)
+            .maps
+            .get_mut(name)
             .unwrap_or_else(|| panic!("{name} is a map of the object"));
         HashMap::try_from(map).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     pub fn add_cgroup(&mut self, index: u32, directory: &OwnedFd) -> Result<()> {
         let map = self
-            .ebpf
-            .map_mut("CGROUPS")
+            .maps
+            .get_mut("CGROUPS")
             .context("CGROUPS is a map of the object")?;
         CgroupArray::try_from(map)?.set(index, directory.as_raw_fd(), 0)?;
         Ok(())
@@ -160,8 +166,8 @@ impl Kernel {
     /// Sets the control word that stops every program.
     pub fn stop(&mut self) -> Result<()> {
         let map = self
-            .ebpf
-            .map_mut("CONTROL")
+            .maps
+            .get_mut("CONTROL")
             .context("CONTROL is a map of the object")?;
         let mut control: aya::maps::Array<_, [u64; agent_ebpf::control::COUNT]> =
             aya::maps::Array::try_from(map)?;
@@ -169,7 +175,9 @@ impl Kernel {
         words[agent_ebpf::control::STOP] = 1;
         Ok(control.set(0, &words, 0)?)
     }
+}
 
+impl Programs {
     /// Does every process that maps a file meet the probes that are attached for `only`?
     pub fn is_for_everybody(&self, only: &[u32]) -> bool {
         only.is_empty() || !self.scopes_processes
@@ -183,12 +191,7 @@ impl Kernel {
     /// connection whose creation was seen counts as seen from its first byte.
     ///
     /// With `only`, and where the kernel can, nobody else meets a breakpoint: no cost for bystanders.
-    pub fn attach(
-        &mut self,
-        file: &OwnedFd,
-        sites: &[Site],
-        only: &[u32],
-    ) -> Result<Vec<UProbeLink>> {
+    pub fn attach(&self, file: &OwnedFd, sites: &[Site], only: &[u32]) -> Result<Vec<UProbeLink>> {
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
             true => vec![UProbeScope::AllProcesses],
@@ -216,8 +219,9 @@ impl Kernel {
         };
         let cookies = self.link != Link::Perf;
         let mut links = Vec::new();
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
-            let program: &mut UProbe = program(&mut self.ebpf, name)?;
+            let program: &mut UProbe = program(&mut ebpf, name)?;
             for scope in &scopes {
                 let points = sites.iter().map(|site| UProbeAttachPoint {
                     location: UProbeAttachLocation::AbsoluteOffset(site.offset),
@@ -231,6 +235,22 @@ impl Kernel {
         }
         Ok(links)
     }
+}
+
+/// The tracepoints that tell which socket a call used came with 6.3.
+fn follow_sockets(ebpf: &mut Ebpf) -> Result<()> {
+    let btf = Btf::from_sys_fs()?;
+    for (name, tracepoint) in [
+        ("socket_send", "sock_send_length"),
+        ("socket_receive", "sock_recv_length"),
+    ] {
+        let program: &mut BtfTracePoint = program(ebpf, name)?;
+        program
+            .load(tracepoint, &btf)
+            .and_then(|()| program.attach())
+            .with_context(|| format!("attach to the tracepoint {tracepoint}"))?;
+    }
+    Ok(())
 }
 
 /// What came of loading one program.

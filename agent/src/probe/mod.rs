@@ -18,7 +18,7 @@ use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs, io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -35,12 +35,15 @@ pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::{Identity, Version},
     hold::Holds,
-    link::Kernel,
+    link::{Kernel, Programs},
     mapping::{Happening, Mapping, SideBand},
 };
-use crate::half::{
-    self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
-    Report, Site, Survey,
+use crate::{
+    half::{
+        self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
+        Report, Site, Survey,
+    },
+    worker::Workers,
 };
 
 /// What `vortex-agent attach` was told.
@@ -81,6 +84,8 @@ struct Half<'a> {
     is_filter_set: bool,
     files: HashMap<FileId, File>,
     held: HashMap<Identity, FileId>,
+    /// What waits for file systems.
+    workers: Workers<FileId, Done>,
     /// Files without anything to probe.
     nothing: HashSet<Version>,
     next_file: FileId,
@@ -89,7 +94,7 @@ struct Half<'a> {
     told: HashSet<u32>,
     /// Leaders that ended, and when: their entries in the kernel's maps are removed a little later.
     ended: VecDeque<(Instant, u32)>,
-    outbox: VecDeque<(Report, Option<Rc<OwnedFd>>)>,
+    outbox: VecDeque<(Report, Option<Arc<OwnedFd>>)>,
     cgroups: u32,
     /// CMD's process group.
     group: u32,
@@ -102,20 +107,31 @@ struct Half<'a> {
 }
 
 struct File {
-    fd: Rc<OwnedFd>,
-    identity: Identity,
+    /// Names the file, no more.
+    fd: Arc<OwnedFd>,
     version: Version,
+    path: String,
     since: Instant,
     state: State,
 }
 
 enum State {
+    /// It is being opened.
+    Opening,
     /// The pipeline was asked.
     Asked,
+    /// Its probes are being placed.
+    Placing,
     /// Dropping the links detaches.
     Attached { _links: Vec<UProbeLink> },
     /// Looked at, and not to be probed: kept, so that each process is told.
     Refused(String),
+}
+
+/// What a worker did.
+enum Done {
+    Opened(io::Result<OwnedFd>),
+    Placed(Result<Vec<UProbeLink>, String>),
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -128,6 +144,12 @@ const LINKS_PER_PROCESS: usize = 8;
 const READER_NICE: i32 = -10;
 const TICK: Duration = Duration::from_secs(1);
 const NOTHING_LIMIT: usize = 65536;
+/// How long a file system may take to open a file, and how long all may take to place its probes: more
+/// than a loaded machine does.
+const OPENING: Duration = Duration::from_secs(2);
+const PLACING: Duration = Duration::from_secs(10);
+/// Orders between two looks at everything else: a flood of them must not keep anybody stopped.
+const ORDERS: usize = 64;
 
 impl<'a> Half<'a> {
     fn new(kernel: Kernel, band: SideBand, socket: BorrowedFd<'a>) -> Result<Half<'a>> {
@@ -136,6 +158,8 @@ impl<'a> Half<'a> {
         // reader that waits for its turn behind others loses what comes meanwhile. It needs 0.05 s of CPU
         // for a GiB, so nobody waits for it. Refused without CAP_SYS_NICE: then as the others.
         let _ = setpriority_process(Some(peer.pid), READER_NICE);
+        // Ourselves too, before there are threads: processes are held meanwhile, for 100 ms at most.
+        let _ = setpriority_process(None, READER_NICE);
         let own = [
             std::process::id(),
             std::os::unix::process::parent_id(),
@@ -150,6 +174,7 @@ impl<'a> Half<'a> {
             is_filter_set: false,
             files: HashMap::new(),
             held: HashMap::new(),
+            workers: Workers::new().context("make an eventfd")?,
             nothing: HashSet::new(),
             next_file: 1,
             holds: Holds::default(),
@@ -181,7 +206,8 @@ impl<'a> Half<'a> {
             let now = Instant::now();
             let continued = self.holds.expire(now);
             self.say_continued(continued);
-            let mut wake = self.holds.next().map_or(tick, |hold| hold.min(tick));
+            let deadlines = [self.holds.next(), self.workers.deadline()];
+            let mut wake = deadlines.into_iter().flatten().fold(tick, Instant::min);
             if !self.to_scan.is_empty() && !self.is_behind() {
                 wake = now;
             }
@@ -197,6 +223,7 @@ impl<'a> Half<'a> {
             if !self.take_orders()? {
                 return Ok(());
             }
+            self.take_work();
             self.scan()?;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
@@ -214,11 +241,13 @@ impl<'a> Half<'a> {
     }
 
     fn wait(&self, at_most: Duration) -> Result<()> {
-        let mut interest = PollFlags::IN;
-        if !self.outbox.is_empty() {
-            interest |= PollFlags::OUT;
-        }
-        let mut fds = vec![PollFd::from_borrowed_fd(self.socket, interest)];
+        let mut interest = PollFlags::empty();
+        interest.set(PollFlags::IN, !self.is_behind());
+        interest.set(PollFlags::OUT, !self.outbox.is_empty());
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.socket, interest),
+            PollFd::from_borrowed_fd(self.workers.fd(), PollFlags::IN),
+        ];
         if !self.is_behind() {
             fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
         }
@@ -263,7 +292,11 @@ impl<'a> Half<'a> {
 
     /// False when the pipeline is done.
     fn take_orders(&mut self) -> Result<bool> {
-        loop {
+        for _ in 0..ORDERS {
+            // Each has an answer: who does not take them gives no more orders.
+            if self.is_behind() {
+                break;
+            }
             let (order, mut fds) = match half::receive(self.socket)? {
                 Received::Nothing => return Ok(true),
                 Received::End => return Ok(false),
@@ -278,18 +311,48 @@ impl<'a> Half<'a> {
                     self.cgroups += 1;
                 }
                 (Order::Attach { file, points }, 0) if file & OWN_FILE == 0 => {
-                    self.answer(file, &points)?;
+                    self.answer(file, points, None)?;
                 }
                 (Order::Attach { file, points }, 1)
                     if file & OWN_FILE != 0 && !self.files.contains_key(&file) =>
                 {
-                    if self.adopt(file, fds.remove(0))? {
-                        self.answer(file, &points)?;
+                    let fd = fds.remove(0);
+                    if self.adopt(file, &fd)? {
+                        self.answer(file, points, Some(fd))?;
                     }
                 }
-                (Order::Refuse { file, why }, 0) => self.refuse(file, why),
+                (Order::Refuse { file, why }, 0) => self.refuse(file, why)?,
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
-                (order, fds) => bail!("unexpected order with {fds} descriptors: {order:?}"),
+                (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the workers did, and what they did not do in time.
+    fn take_work(&mut self) {
+        for (id, done) in self.workers.finished() {
+            let Some(file) = self.files.get_mut(&id) else {
+                continue;
+            };
+            match (done, &file.state) {
+                (Some(Done::Opened(Ok(fd))), State::Opening) => {
+                    file.state = State::Asked;
+                    let path = file.path.clone();
+                    self.report(Report::Opened { file: id, path }, Some(fd.into()));
+                }
+                (Some(Done::Opened(Err(error))), State::Opening) => {
+                    self.unread(id, format!("open it: {error}"));
+                }
+                (None, State::Opening) => {
+                    self.unread(id, "its file system does not answer".to_owned());
+                }
+                // Also when it was given up before.
+                (Some(Done::Placed(placed)), _) => self.placed(id, placed),
+                (None, State::Placing) => {
+                    self.placed(id, Err("the kernel places no probe in it".to_owned()));
+                }
+                (Some(Done::Opened(_)) | None, _) => {}
             }
         }
     }
@@ -386,12 +449,12 @@ impl<'a> Half<'a> {
         if mapping.inode == 0 || !self.is_wanted(mapping.pid) {
             return Ok(());
         }
-        let (fd, stat) = match file::open_mapped(mapping) {
-            Ok(opened) => opened,
+        let (fd, version) = match file::mapped(mapping) {
+            Ok(mapped) => mapped,
             // The process went on, or was shorter than our way here. What it maps now is reported by
             // itself; what it used meanwhile may have been a TLS library.
-            Err(error) if is_gone(&error) => match file::open_named(mapping) {
-                Ok(opened) => opened,
+            Err(error) if is_gone(&error) => match file::by_name(mapping) {
+                Ok(named) => named,
                 Err(_) => {
                     self.missed(mapping);
                     return Ok(());
@@ -406,43 +469,40 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
         };
-        let version = file::version(&stat);
         if self.nothing.contains(&version) {
             return Ok(());
         }
-        let known = self.held.get(&file::identity(&stat)).copied();
+        let known = self.held.get(&version.identity).copied();
         let id = known.unwrap_or(self.next_file);
         if !self.mapped.insert((mapping.pid, id)) {
             return Ok(());
         }
-        let asked = known.is_none_or(|id| matches!(self.files[&id].state, State::Asked));
-        let held = asked
+        let is_open = known.is_none_or(|id| self.files[&id].is_open());
+        let held = is_open
             && self.filter.hold
             && mapping.at.is_some()
             && self.holds.plan(mapping.pid, id, self.group);
         self.tell(mapping.pid);
-        let mut sent = None;
-        if known.is_none() {
-            self.next_file += 1;
-            let fd = Rc::new(fd);
-            sent = Some(fd.clone());
-            self.hold_file(id, fd, &stat);
-        }
-        let path = mapping.path.clone();
         self.report(
             Report::Mapped(Mapped {
                 file: id,
                 pid: mapping.pid,
                 at: mapping.at,
-                path,
                 held,
             }),
-            sent,
+            None,
         );
         if held {
             // Said before it is done: should we die now, the pipeline continues it.
             self.flush()?;
             self.holds.stop(mapping.pid);
+        }
+        if known.is_none() {
+            self.next_file += 1;
+            let fd = self.hold_file(id, fd, version, &mapping.path, State::Opening);
+            let open = move || Done::Opened(file::for_pipeline(&fd));
+            let device = version.identity.device();
+            self.workers.start(id, device, OPENING, open);
         }
         // Refused once: the same for this process.
         if let Some(File {
@@ -468,57 +528,101 @@ impl<'a> Half<'a> {
         );
     }
 
-    fn hold_file(&mut self, id: FileId, fd: Rc<OwnedFd>, stat: &rustix::fs::Stat) {
-        let identity = file::identity(stat);
-        let version = file::version(stat);
+    fn hold_file(
+        &mut self,
+        id: FileId,
+        fd: OwnedFd,
+        version: Version,
+        path: &str,
+        state: State,
+    ) -> Arc<OwnedFd> {
+        let fd = Arc::new(fd);
         let file = File {
-            fd,
-            identity,
+            fd: fd.clone(),
             version,
+            path: path.to_owned(),
             since: Instant::now(),
-            state: State::Asked,
+            state,
         };
-        self.held.insert(identity, id);
+        self.held.insert(version.identity, id);
         self.files.insert(id, file);
+        fd
+    }
+
+    /// Forgets a file: if it is mapped again it is a new one.
+    fn drop_file(&mut self, id: FileId) -> Option<File> {
+        let file = self.files.remove(&id)?;
+        self.held.remove(&file.version.identity);
+        Some(file)
+    }
+
+    /// A file that can't be opened, or not now.
+    fn unread(&mut self, id: FileId, why: String) {
+        if let Some(File { path, .. }) = self.drop_file(id) {
+            let file = id;
+            self.report(Report::Unread { file, path, why }, None);
+            self.let_go(id);
+        }
     }
 
     /// A file that the pipeline opened itself, as the user. False: it is known by another number.
-    fn adopt(&mut self, id: FileId, fd: OwnedFd) -> Result<bool> {
-        let stat = file::regular(&fd)?;
-        if self.held.contains_key(&file::identity(&stat)) {
+    fn adopt(&mut self, id: FileId, fd: &OwnedFd) -> Result<bool> {
+        let (fd, version) = file::named(fd)?;
+        if self.held.contains_key(&version.identity) {
             let why = "the file is known already".to_owned();
             self.report(Report::Refused { file: id, why }, None);
             return Ok(false);
         }
-        self.hold_file(id, Rc::new(fd), &stat);
+        self.hold_file(id, fd, version, "", State::Asked);
         Ok(true)
     }
 
-    /// The pipeline looked at a file.
-    fn answer(&mut self, id: FileId, sites: &[Site]) -> Result<()> {
-        if !matches!(
-            self.files.get(&id),
-            Some(File {
-                state: State::Asked,
-                ..
-            })
-        ) {
-            bail!("an order about file {id:x}, which was not asked for");
-        }
+    /// The pipeline looked at a file, by `own` if it was its own.
+    fn answer(&mut self, id: FileId, sites: Vec<Site>, own: Option<OwnedFd>) -> Result<()> {
+        let file = self.asked(id)?;
         if sites.is_empty() {
-            let file = self.files.remove(&id).context("checked above")?;
-            self.held.remove(&file.identity);
+            let version = file.version;
+            self.drop_file(id);
             if self.nothing.len() >= NOTHING_LIMIT {
                 self.nothing.clear();
             }
-            self.nothing.insert(file.version);
+            self.nothing.insert(version);
             self.let_go(id);
             return Ok(());
         }
-        let since = self.files[&id].since;
-        let (state, report) = match self.attach(id, sites) {
+        file.state = State::Placing;
+        let device = file.version.identity.device();
+        let fd = file.fd.clone();
+        // A small fixed set of processes: nobody else meets a breakpoint.
+        let only = match &self.filter {
+            Filter {
+                follow: false,
+                pids,
+                ..
+            } if pids.len() <= LINKS_PER_PROCESS => pids.clone(),
+            _ => Vec::new(),
+        };
+        let programs = self.kernel.programs.clone();
+        let place = move || Done::Placed(place(&programs, &fd, own, &sites, &only));
+        self.workers.start(id, device, PLACING, place);
+        Ok(())
+    }
+
+    /// The file, which the pipeline was asked about.
+    fn asked(&mut self, id: FileId) -> Result<&mut File> {
+        match self.files.get_mut(&id) {
+            Some(file) if matches!(file.state, State::Asked) => Ok(file),
+            _ => bail!("an order about file {id:x}, which was not asked for"),
+        }
+    }
+
+    fn placed(&mut self, id: FileId, placed: Result<Vec<UProbeLink>, String>) {
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
+        let (state, report) = match placed {
             Ok(links) => {
-                let micros = since.elapsed().as_micros() as u64;
+                let micros = file.since.elapsed().as_micros() as u64;
                 let attached = Attached {
                     file: id,
                     at: now(),
@@ -534,12 +638,9 @@ impl<'a> Half<'a> {
                 Report::Refused { file: id, why },
             ),
         };
-        if let Some(file) = self.files.get_mut(&id) {
-            file.state = state;
-        }
+        file.state = state;
         self.report(report, None);
         self.let_go(id);
-        Ok(())
     }
 
     /// Those who waited for this file go on, after what was said about it.
@@ -556,39 +657,10 @@ impl<'a> Half<'a> {
 
     /// The pipeline found a library that it won't probe. It has told those who map it; later ones are
     /// told by us.
-    fn refuse(&mut self, id: FileId, why: String) {
-        if let Some(file) = self.files.get_mut(&id) {
-            file.state = State::Refused(why);
-        }
+    fn refuse(&mut self, id: FileId, why: String) -> Result<()> {
+        self.asked(id)?.state = State::Refused(why);
         self.let_go(id);
-    }
-
-    fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
-        let fd = self.files[&id].fd.clone();
-        file::check_sites(&fd, sites)?;
-        // A small fixed set of processes: nobody else meets a breakpoint.
-        let only = match &self.filter {
-            Filter {
-                follow: false,
-                pids,
-                ..
-            } if pids.len() <= LINKS_PER_PROCESS => &pids[..],
-            _ => &[],
-        };
-        let links = self
-            .kernel
-            .attach(&fd, sites, only)
-            .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
-        if !self.kernel.is_for_everybody(only) {
-            // Not in a mapping of ours, so there is nothing to look at. An instruction that the kernel
-            // refuses is an error where the file is mapped already.
-            return Ok(links);
-        }
-        match file::check_placed(&fd, sites) {
-            Ok(true) => Ok(links),
-            Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
-            Err(error) => Err(format!("look whether the probes are in place: {error}")),
-        }
+        Ok(())
     }
 
     fn tell(&mut self, pid: u32) {
@@ -690,7 +762,7 @@ impl<'a> Half<'a> {
         Ok(())
     }
 
-    fn report(&mut self, report: Report, fd: Option<Rc<OwnedFd>>) {
+    fn report(&mut self, report: Report, fd: Option<Arc<OwnedFd>>) {
         self.outbox.push_back((report, fd));
     }
 
@@ -714,6 +786,40 @@ impl<'a> Half<'a> {
 /// The process or its mapping is not there any more.
 fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+impl File {
+    /// May it still turn out to be one that is probed?
+    fn is_open(&self) -> bool {
+        matches!(self.state, State::Opening | State::Asked | State::Placing)
+    }
+}
+
+/// Places the probes of one file; `own` is the pipeline's descriptor of it, if it has one. Waits for the
+/// file system and for the kernel.
+fn place(
+    programs: &Programs,
+    file: &OwnedFd,
+    own: Option<OwnedFd>,
+    sites: &[Site],
+    only: &[u32],
+) -> Result<Vec<UProbeLink>, String> {
+    let opened = own.map_or_else(|| file::readable(file), Ok);
+    let opened = opened.map_err(|error| format!("open it: {error}"))?;
+    file::check_sites(&opened, sites)?;
+    let links = programs
+        .attach(file, sites, only)
+        .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
+    if !programs.is_for_everybody(only) {
+        // Not in a mapping of ours, so there is nothing to look at. An instruction that the kernel
+        // refuses is an error where the file is mapped already.
+        return Ok(links);
+    }
+    match file::check_placed(&opened, sites) {
+        Ok(true) => Ok(links),
+        Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
+        Err(error) => Err(format!("look whether the probes are in place: {error}")),
+    }
 }
 
 /// One descriptor a file that is looked at, several for a probed one.

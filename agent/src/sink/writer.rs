@@ -19,6 +19,9 @@ const BATCH: usize = 256 << 10;
 /// Most bytes handed over and not written yet: 50 ms of the fastest program. Only a target that is slower
 /// than that fills it; it is given back when the target has caught up.
 const QUEUE: usize = 64 << 20;
+/// When less than this is free, who can wait should: between two questions come 32 records of 64 KiB, each byte
+/// of which can become six.
+const ROOM: usize = 16 << 20;
 /// Empty batches kept for use again. A burst may have needed more, which are given back.
 const SPARE: usize = 16;
 
@@ -128,9 +131,9 @@ impl Writer {
         }
     }
 
-    /// Would the next batch or two be dropped?
+    /// Could what comes until the next question be dropped?
     pub(super) fn is_full(&self) -> bool {
-        self.shared.lock().bytes + 4 * BATCH > QUEUE
+        self.shared.lock().bytes + ROOM > QUEUE
     }
 
     pub(super) fn flush(&mut self) {
