@@ -3,7 +3,7 @@
 //! The bytes are taken at the return, when their number is known: a write may be partial or refused, a
 //! read fills its buffer. Until then the call is a frame of its thread, known by its stack pointer.
 
-use core::mem::MaybeUninit;
+use core::ffi::c_void;
 
 use agent_ebpf::{
     Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread,
@@ -26,12 +26,40 @@ use crate::{
 #[uprobe(multi)]
 pub fn entry_multi(ctx: ProbeContext) -> u32 {
     let cookie = attach_cookie(ctx.as_ptr());
-    enter(&ctx, cookie, cookie)
+    enter(&ctx, cookie, cookie);
+    0
 }
 
 #[uretprobe(multi)]
 pub fn return_multi(ctx: RetProbeContext) -> u32 {
     leave(&ctx)
+}
+
+/// One link for entry and return (session links, 6.13). What the entry returns decides whether the call
+/// gets a return probe: only one whose frame was opened. aya's attribute would return 0 in any case.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe.multi")]
+pub extern "C" fn call_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    if is_return(&ctx) {
+        return leave(&RetProbeContext::new(ctx.as_ptr()));
+    }
+    let cookie = attach_cookie(ctx.as_ptr());
+    if enter(&ctx, cookie, cookie) {
+        WITH_RETURN
+    } else {
+        WITHOUT_RETURN
+    }
+}
+
+const WITH_RETURN: u32 = 0;
+const WITHOUT_RETURN: u32 = 1;
+
+/// The helper says where the probe is; at the return the caller has control again.
+#[inline(always)]
+fn is_return(ctx: &ProbeContext) -> bool {
+    // SAFETY: the program's own context.
+    unsafe { generated::bpf_get_func_ip(ctx.as_ptr()) != (*ctx.regs).rip }
 }
 
 /// One perf event per point. Before 5.15 there are no cookies, so the program says what the point is;
@@ -41,7 +69,8 @@ macro_rules! perf_entry {
         #[uprobe]
         pub fn $name(ctx: ProbeContext) -> u32 {
             let what = agent_ebpf::cookie(0, Direction::$direction, Shape::$shape);
-            enter(&ctx, what, what)
+            enter(&ctx, what, what);
+            0
         }
     };
 }
@@ -63,13 +92,31 @@ pub fn created_multi(ctx: RetProbeContext) -> u32 {
     created(&ctx, cookie)
 }
 
+/// A session, too: a plain return probe would disturb those of calls that are open.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe.multi")]
+pub extern "C" fn created_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    if is_return(&ctx) {
+        let cookie = attach_cookie(ctx.as_ptr());
+        return created(&RetProbeContext::new(ctx.as_ptr()), cookie);
+    }
+    if stopped() {
+        return WITHOUT_RETURN;
+    }
+    match admit(&bpf_get_current_pid_tgid()) {
+        Admission::Wanted(_) => WITH_RETURN,
+        Admission::Filtered | Admission::Full => WITHOUT_RETURN,
+    }
+}
+
 #[uretprobe]
 pub fn created_perf(ctx: RetProbeContext) -> u32 {
     created(&ctx, 0)
 }
 
 #[inline(always)]
-fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
+fn attach_cookie(ctx: *mut c_void) -> u64 {
     // SAFETY: the program's own context.
     unsafe { generated::bpf_get_attach_cookie(ctx) }
 }
@@ -77,23 +124,24 @@ fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
 const DIRECTION: u64 = 1;
 const SHAPE: u64 = 6;
 
-/// Opens a frame. `what` holds direction and shape as a cookie does.
+/// Opens a frame. `what` holds direction and shape as a cookie does. False: this call has none, and its
+/// return is of no interest.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> u32 {
+fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> bool {
     if stopped() {
-        return 0;
+        return false;
     }
     let id = bpf_get_current_pid_tgid();
     let thread = match admit(&id) {
         Admission::Wanted(thread) => thread,
         Admission::Filtered => {
             count(counter::FILTERED, 1);
-            return 0;
+            return false;
         }
         Admission::Full => {
             count(counter::ENTRIES, 1);
             count(counter::UNMATCHED + filter::FULL, 1);
-            return 0;
+            return false;
         }
     };
     // SAFETY: the program's context, and a map value.
@@ -103,17 +151,17 @@ fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> u32 {
             count(counter::ENTRIES, 1);
             (*thread).depth = 1;
             open(ctx, &raw mut (*thread).frames[0], what, cookie, 0);
+            true
         } else {
-            enter_nested(ctx, thread, what, cookie);
+            enter_nested(ctx, thread, what, cookie)
         }
     }
-    0
 }
 
 /// A call while others of this thread are open: TLS in TLS, one function of the library inside
 /// another, or leftovers of calls that never returned.
 #[inline(always)]
-unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cookie: u64) {
+unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cookie: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let sp = (*ctx.regs).rsp;
@@ -141,7 +189,7 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
             if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
                 // The same trap, run again for a second link on this instruction.
                 count(counter::DUPLICATE, 1);
-                return;
+                return false;
             }
             // Two calls can't be open at one stack pointer: this one and those inside it are gone.
             count(
@@ -155,7 +203,7 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
             if get!(thread, frames[FRAMES - 1].sp) > sp {
                 count(counter::ENTRIES, 1);
                 count(counter::UNMATCHED + unmatched::TOO_DEEP, 1);
-                return;
+                return false;
             }
             count(counter::UNMATCHED + unmatched::ABANDONED, 1);
         }
@@ -165,6 +213,7 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
         (*thread).depth = slot + 1;
         let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
         open(ctx, frame, what, cookie, inner);
+        true
     }
 }
 
@@ -199,7 +248,7 @@ fn leave(ctx: &RetProbeContext) -> u32 {
     if stopped() {
         return 0;
     }
-    let id = bpf_get_current_pid_tgid();
+    let mut id = bpf_get_current_pid_tgid();
     let Some(thread) = THREADS.get_ptr_mut(&id) else {
         return 0;
     };
@@ -239,14 +288,14 @@ fn leave(ctx: &RetProbeContext) -> u32 {
             (*thread).call.position = u64::from(ctx.ret::<i32>() as u32);
         } else {
             // Only now: at a failure it is an uninitialised slot of the caller's stack.
-            let out = get!(frame(thread), out) as *const core::ffi::c_void;
-            // To the stack: with a map as target the kernel's hardened copy takes twice as long.
-            let mut moved = MaybeUninit::<u64>::uninit();
-            if generated::bpf_probe_read_user(moved.as_mut_ptr().cast(), 8, out) != 0 {
+            let out = get!(frame(thread), out) as *const c_void;
+            // To the stack: with a map as target the kernel's hardened copy takes twice as long. Where the
+            // id was, which is of no more use: another slot would be one too many.
+            if generated::bpf_probe_read_user((&raw mut id).cast(), 8, out) != 0 {
                 count(counter::UNREADABLE, 1);
                 return 0;
             }
-            (*thread).call.position = moved.assume_init();
+            (*thread).call.position = id;
         }
         if get!(thread, call.position) == 0 {
             return 0;

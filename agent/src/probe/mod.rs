@@ -13,6 +13,7 @@ mod link;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod mapping;
+mod session;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,7 +25,6 @@ use std::{
 
 use agent_ebpf::{Process, Stream, StreamKey, WANTED};
 use anyhow::{Context as _, Result, bail};
-use aya::programs::uprobe::UProbeLink;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
@@ -35,7 +35,7 @@ pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::{Identity, Version},
     hold::Holds,
-    link::Kernel,
+    link::{Attachment, Kernel},
     mapping::{Happening, Mapping, SideBand},
 };
 use crate::half::{
@@ -113,7 +113,7 @@ enum State {
     /// The pipeline was asked.
     Asked,
     /// Dropping the links detaches.
-    Attached { _links: Vec<UProbeLink> },
+    Attached { _links: Vec<Attachment> },
     /// Looked at, and not to be probed: kept, so that each process is told.
     Refused(String),
 }
@@ -563,7 +563,7 @@ impl<'a> Half<'a> {
         self.let_go(id);
     }
 
-    fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<UProbeLink>, String> {
+    fn attach(&mut self, id: FileId, sites: &[Site]) -> Result<Vec<Attachment>, String> {
         let fd = self.files[&id].fd.clone();
         file::check_sites(&fd, sites)?;
         // A small fixed set of processes: nobody else meets a breakpoint.
