@@ -108,6 +108,16 @@ pub enum Link {
     Perf,
 }
 
+impl Link {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Link::Session => "session",
+            Link::Multi => "multi",
+            Link::PerfCookie | Link::Perf => "perf",
+        }
+    }
+}
+
 /// Which processes are wanted. Lists of one kind mean "or", different kinds "and"; all empty: everybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {

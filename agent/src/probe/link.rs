@@ -84,6 +84,13 @@ impl Kernel {
         #[cfg(feature = "kernel-log")]
         let log = super::log::KernelLog::open(&mut ebpf)?;
         let link = best_link(allow_multi);
+        if link != Link::Session {
+            limits.push(
+                "no session links (Linux 6.13): a program that switches stacks inside a TLS call, such as \
+                 coroutines do, can be killed"
+                    .to_owned(),
+            );
+        }
         let mut sessions = Vec::new();
         if link == Link::Session {
             for name in SESSIONS {
