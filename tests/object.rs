@@ -35,9 +35,11 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 17] = [
+    ("call_session", "uprobe.multi"),
     ("created_multi", "uretprobe.multi"),
     ("created_perf", "uretprobe"),
+    ("created_session", "uprobe.multi"),
     ("entry_multi", "uprobe.multi"),
     ("entry_read", "uprobe"),
     ("entry_read_fourth", "uprobe"),
@@ -829,9 +831,11 @@ impl LoadAttributes {
         const TRACING: u32 = 26;
         const RAW_TP: u32 = 23;
         const UPROBE_MULTI: u32 = 48;
+        const UPROBE_SESSION: u32 = 57;
         let section = program.section.as_str();
         let (kind, attach_type) = match section.split('/').next() {
             Some("uprobe" | "uretprobe") => (KPROBE, 0),
+            Some("uprobe.multi") if program.name.ends_with("_session") => (KPROBE, UPROBE_SESSION),
             Some("uprobe.multi" | "uretprobe.multi") => (KPROBE, UPROBE_MULTI),
             Some("raw_tp") => (RAW_TRACEPOINT, 0),
             Some("tp_btf") => (TRACING, RAW_TP),

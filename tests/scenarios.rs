@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{Data, Direction, Gap, Head, Shape, Socket, cause, cookie, kind};
+use agent_ebpf::{Data, Direction, Gap, Head, Shape, Socket, Unseen, cause, cookie, kind};
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use vortex_agent::{
@@ -93,6 +93,12 @@ enum Step {
         direction: String,
         offset: u64,
         length: u64,
+    },
+    /// A call that passed by; handle 0: one that makes a handle.
+    Unseen {
+        pid: u32,
+        handle: u64,
+        point: u64,
     },
     Socket {
         cookie: u64,
@@ -309,6 +315,16 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             };
             line.pending(&[pending], time, out);
         }
+        Step::Unseen { pid, handle, point } => {
+            let unseen = Unseen {
+                head: head(kind::UNSEEN, Direction::Received, 0, time),
+                pid_tgid: u64::from(*pid) << 32 | u64::from(*pid),
+                born: 0,
+                handle: *handle,
+                cookie: cookie(*point, Direction::Received, Shape::OutFourth),
+            };
+            line.record(unseen.as_bytes(), time, out);
+        }
         Step::Socket {
             cookie,
             local,
@@ -396,6 +412,7 @@ scenarios! {
     late_facts
     loss
     one_request
+    other_stack
     reused_handle
     wrong_order
 }

@@ -3,7 +3,7 @@
 //! The bytes are taken at the return, when their number is known: a write may be partial or refused, a
 //! read fills its buffer. Until then the call is a frame of its thread, known by its stack pointer.
 
-use core::mem::MaybeUninit;
+use core::ffi::c_void;
 
 use agent_ebpf::{
     Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread,
@@ -11,7 +11,7 @@ use agent_ebpf::{
 };
 use aya_ebpf::{
     EbpfContext as _,
-    helpers::{bpf_get_current_pid_tgid, generated},
+    helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, generated},
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
@@ -19,19 +19,47 @@ use aya_ebpf::{
 use crate::{
     emit,
     filter::{self, Admission, admit},
-    maps::{THREADS, count, get, hide, opaque, stopped},
+    maps::{THREADS, count, get, hide, offset, opaque, stopped},
 };
 
 /// One link for all points of a file (uprobe_multi, 6.6): the cookie says what each point is.
 #[uprobe(multi)]
 pub fn entry_multi(ctx: ProbeContext) -> u32 {
     let cookie = attach_cookie(ctx.as_ptr());
-    enter(&ctx, cookie, cookie)
+    enter::<false>(&ctx, cookie, cookie);
+    0
 }
 
 #[uretprobe(multi)]
 pub fn return_multi(ctx: RetProbeContext) -> u32 {
     leave(&ctx)
+}
+
+/// One link for entry and return (session links, 6.13). What the entry returns decides whether the call
+/// gets a return probe: only one whose frame was opened. aya's attribute would return 0 in any case.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe.multi")]
+pub extern "C" fn call_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    if is_return(&ctx) {
+        return leave(&RetProbeContext::new(ctx.as_ptr()));
+    }
+    let cookie = attach_cookie(ctx.as_ptr());
+    if enter::<true>(&ctx, cookie, cookie) {
+        WITH_RETURN
+    } else {
+        WITHOUT_RETURN
+    }
+}
+
+const WITH_RETURN: u32 = 0;
+const WITHOUT_RETURN: u32 = 1;
+
+/// The helper says where the probe is; at the return the caller has control again.
+#[inline(always)]
+fn is_return(ctx: &ProbeContext) -> bool {
+    // SAFETY: the program's own context.
+    unsafe { generated::bpf_get_func_ip(ctx.as_ptr()) != (*ctx.regs).rip }
 }
 
 /// One perf event per point. Before 5.15 there are no cookies, so the program says what the point is;
@@ -41,7 +69,8 @@ macro_rules! perf_entry {
         #[uprobe]
         pub fn $name(ctx: ProbeContext) -> u32 {
             let what = agent_ebpf::cookie(0, Direction::$direction, Shape::$shape);
-            enter(&ctx, what, what)
+            enter::<false>(&ctx, what, what);
+            0
         }
     };
 }
@@ -63,13 +92,38 @@ pub fn created_multi(ctx: RetProbeContext) -> u32 {
     created(&ctx, cookie)
 }
 
+/// A session, too: a return probe is a return probe, whatever the function does.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe.multi")]
+pub extern "C" fn created_session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    let cookie = attach_cookie(ctx.as_ptr());
+    if is_return(&ctx) {
+        return created(&RetProbeContext::new(ctx.as_ptr()), cookie);
+    }
+    if stopped() {
+        return WITHOUT_RETURN;
+    }
+    let Admission::Wanted(thread) = admit(&bpf_get_current_pid_tgid()) else {
+        return WITHOUT_RETURN;
+    };
+    // SAFETY: the program's context, and a map value.
+    unsafe {
+        if is_other_stack_open(thread, (*ctx.regs).rsp) {
+            skip(thread, 0, cookie);
+            return WITHOUT_RETURN;
+        }
+    }
+    WITH_RETURN
+}
+
 #[uretprobe]
 pub fn created_perf(ctx: RetProbeContext) -> u32 {
     created(&ctx, 0)
 }
 
 #[inline(always)]
-fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
+fn attach_cookie(ctx: *mut c_void) -> u64 {
     // SAFETY: the program's own context.
     unsafe { generated::bpf_get_attach_cookie(ctx) }
 }
@@ -77,23 +131,24 @@ fn attach_cookie(ctx: *mut core::ffi::c_void) -> u64 {
 const DIRECTION: u64 = 1;
 const SHAPE: u64 = 6;
 
-/// Opens a frame. `what` holds direction and shape as a cookie does.
+/// Opens a frame. `what` holds direction and shape as a cookie does. False: this call has none, and its
+/// return is of no interest. Only a `SESSION` can do without its return probe.
 #[inline(always)]
-fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> u32 {
+fn enter<const SESSION: bool>(ctx: &ProbeContext, what: u64, cookie: u64) -> bool {
     if stopped() {
-        return 0;
+        return false;
     }
     let id = bpf_get_current_pid_tgid();
     let thread = match admit(&id) {
         Admission::Wanted(thread) => thread,
         Admission::Filtered => {
             count(counter::FILTERED, 1);
-            return 0;
+            return false;
         }
         Admission::Full => {
             count(counter::ENTRIES, 1);
             count(counter::UNMATCHED + filter::FULL, 1);
-            return 0;
+            return false;
         }
     };
     // SAFETY: the program's context, and a map value.
@@ -103,19 +158,30 @@ fn enter(ctx: &ProbeContext, what: u64, cookie: u64) -> u32 {
             count(counter::ENTRIES, 1);
             (*thread).depth = 1;
             open(ctx, &raw mut (*thread).frames[0], what, cookie, 0);
+            true
         } else {
-            enter_nested(ctx, thread, what, cookie);
+            enter_nested::<SESSION>(ctx, thread, what, cookie)
         }
     }
-    0
 }
 
 /// A call while others of this thread are open: TLS in TLS, one function of the library inside
 /// another, or leftovers of calls that never returned.
 #[inline(always)]
-unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cookie: u64) {
+unsafe fn enter_nested<const SESSION: bool>(
+    ctx: &ProbeContext,
+    thread: *mut Thread,
+    what: u64,
+    cookie: u64,
+) -> bool {
     // SAFETY: the caller's.
     unsafe {
+        if SESSION && is_other_stack_open(thread, (*ctx.regs).rsp) {
+            count(counter::ENTRIES, 1);
+            count(counter::UNMATCHED + unmatched::OTHER_STACK, 1);
+            skip(thread, ctx.arg(0).unwrap_or(0), cookie);
+            return false;
+        }
         let sp = (*ctx.regs).rsp;
         let handle = ctx.arg::<u64>(0).unwrap_or(0);
         let mut slot = get!(thread, depth);
@@ -141,7 +207,7 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
             if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
                 // The same trap, run again for a second link on this instruction.
                 count(counter::DUPLICATE, 1);
-                return;
+                return false;
             }
             // Two calls can't be open at one stack pointer: this one and those inside it are gone.
             count(
@@ -155,7 +221,7 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
             if get!(thread, frames[FRAMES - 1].sp) > sp {
                 count(counter::ENTRIES, 1);
                 count(counter::UNMATCHED + unmatched::TOO_DEEP, 1);
-                return;
+                return false;
             }
             count(counter::UNMATCHED + unmatched::ABANDONED, 1);
         }
@@ -165,6 +231,112 @@ unsafe fn enter_nested(ctx: &ProbeContext, thread: *mut Thread, what: u64, cooki
         (*thread).depth = slot + 1;
         let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
         open(ctx, frame, what, cookie, inner);
+        true
+    }
+}
+
+/// Another call this near below an open one is on the same stack: TLS in TLS, 5.6 KiB deep in curl. Two
+/// calls on different stacks are never that near: the upper stack goes on below its call, with more than this
+/// for the library alone, which needs 5 KiB from `SSL_write` to the socket.
+const NEST: u64 = 8 << 10;
+/// What lies this far below the main thread's first frame is its stack: the kernel keeps mappings 128 MiB
+/// away. There calls nest as deep as they like: JavaScript writes from a callback of a read, 21 KiB deeper.
+const MAIN_STACK: u64 = 64 << 20;
+
+/// Is a call of this thread open on another stack, as coroutines leave it?
+///
+/// The kernel keeps the return probes of a thread in the order of one stack. A second one on a stack above
+/// makes it forget the first, one below makes it take the first return for the second: either way a program
+/// is killed (SIGILL). So the open calls are always on one stack. Those found dead are dropped here.
+#[inline(always)]
+unsafe fn is_other_stack_open(thread: *mut Thread, sp: u64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut i = 0;
+        while i < FRAMES {
+            let above = get!(thread, frames[i].sp).wrapping_sub(sp);
+            if (i as u64) < get!(thread, depth) && above <= NEST {
+                return false;
+            }
+            i += 1;
+        }
+        // The open calls are on one stack, so one of them speaks for all.
+        let top = main_stack_top(thread);
+        let is_on_main = |sp: u64| top.wrapping_sub(sp) < MAIN_STACK;
+        if is_on_main(sp) && is_on_main(get!(thread, frames[0].sp)) {
+            return false;
+        }
+        let mut i = 0;
+        while i < FRAMES {
+            let depth = get!(thread, depth);
+            if depth == 0 {
+                return false;
+            }
+            (*thread).depth = depth - 1;
+            if returns_to_trampoline(thread) {
+                (*thread).depth = get!(thread, depth) + 1;
+                return true;
+            }
+            if get!(frame(thread), flags) & FRAME_INNER == 0 {
+                count(counter::UNMATCHED + unmatched::ABANDONED, 1);
+            }
+            i += 1;
+        }
+    }
+    false
+}
+
+/// Where the first frame of the process began; 0 if that is not known.
+#[inline(always)]
+unsafe fn main_stack_top(thread: *mut Thread) -> u64 {
+    if offset!(mm_start_stack) == 0 {
+        return 0;
+    }
+    // SAFETY: kernel memory is read by the helper, which fails on a wrong address; `position` is of no use
+    // between two calls.
+    unsafe {
+        let to: *mut c_void = (&raw mut (*hide(thread)).position).cast();
+        let mm = (bpf_get_current_task() + offset!(task_mm)) as *const c_void;
+        if generated::bpf_probe_read_kernel(to, 8, mm) != 0 {
+            return 0;
+        }
+        let start = (get!(thread, position) + offset!(mm_start_stack)) as *const c_void;
+        if generated::bpf_probe_read_kernel(to, 8, start) != 0 {
+            return 0;
+        }
+        get!(thread, position)
+    }
+}
+
+/// Will the call behind the open ones still return? Until then the word at its stack pointer is the address
+/// of the kernel's trampoline, which is the first of a page of its own. Of what else may be there, from the
+/// program's own code or by a later use of the stack, hardly anything is the start of a page; and if, or if
+/// the stack is away, "yes" costs some calls their capture, while "no" could cost the program its life.
+#[inline(always)]
+unsafe fn returns_to_trampoline(thread: *mut Thread) -> bool {
+    const PAGE: u64 = 4096;
+    // SAFETY: a map value; `position` is of no use between two calls.
+    unsafe {
+        let from = get!(frame(thread), sp) as *const c_void;
+        let to = (&raw mut (*hide(thread)).position).cast();
+        if generated::bpf_probe_read_user(to, 8, from) != 0 {
+            return true;
+        }
+        let word = get!(thread, position);
+        word != 0 && word % PAGE == 0
+    }
+}
+
+/// Says that nobody sees this call.
+#[inline(always)]
+unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
+    // SAFETY: a map value.
+    unsafe {
+        (*thread).key.handle = handle;
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.direction = Direction::Received as u32;
+        (*thread).cookie = cookie;
+        emit::unseen(thread);
     }
 }
 
@@ -199,7 +371,7 @@ fn leave(ctx: &RetProbeContext) -> u32 {
     if stopped() {
         return 0;
     }
-    let id = bpf_get_current_pid_tgid();
+    let mut id = bpf_get_current_pid_tgid();
     let Some(thread) = THREADS.get_ptr_mut(&id) else {
         return 0;
     };
@@ -239,14 +411,14 @@ fn leave(ctx: &RetProbeContext) -> u32 {
             (*thread).call.position = u64::from(ctx.ret::<i32>() as u32);
         } else {
             // Only now: at a failure it is an uninitialised slot of the caller's stack.
-            let out = get!(frame(thread), out) as *const core::ffi::c_void;
-            // To the stack: with a map as target the kernel's hardened copy takes twice as long.
-            let mut moved = MaybeUninit::<u64>::uninit();
-            if generated::bpf_probe_read_user(moved.as_mut_ptr().cast(), 8, out) != 0 {
+            let out = get!(frame(thread), out) as *const c_void;
+            // To the stack: with a map as target the kernel's hardened copy takes twice as long. Where the
+            // id was, which is of no more use: another slot would be one too many.
+            if generated::bpf_probe_read_user((&raw mut id).cast(), 8, out) != 0 {
                 count(counter::UNREADABLE, 1);
                 return 0;
             }
-            (*thread).call.position = moved.assume_init();
+            (*thread).call.position = id;
         }
         if get!(thread, call.position) == 0 {
             return 0;

@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Data, Direction, Gap, Head, Opened, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, cause,
-    control, counter, kind,
+    Data, Direction, Gap, Head, Opened, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, Unseen,
+    cause, control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -212,6 +212,34 @@ pub unsafe fn opened(thread: *mut Thread) {
         };
         (*record).pid_tgid = get!(thread, pid_tgid);
         (*record).born = get!(thread, call.opened);
+        (*record).handle = get!(thread, key.handle);
+        (*record).cookie = get!(thread, cookie);
+        generated::bpf_ringbuf_submit(record.cast(), wake_flags());
+    }
+}
+
+/// A call of the handle in `key` passes by. If the ring is full, the counter alone says so.
+#[inline(always)]
+pub unsafe fn unseen(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
+    unsafe {
+        (*thread).handle_born = get!(thread, born);
+        let stream = stream(thread);
+        if !stream.is_null() && get!(stream, opened) != 0 {
+            (*thread).handle_born = get!(stream, opened);
+        }
+        let record: *mut Unseen = reserve(size_of::<Unseen>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::UNSEEN,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).born = get!(thread, handle_born);
         (*record).handle = get!(thread, key.handle);
         (*record).cookie = get!(thread, cookie);
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());

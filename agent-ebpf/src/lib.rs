@@ -54,6 +54,8 @@ pub mod kind {
     pub const OPENED: u16 = 4;
     /// A socket used inside a TLS call, once per socket: [`super::Socket`].
     pub const SOCKET: u16 = 3;
+    /// A call that nobody sees: [`super::Unseen`].
+    pub const UNSEEN: u16 = 5;
 }
 
 /// Why bytes of a stream were not copied ([`Gap::cause`]); also the index of the counter, counted
@@ -109,7 +111,9 @@ pub mod unmatched {
     pub const MAP_FULL: usize = 2;
     /// The thread ended, or the process called exec, inside the call.
     pub const EXITED: usize = 3;
-    pub const COUNT: usize = 4;
+    /// A call of the thread is open on another stack: a return probe here would kill the program.
+    pub const OTHER_STACK: usize = 4;
+    pub const COUNT: usize = 5;
 }
 
 /// Indices of the control words. The reader writes them through its mapping.
@@ -194,6 +198,21 @@ pub struct Opened {
     pub born: u64,
     pub handle: u64,
     /// Attach cookie of the probe point, 0 where the kernel has no cookies.
+    pub cookie: u64,
+}
+
+/// A call that was let pass without a return probe: bytes of its handle are missing, and nobody knows how
+/// many.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Unseen {
+    pub head: Head,
+    pub pid_tgid: u64,
+    /// As [`Data::born`].
+    pub born: u64,
+    /// 0: the object is not made yet. Its address may be that of a handle that is known.
+    pub handle: u64,
+    /// Attach cookie of the probe point.
     pub cookie: u64,
 }
 
@@ -318,13 +337,15 @@ pub struct Thread {
 }
 
 /// Offsets of kernel structure members, read from BTF by user space: there is no CO-RE in Rust.
-/// A group whose members are not all known is switched off (see `task_tgid`, `sock_family`).
+/// A group whose members are not all known is switched off (see `task_tgid`, `task_mm`, `sock_family`).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Offsets {
     pub task_tgid: u32,
     pub task_group_leader: u32,
     pub task_comm: u32,
+    pub task_mm: u32,
+    pub mm_start_stack: u32,
     pub sock_family: u32,
     pub sock_num: u32,
     pub sock_dport: u32,

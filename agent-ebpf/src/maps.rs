@@ -71,6 +71,8 @@ static OFFSETS: Offsets = Offsets {
     task_tgid: 0,
     task_group_leader: 0,
     task_comm: 0,
+    task_mm: 0,
+    mm_start_stack: 0,
     sock_family: 0,
     sock_num: 0,
     sock_dport: 0,

@@ -88,6 +88,7 @@ impl Connections {
             id: self.name(&id),
             attribution: Attribution::None,
             joined,
+            has_unseen: false,
             local: None,
             peer: None,
             library_name: library.map(|(name, _)| name.to_owned()),

@@ -1,6 +1,6 @@
 //! Which file is probed where, and which process is seen through it from when.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use agent_ebpf::cookie;
 
@@ -20,6 +20,8 @@ pub struct Table {
     points: Vec<(FileId, &'static str)>,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
     seen: HashMap<(u32, FileId), Option<u64>>,
+    /// Processes with calls through a file that nobody sees.
+    switching: HashSet<(u32, FileId)>,
 }
 
 #[derive(Debug)]
@@ -193,13 +195,16 @@ impl Table {
             (State::Asked | State::Refused(_), _) => None,
         };
         self.seen.insert((user.pid, id), seen_from);
-        (user.pid, self.coverage(id, seen_from))
+        (user.pid, self.coverage(user.pid, id, seen_from))
     }
 
-    fn coverage(&self, id: FileId, seen_from: Option<u64>) -> Coverage {
+    fn coverage(&self, pid: u32, id: FileId, seen_from: Option<u64>) -> Coverage {
         let file = &self.files[&id];
+        let switching = self.switching.contains(&(pid, id)).then_some(
+            "it makes TLS calls while one is open on another stack, as coroutines do: those are not seen",
+        );
         let late = seen_from.map(|_| "its calls before `seen_from` were not seen");
-        let (status, reason) = match (&file.state, file.partly.or(late)) {
+        let (status, reason) = match (&file.state, switching.or(file.partly).or(late)) {
             (State::Attached(_), None) => (CoverageStatus::Probed, None),
             (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(why.to_owned())),
             (State::Refused(why), _) => (CoverageStatus::Refused, Some(why.clone())),
@@ -252,7 +257,14 @@ impl Table {
         };
         let seen_from = (joined == Joined::Middle).then_some(at);
         self.seen.insert((pid, id), seen_from);
-        Some(self.coverage(id, seen_from))
+        Some(self.coverage(pid, id, seen_from))
+    }
+
+    /// A call of this process through this file was not seen. Said once.
+    pub fn switches(&mut self, pid: u32, id: FileId) -> Option<Coverage> {
+        let seen_from = *self.seen.get(&(pid, id))?;
+        let is_new = self.switching.insert((pid, id));
+        is_new.then(|| self.coverage(pid, id, seen_from))
     }
 
     /// The process is gone, or became another program.
@@ -261,5 +273,6 @@ impl Table {
         for users in self.early.values_mut() {
             users.retain(|user| user.pid != pid);
         }
+        self.switching.retain(|(known, _)| *known != pid);
     }
 }

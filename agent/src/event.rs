@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_ebpf::{Data, Direction, Gap, Head, Opened, Socket, cause, kind};
+use agent_ebpf::{Data, Direction, Gap, Head, Opened, Socket, Unseen, cause, kind};
 use zerocopy::FromBytes as _;
 
 use crate::record::Cause;
@@ -35,6 +35,12 @@ pub enum Event<'a> {
         point: u64,
         time: u64,
     },
+    /// A call of the handle passed by, and its bytes with it. No handle: a call that makes one.
+    Unseen {
+        handle: HandleId,
+        point: u64,
+        time: u64,
+    },
     /// The two ends of a socket.
     Socket {
         cookie: u64,
@@ -48,7 +54,7 @@ impl Event<'_> {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Event::Data { stream, .. } | Event::Gap { stream, .. } => Some(stream.handle.pid),
-            Event::Opened { handle, .. } => Some(handle.pid),
+            Event::Opened { handle, .. } | Event::Unseen { handle, .. } => Some(handle.pid),
             Event::Socket { .. } => None,
         }
     }
@@ -129,6 +135,19 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     handle: opened.handle,
                 },
                 point: opened.cookie >> 8,
+                time: head.time,
+            })
+        }
+        kind::UNSEEN => {
+            let (unseen, _) = Unseen::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(unseen.pid_tgid);
+            Ok(Event::Unseen {
+                handle: HandleId {
+                    pid,
+                    born: unseen.born,
+                    handle: unseen.handle,
+                },
+                point: unseen.cookie >> 8,
                 time: head.time,
             })
         }

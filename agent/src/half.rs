@@ -110,11 +110,23 @@ pub struct Hello {
 /// How probes are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Link {
+    /// One link for all points of a file; the entry decides whether there is a return probe (6.13).
+    Session,
     /// One link for all points of a file and kind (6.6).
     Multi,
     /// One perf event per point, with cookies (5.15).
     PerfCookie,
     Perf,
+}
+
+impl Link {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Link::Session => "session",
+            Link::Multi => "multi",
+            Link::PerfCookie | Link::Perf => "perf",
+        }
+    }
 }
 
 /// Which processes are wanted. Lists of one kind mean "or", different kinds "and"; all empty: everybody.

@@ -33,6 +33,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         too_deep: unmatched(unmatched::TOO_DEEP),
         map_full: unmatched(unmatched::MAP_FULL),
         exited: unmatched(unmatched::EXITED),
+        other_stack: unmatched(unmatched::OTHER_STACK),
     };
     let returns = kernel(counter::RETURNS);
     // The totals last: what comes in meanwhile is in flight, never negative.
@@ -45,8 +46,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         + lost_bytes.map_full
         + lost_bytes.over_budget
         + lost_bytes.unknown;
-    let ended =
-        returns + unmatched.abandoned + unmatched.too_deep + unmatched.map_full + unmatched.exited;
+    let ended = returns + unmatched.sum();
     Ledger {
         bytes: Bytes {
             seen,
@@ -113,8 +113,10 @@ mod tests {
                 + unmatched.too_deep
                 + unmatched.map_full
                 + unmatched.exited
+                + unmatched.other_stack
         );
         assert_eq!((calls.returns, calls.filtered), (1 << 9, 1 << 10));
         assert_eq!((unmatched.abandoned, unmatched.exited), (1 << 12, 1 << 15));
+        assert_eq!(unmatched.other_stack, 1 << 16);
     }
 }

@@ -209,6 +209,11 @@ impl Pipeline {
                     self.begin(handle, Joined::Start, file, time, out);
                 }
             }
+            Event::Unseen {
+                handle,
+                point,
+                time,
+            } => self.unseen(handle, point, time, out),
             Event::Data {
                 stream,
                 offset,
@@ -435,7 +440,9 @@ impl Pipeline {
                     tid: (tid != 0).then_some(tid),
                     connection: Some(connection),
                     function,
-                    complete: connection.joined == Joined::Start && stream.lost() == 0,
+                    complete: connection.joined == Joined::Start
+                        && !connection.has_unseen
+                        && stream.lost() == 0,
                     lost_bytes: stream.lost(),
                     body,
                 },
@@ -445,6 +452,35 @@ impl Pipeline {
             waiting.insert(id);
         } else if !waiting.is_empty() {
             waiting.remove(&id);
+        }
+    }
+
+    /// A call that passed by. The one that makes a handle could have named any of them: the kernel goes on
+    /// with its streams.
+    fn unseen(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
+        if self.is_filtered(id.pid) {
+            return;
+        }
+        let file = self.coverage.point(point).map(|(file, _)| file);
+        if let Some(file) = file {
+            // Says how a forked child is seen.
+            self.joined(id, file, time, out);
+        }
+        let incomplete = if id.handle == 0 {
+            self.connections.of(id.pid)
+        } else {
+            self.open(id, point, time, out);
+            vec![id]
+        };
+        for id in incomplete {
+            if let Some(entry) = self.connections.get(&id) {
+                entry.facts.has_unseen = true;
+            }
+        }
+        if let Some(file) = file
+            && let Some(coverage) = self.coverage.switches(id.pid, file)
+        {
+            self.say(vec![(id.pid, coverage)], time, out);
         }
     }
 

@@ -125,6 +125,8 @@ pub struct Connection {
     pub id: String,
     pub attribution: Attribution,
     pub joined: Joined,
+    /// Calls of it passed by: bytes are missing, nobody knows how many.
+    pub has_unseen: bool,
     pub local: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
     /// `OpenSSL`, and its version where the file tells it.
@@ -219,6 +221,13 @@ pub struct Unmatched {
     pub too_deep: u64,
     pub map_full: u64,
     pub exited: u64,
+    pub other_stack: u64,
+}
+
+impl Unmatched {
+    pub const fn sum(&self) -> u64 {
+        self.abandoned + self.too_deep + self.map_full + self.exited + self.other_stack
+    }
 }
 
 /// What became of the records at one sink.
@@ -239,6 +248,8 @@ pub struct Stats {
     /// Own CPU time so far in seconds and resident memory in bytes, both halves.
     pub cpu_seconds: f64,
     pub memory_bytes: u64,
+    /// How the probes are attached: `session`, `multi`, `perf`.
+    pub links: &'static str,
     /// `none`, `redacted`, `full`.
     pub content: &'static str,
     /// What does not work on this machine, in words: no BTF, no attribution.

@@ -250,6 +250,7 @@ struct Session<'a> {
     /// Processes that the half has stopped.
     held: HashSet<u32>,
     limits: Vec<String>,
+    links: &'static str,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
     surveyed: bool,
@@ -364,6 +365,7 @@ impl<'a> Session<'a> {
             filter_set: false,
             held: HashSet::new(),
             limits: Vec::new(),
+            links: "",
             half_usage: (0, 0),
             surveyed: false,
             ended: Vec::new(),
@@ -779,6 +781,7 @@ impl<'a> Session<'a> {
             tracing::warn!("{limit}");
         }
         self.limits = hello.limits;
+        self.links = hello.link.name();
         let wanted = self.filter();
         shared.control.set(control::AWAKE, 1);
         shared.control.set(control::FILTER, self.filter_bits());
@@ -988,6 +991,7 @@ impl<'a> Session<'a> {
                 Content::Full => Policy::Full.name(),
                 Content::None | Content::Redacted => Policy::None.name(),
             },
+            links: self.links,
             limits: self.limits.clone(),
         };
         let now = now();

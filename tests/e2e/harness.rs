@@ -53,6 +53,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("early.c", include_str!("../programs/early.c")),
     ("async_job.c", include_str!("../programs/async_job.c")),
     ("swap.c", include_str!("../programs/swap.c")),
+    ("abandon.c", include_str!("../programs/abandon.c")),
     ("victim.c", include_str!("../programs/victim.c")),
     ("silent.c", include_str!("../programs/silent.c")),
 ];

@@ -296,7 +296,7 @@ impl Records {
         )?;
         let unmatched = causes(
             "calls/unmatched",
-            &["abandoned", "too_deep", "map_full", "exited"],
+            &["abandoned", "too_deep", "map_full", "exited", "other_stack"],
         )?;
         let seen = field("bytes/seen")?;
         let over_limit = field("bytes/over_limit")?;
@@ -561,7 +561,7 @@ mod tests {
                 },
                 "calls": {
                     "entries": 3, "returns": 2, "in_flight": 0, "filtered": 0,
-                    "unmatched": {"abandoned": 0, "too_deep": 0, "map_full": 0, "exited": 1},
+                    "unmatched": {"abandoned": 0, "too_deep": 0, "map_full": 0, "exited": 1, "other_stack": 0},
                 },
             },
         })

@@ -1,5 +1,6 @@
 // Coroutines: two contexts on one thread, each of which gives way inside its write BIO, so that one
-// SSL_write is open on each stack and the one that began first also returns first.
+// SSL_write is open on each stack and the one that began first also returns first. Before its last write
+// each makes an SSL. At the end the main stack writes once for each.
 //
 // usage: swap up|down   Is the second stack above the first one, or below?
 #include "tls.h"
@@ -8,6 +9,7 @@
 
 enum { STACK = 1 << 20, TURNS = 20, SIZE = 3000 };
 
+static SSL_CTX *client;
 static ucontext_t scheduler, coroutines[2];
 static struct pair pairs[2];
 static int running = -1, done[2];
@@ -23,6 +25,8 @@ static long give_way(BIO *bio, int operation, const char *data, size_t size, int
 static void body(int me) {
     unsigned char data[SIZE];
     for (int turn = 0; turn < TURNS; turn++) {
+        if (turn == TURNS - 1)
+            SSL_free(SSL_new(client));
         fill(data, sizeof data, me * 100 + turn + 1);
         write_all(pairs[me].client, &pairs[me].client_truth, data, sizeof data);
     }
@@ -33,7 +37,8 @@ int main(int count, char **arguments) {
     CHECK(count == 2);
     prepare();
     int down = strcmp(arguments[1], "down") == 0;
-    SSL_CTX *client = client_context(), *server = server_context();
+    client = client_context();
+    SSL_CTX *server = server_context();
     char *stacks = mmap(NULL, 2 * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(stacks != MAP_FAILED);
     for (int at = 0; at < 2; at++) {
@@ -54,7 +59,10 @@ int main(int count, char **arguments) {
     }
     running = -1;
     for (int at = 0; at < 2; at++) {
-        read_all(pairs[at].server, &pairs[at].server_truth, TURNS * SIZE);
+        unsigned char data[SIZE];
+        fill(data, sizeof data, at * 100 + 99);
+        write_all(pairs[at].client, &pairs[at].client_truth, data, sizeof data);
+        read_all(pairs[at].server, &pairs[at].server_truth, (TURNS + 1) * SIZE);
         pair_free(&pairs[at]);
     }
     return 0;

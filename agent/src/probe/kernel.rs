@@ -28,7 +28,7 @@ pub fn offsets() -> io::Result<(Offsets, Known)> {
 }
 
 fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
-    let types = Types::new(btf, &["task_struct", "sock", "sock_common"])?;
+    let types = Types::new(btf, &["task_struct", "mm_struct", "sock", "sock_common"])?;
     let at = |name, member| types.member(name, member);
     let in_sock = |member| Some(at("sock", "__sk_common")? + at("sock_common", member)?);
     let mut offsets = Offsets::default();
@@ -41,6 +41,9 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         |o| &mut o.task_group_leader,
         at("task_struct", "group_leader"),
     ) & set(|o| &mut o.task_comm, at("task_struct", "comm"));
+    let mm = at("task_struct", "mm").zip(at("mm_struct", "start_stack"));
+    set(|o| &mut o.task_mm, mm.map(|(mm, _)| mm));
+    set(|o| &mut o.mm_start_stack, mm.map(|(_, stack)| stack));
     let sockets = set(|o| &mut o.sock_family, in_sock("skc_family"))
         & set(|o| &mut o.sock_num, in_sock("skc_num"))
         & set(|o| &mut o.sock_dport, in_sock("skc_dport"))

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap as Named,
+    ffi::{CStr, CString},
     io,
     num::NonZeroU32,
     os::fd::AsRawFd as _,
@@ -21,7 +22,10 @@ use aya::{
 };
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use super::kernel;
+use super::{
+    kernel,
+    session::{self, Session},
+};
 use crate::half::{Link, Site};
 
 /// The kernel programs as they were built.
@@ -38,6 +42,15 @@ const PERF_ENTRIES: [(u64, &str); 5] = [
 const WHAT: u64 = 7;
 /// The low bits of a creator's cookie.
 const CREATED: u64 = 6;
+
+/// Programs for session links: for calls, and for creators.
+const SESSIONS: [&CStr; 2] = [c"call_session", c"created_session"];
+
+/// A link. Dropping it detaches.
+pub enum Attachment {
+    Uprobe { _link: UProbeLink },
+    Session { _link: OwnedFd },
+}
 
 /// The loaded kernel side.
 pub struct Kernel {
@@ -60,6 +73,8 @@ pub struct Kernel {
 pub struct Programs {
     /// The kernel attaches one file after the other anyway.
     ebpf: Arc<Mutex<Ebpf>>,
+    /// [`SESSIONS`], where `link` is [`Link::Session`].
+    sessions: Arc<[Session]>,
     link: Link,
     /// A link can be for one process alone (the filter of the first uprobe_multi kernels is broken).
     scopes_processes: bool,
@@ -81,6 +96,20 @@ impl Kernel {
         #[cfg(feature = "kernel-log")]
         let log = super::log::KernelLog::open(&mut ebpf)?;
         let link = best_link(allow_multi);
+        if link != Link::Session {
+            limits.push(
+                "no session links (Linux 6.13): a program that switches stacks inside a TLS call, such as \
+                 coroutines do, can be killed"
+                    .to_owned(),
+            );
+        }
+        let mut sessions = Vec::new();
+        if link == Link::Session {
+            for name in SESSIONS {
+                let loaded = Session::load(&ebpf, name);
+                sessions.push(loaded.with_context(|| format!("load the kernel program {name:?}"))?);
+            }
+        }
         for name in uprobes(link) {
             let program: &mut UProbe = program(&mut ebpf, name)?;
             program.load().map_err(|error| {
@@ -101,7 +130,7 @@ impl Kernel {
                 follows &= name != "process_fork";
             }
         }
-        let scopes_processes = link == Link::Multi
+        let scopes_processes = matches!(link, Link::Multi | Link::Session)
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
         if known.sockets
@@ -118,6 +147,7 @@ impl Kernel {
             maps,
             programs: Programs {
                 ebpf: Arc::new(Mutex::new(ebpf)),
+                sessions: sessions.into(),
                 link,
                 scopes_processes,
             },
@@ -179,28 +209,32 @@ impl Kernel {
 
 impl Programs {
     /// Does every process that maps a file meet the probes that are attached for `only`?
+    ///
+    /// A session link of one process lets the calls of others have their return probe: where two such
+    /// links meet, no entry program could refuse it.
     pub fn is_for_everybody(&self, only: &[u32]) -> bool {
-        only.is_empty() || !self.scopes_processes
+        only.is_empty() || !self.scopes_processes || self.link == Link::Session && only.len() > 1
     }
 
     /// Probes all sites of a file. The links are undone when they are dropped.
     ///
-    /// By offset through the descriptor's own link in /proc: no path is looked up again. All sites of a
-    /// kind go in one call: the kernel's writer lock costs 5 to 28 ms once, 20 µs each after that. The
-    /// return probes come first, so that no entry stays without its return. The creators come last: a
-    /// connection whose creation was seen counts as seen from its first byte.
+    /// By offset. All sites of a kind go in one call: the kernel's writer lock costs 5 to 28 ms once, 20 µs
+    /// each after that. The return probes come first, so that no entry stays without its return. The
+    /// creators come last: a connection whose creation was seen counts as seen from its first byte.
     ///
     /// With `only`, and where the kernel can, nobody else meets a breakpoint: no cost for bystanders.
-    pub fn attach(&self, file: &OwnedFd, sites: &[Site], only: &[u32]) -> Result<Vec<UProbeLink>> {
+    pub fn attach(&self, file: &OwnedFd, sites: &[Site], only: &[u32]) -> Result<Vec<Attachment>> {
+        let (creators, carriers): (Vec<&Site>, Vec<&Site>) =
+            sites.iter().partition(|site| site.cookie & WHAT == CREATED);
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
             true => vec![UProbeScope::AllProcesses],
             false => pids.map(UProbeScope::OneProcess).collect(),
         };
+        // The descriptor's own link: no path is looked up again.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let (creators, carriers): (Vec<&Site>, Vec<&Site>) =
-            sites.iter().partition(|site| site.cookie & WHAT == CREATED);
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
+            Link::Session => return self.attach_sessions(&path, [carriers, creators], only),
             Link::Multi => vec![
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
@@ -230,7 +264,30 @@ impl Programs {
                 let id = program
                     .attach(points, &path, *scope)
                     .map_err(|error| anyhow!("{}", root_cause(&error)))?;
-                links.push(program.take_link(id)?);
+                links.push(Attachment::Uprobe {
+                    _link: program.take_link(id)?,
+                });
+            }
+        }
+        Ok(links)
+    }
+
+    fn attach_sessions(
+        &self,
+        path: &str,
+        sites: [Vec<&Site>; 2],
+        only: &[u32],
+    ) -> Result<Vec<Attachment>> {
+        let path = CString::new(path)?;
+        let pid = match only {
+            [pid] if !self.is_for_everybody(only) => *pid,
+            _ => 0,
+        };
+        let mut links = Vec::new();
+        for (session, sites) in self.sessions.iter().zip(sites) {
+            if !sites.is_empty() {
+                let _link = session.attach(&path, &sites, pid)?;
+                links.push(Attachment::Session { _link });
             }
         }
         Ok(links)
@@ -267,9 +324,12 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     let (offsets, _) = kernel::offsets().unwrap_or_default();
     let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let btf = Btf::from_sys_fs().ok();
-    let has_multi = best_link(true) == Link::Multi;
-    let mut results = Vec::new();
+    let has_multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false);
+    let mut results = check_sessions(&ebpf);
     for (name, program) in ebpf.programs_mut() {
+        if name.ends_with("_session") {
+            continue;
+        }
         let loaded = match program {
             Program::UProbe(_) if name.ends_with("_multi") && !has_multi => {
                 results.push((name.to_owned(), Loaded::NotHere("no uprobe_multi links")));
@@ -308,6 +368,25 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     Ok(results)
 }
 
+fn check_sessions(ebpf: &Ebpf) -> Vec<(String, Loaded)> {
+    let is_supported = session::is_supported();
+    let check = |name| {
+        if !is_supported {
+            return Loaded::NotHere("no session links");
+        }
+        match Session::load(ebpf, name) {
+            Ok(session) => match session.verified() {
+                Ok(count) => Loaded::Yes(format!("{count} instructions verified")),
+                Err(_) => Loaded::Yes("loaded".to_owned()),
+            },
+            Err(error) => Loaded::No(tail(&format!("{error:#}"))),
+        }
+    };
+    SESSIONS
+        .map(|name| (name.to_string_lossy().into_owned(), check(name)))
+        .into()
+}
+
 /// The verifier's log is for `load-check`; its last words are enough here.
 fn in_a_line(error: &ProgramError) -> String {
     let ProgramError::LoadError {
@@ -340,12 +419,12 @@ fn last_lines(error: &ProgramError) -> String {
     else {
         return format!("{error:#}");
     };
-    let log = verifier_log.to_string();
+    format!("{io_error}\n{}", tail(&verifier_log.to_string()))
+}
+
+fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
-    format!(
-        "{io_error}\n{}",
-        lines[lines.len().saturating_sub(20)..].join("\n")
-    )
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
 fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
@@ -370,7 +449,11 @@ fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
 }
 
 fn best_link(allow_multi: bool) -> Link {
-    if allow_multi && is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false) {
+    if allow_multi && session::is_supported() {
+        Link::Session
+    } else if allow_multi
+        && is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false)
+    {
         Link::Multi
     } else if is_perf_link_supported().unwrap_or(false) {
         Link::PerfCookie
@@ -381,6 +464,7 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
+        Link::Session => Vec::new(),
         Link::Multi => vec!["entry_multi", "return_multi", "created_multi"],
         Link::Perf | Link::PerfCookie => PERF_ENTRIES
             .iter()

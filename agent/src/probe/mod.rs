@@ -13,6 +13,7 @@ mod link;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod mapping;
+mod session;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,7 +25,6 @@ use std::{
 
 use agent_ebpf::{Process, Stream, StreamKey, WANTED};
 use anyhow::{Context as _, Result, bail};
-use aya::programs::uprobe::UProbeLink;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
@@ -35,7 +35,7 @@ pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::{Identity, Version},
     hold::Holds,
-    link::{Kernel, Programs},
+    link::{Attachment, Kernel, Programs},
     mapping::{Happening, Mapping, SideBand},
 };
 use crate::{
@@ -123,7 +123,7 @@ enum State {
     /// Its probes are being placed.
     Placing,
     /// Dropping the links detaches.
-    Attached { _links: Vec<UProbeLink> },
+    Attached { _links: Vec<Attachment> },
     /// Looked at, and not to be probed: kept, so that each process is told.
     Refused(String),
 }
@@ -131,7 +131,7 @@ enum State {
 /// What a worker did.
 enum Done {
     Opened(io::Result<OwnedFd>),
-    Placed(Result<Vec<UProbeLink>, String>),
+    Placed(Result<Vec<Attachment>, String>),
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -616,7 +616,7 @@ impl<'a> Half<'a> {
         }
     }
 
-    fn placed(&mut self, id: FileId, placed: Result<Vec<UProbeLink>, String>) {
+    fn placed(&mut self, id: FileId, placed: Result<Vec<Attachment>, String>) {
         let Some(file) = self.files.get_mut(&id) else {
             return;
         };
@@ -803,7 +803,7 @@ fn place(
     own: Option<OwnedFd>,
     sites: &[Site],
     only: &[u32],
-) -> Result<Vec<UProbeLink>, String> {
+) -> Result<Vec<Attachment>, String> {
     let opened = own.map_or_else(|| file::readable(file), Ok);
     let opened = opened.map_err(|error| format!("open it: {error}"))?;
     file::check_sites(&opened, sites)?;

@@ -279,6 +279,7 @@ impl Object<'_> {
             agent.key("cpu_seconds");
             agent.display(format_args!("{:.3}", stats.cpu_seconds));
             agent.number("memory_bytes", stats.memory_bytes);
+            agent.word("links", stats.links);
         });
         self.array("limits", &stats.limits, |out, limit| quoted(limit, out));
     }
@@ -308,6 +309,7 @@ impl Object<'_> {
                 unmatched.number("too_deep", ledger.calls.unmatched.too_deep);
                 unmatched.number("map_full", ledger.calls.unmatched.map_full);
                 unmatched.number("exited", ledger.calls.unmatched.exited);
+                unmatched.number("other_stack", ledger.calls.unmatched.other_stack);
             });
         });
     }
@@ -525,6 +527,7 @@ mod tests {
         let connection = Connection {
             attribution: Attribution::None,
             joined: Joined::Middle,
+            has_unseen: false,
             local: None,
             peer: None,
             library_name: None,
@@ -652,8 +655,8 @@ mod tests {
                 r#""ledger":{"bytes":{"seen":0,"filtered":0,"over_limit":0,"#,
                 r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
-                r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0}}},"#,
-                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0},"limits":[]}"#,
+                r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
+                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"links":""},"limits":[]}"#,
                 "\n"
             )
         );
@@ -673,9 +676,11 @@ mod tests {
         let unmatched = &mut calls.unmatched;
         (unmatched.abandoned, unmatched.too_deep) = (14, 15);
         (unmatched.map_full, unmatched.exited) = (16, u64::MAX);
+        unmatched.other_stack = 20;
         stats.last = true;
         stats.cpu_seconds = 1.25;
         stats.memory_bytes = 17;
+        stats.links = "multi";
         stats.limits = vec!["no BTF".into(), "no attribution".into()];
         stats.sinks = ["stdout", "/tmp/x"]
             .map(|name| SinkCount {
@@ -698,6 +703,7 @@ mod tests {
                     "entries": 10, "returns": 11, "in_flight": 12, "filtered": 13,
                     "unmatched": {
                         "abandoned": 14, "too_deep": 15, "map_full": 16, "exited": u64::MAX,
+                        "other_stack": 20,
                     },
                 },
             })
@@ -705,7 +711,7 @@ mod tests {
         assert_eq!(got["last"], json!(true));
         assert_eq!(
             got["agent"],
-            json!({"cpu_seconds": 1.25, "memory_bytes": 17})
+            json!({"cpu_seconds": 1.25, "memory_bytes": 17, "links": "multi"})
         );
         assert_eq!(got["limits"], json!(["no BTF", "no attribution"]));
         assert_eq!(

@@ -164,6 +164,7 @@ mod sample {
             id: "4242-1a2b-1".into(),
             attribution: Attribution::Exact,
             joined: Joined::Start,
+            has_unseen: false,
             local: Some("[::ffff:127.0.0.1]:50000".parse().unwrap()),
             peer: Some("[::1]:443".parse().unwrap()),
             library_name: Some("OpenSSL".into()),

@@ -330,7 +330,7 @@ fn calls_line(calls: &Calls, out: &mut Vec<u8>) {
             "  {} entered = {} returned + {} unmatched + {} in flight; {} more filtered",
             plural(calls.entries, "call"),
             calls.returns,
-            unmatched.abandoned + unmatched.too_deep + unmatched.map_full + unmatched.exited,
+            unmatched.sum(),
             calls.in_flight,
             calls.filtered,
         ),
@@ -342,6 +342,7 @@ fn calls_line(calls: &Calls, out: &mut Vec<u8>) {
             (unmatched.too_deep, "too deep"),
             (unmatched.map_full, "map full"),
             (unmatched.exited, "exited"),
+            (unmatched.other_stack, "on another stack"),
         ],
         out,
     );
@@ -608,6 +609,7 @@ mod tests {
             }],
             cpu_seconds: 0.125,
             memory_bytes: 3 << 19,
+            links: "session",
             content: "full",
             limits: vec!["no BTF".into()],
         };
@@ -628,12 +630,13 @@ mod tests {
             too_deep: 2,
             map_full: 3,
             exited: 4,
+            other_stack: 5,
         };
         let block = block(&sample::alone(None, Body::Stats(running)));
         assert!(block.starts_with("So far\n"));
         assert!(block.contains(
-            "+ 10 unmatched + 0 in flight; 3 more filtered \
-             (unmatched: 1 abandoned, 2 too deep, 3 map full, 4 exited)\n"
+            "+ 15 unmatched + 0 in flight; 3 more filtered \
+             (unmatched: 1 abandoned, 2 too deep, 3 map full, 4 exited, 5 on another stack)\n"
         ));
     }
 
