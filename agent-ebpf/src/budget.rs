@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::{bpf_ktime_get_boot_ns, generated},
 };
 
-use crate::maps::{LATEST, RING, address, budget_of, get, hide, ring_size};
+use crate::maps::{LATEST, RING, address, budget_of, get, hide, opaque, ring_size};
 
 /// A caller that nobody else followed for so long is alone.
 const ALONE: u64 = 2_000_000_000;
@@ -17,6 +17,8 @@ const ALONE: u64 = 2_000_000_000;
 const TURN: u64 = 100_000_000;
 /// Windows of 134 ms.
 const WINDOW_BITS: u64 = 27;
+/// Bytes of a thread between two looks at the ring's level: small calls don't pay for one each.
+const UNCHECKED: u64 = 64 << 10;
 
 /// Notes who calls.
 #[inline(always)]
@@ -47,16 +49,19 @@ pub fn note(thread: *mut Thread) {
 pub fn is_over(thread: *mut Thread) -> bool {
     // SAFETY: a ring buffer map, and map values.
     unsafe {
-        let ring = address(&RING).cast_mut();
-        let filled = generated::bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA));
-        if filled < ring_size() / 2 {
+        let unchecked = get!(thread, unchecked) + get!(thread, call.position);
+        (*thread).unchecked = unchecked;
+        if unchecked < UNCHECKED {
             return false;
         }
+        let ring = address(&RING).cast_mut();
+        let filled = generated::bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA));
         let Some(latest) = LATEST.get_ptr(0) else {
             return false;
         };
         let now = bpf_ktime_get_boot_ns();
-        if now - get!(latest, since) > ALONE {
+        if filled < ring_size() / 2 || now - get!(latest, since) > ALONE {
+            (*thread).unchecked = opaque(0);
             return false;
         }
         let budget = budget_of((&raw const (*hide(thread)).key.tgid).cast());
@@ -68,11 +73,14 @@ pub fn is_over(thread: *mut Thread) -> bool {
             (*budget).window = now >> WINDOW_BITS;
             (*budget).used = 0;
         }
-        let used = get!(budget, used) + get!(thread, call.position);
+        let used = get!(budget, used) + get!(thread, unchecked);
         if used > ring_size() / 8 {
+            // Not more than this, so that the next call is looked at, too, and may pass in a later window.
+            (*thread).unchecked = UNCHECKED;
             return true;
         }
         (*budget).used = used;
+        (*thread).unchecked = opaque(0);
         false
     }
 }

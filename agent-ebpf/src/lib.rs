@@ -333,6 +333,8 @@ pub struct Thread {
     pub tail: u64,
     pub socket: u64,
     pub cookie: u64,
+    /// Bytes since the ring's level was looked at for this thread.
+    pub unchecked: u64,
     pub frames: [Frame; FRAMES],
 }
 
