@@ -75,8 +75,8 @@ mod tests {
         // Each counter has a value of its own, so that none can stand for another.
         let ledger = ledger(
             |index| match index {
-                counter::SEEN => 1_000_000,
-                counter::ENTRIES => 2_000_000,
+                counter::SEEN => 1 << 40,
+                counter::ENTRIES => 1 << 41,
                 index => 1 << index,
             },
             Tally {
@@ -100,9 +100,10 @@ mod tests {
         );
         assert_eq!(
             (bytes.lost.ring_full, bytes.lost.copy_fault),
-            (1 << 4, 1 << 5)
+            (1 << 24, 1 << 25)
         );
-        assert_eq!((bytes.lost.map_full, bytes.over_limit), (1 << 6, 1 << 7));
+        assert_eq!((bytes.lost.map_full, bytes.over_limit), (1 << 26, 1 << 27));
+        assert_eq!(bytes.lost.over_budget, 1 << 28);
         let calls = &ledger.calls;
         let unmatched = &calls.unmatched;
         assert_eq!(
