@@ -356,6 +356,27 @@ pub struct Offsets {
     pub sock_v6_rcv_saddr: u32,
     pub sock_v6_daddr: u32,
     pub sock_protocol: u32,
+    pub vma_file: u32,
+    pub file_inode: u32,
+    pub inode_sb: u32,
+    pub inode_ino: u32,
+    pub inode_mapping: u32,
+    pub super_dev: u32,
+    pub mapping_i_mmap: u32,
+}
+
+/// A file as the kernel knows it: what a probe is attached to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FileIdentity {
+    /// The address of its `struct inode`, 0 if there is none. Means this file for as long as something
+    /// keeps the file open; never shown to anybody.
+    pub inode: u64,
+    pub number: u64,
+    /// Major number << 20 | minor number.
+    pub device: u64,
+    /// Not zero: somebody maps it.
+    pub mappings: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]
@@ -372,4 +393,6 @@ mod pod {
     unsafe impl aya::Pod for super::Thread {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Offsets {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FileIdentity {}
 }

@@ -20,6 +20,7 @@ mod budget;
 mod call;
 mod emit;
 mod filter;
+mod identity;
 mod maps;
 mod process;
 mod socket;

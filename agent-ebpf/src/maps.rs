@@ -81,6 +81,13 @@ static OFFSETS: Offsets = Offsets {
     sock_v6_rcv_saddr: 0,
     sock_v6_daddr: 0,
     sock_protocol: 0,
+    vma_file: 0,
+    file_inode: 0,
+    inode_sb: 0,
+    inode_ino: 0,
+    inode_mapping: 0,
+    super_dev: 0,
+    mapping_i_mmap: 0,
 };
 
 /// Bytes of the ring, as user space made it.

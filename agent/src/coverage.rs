@@ -137,6 +137,15 @@ impl Table {
         early.into_iter().map(|user| self.say(id, user)).collect()
     }
 
+    /// The file turned out to be one that is known.
+    pub fn same(&mut self, id: FileId, known: FileId) -> Vec<Said> {
+        let early = self.early.remove(&id).unwrap_or_default();
+        early
+            .into_iter()
+            .filter_map(|user| self.mapped(known, user))
+            .collect()
+    }
+
     /// There is nothing to probe in the file.
     pub fn nothing(&mut self, id: FileId) {
         self.early.remove(&id);

@@ -46,6 +46,11 @@ pub enum Report {
     /// Who a process is; sent before anything else about it.
     Process(Facts),
     Attached(Attached),
+    /// The file is another name or number of one that is known: whoever maps it maps that one.
+    Same {
+        file: FileId,
+        known: FileId,
+    },
     /// Nothing was attached to this file, or no longer is.
     Refused {
         file: FileId,

@@ -592,6 +592,11 @@ impl Pipeline {
         self.say(said, now, out);
     }
 
+    pub fn same(&mut self, file: FileId, known: FileId, now: u64, out: Out<'_>) {
+        let said = self.coverage.same(file, known);
+        self.say(said, now, out);
+    }
+
     /// A process used what may be a TLS library, and nobody could look at either.
     pub fn missed(&mut self, pid: u32, path: String, now: u64, out: Out<'_>) {
         self.say(vec![(pid, Coverage::missed(path))], now, out);

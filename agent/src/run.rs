@@ -726,6 +726,10 @@ impl<'a> Session<'a> {
                 let (file, at) = (attached.file, attached.at);
                 self.with_sink(|line, out| line.attached(file, at, now, out));
             }
+            (Report::Same { file, known }, 0) => {
+                self.answered(file);
+                self.with_sink(|line, out| line.same(file, known, now, out));
+            }
             (Report::Refused { file, why }, 0) => {
                 self.answered(file);
                 self.with_sink(|line, out| line.failed(file, why, now, out));

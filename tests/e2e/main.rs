@@ -17,6 +17,7 @@ mod filters;
 mod halves;
 mod harness;
 mod hostile;
+mod identity;
 mod libraries;
 mod lifecycle;
 mod loss;

@@ -125,12 +125,26 @@ fn regular(file: &OwnedFd) -> io::Result<Version> {
     })
 }
 
+/// The file system that is there as long as we are.
+pub fn device_of_root() -> Option<u64> {
+    let root = open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(root, "", flags, StatxFlags::BASIC_STATS).ok()?;
+    let device = (stat.stx_dev_major, stat.stx_dev_minor);
+    Some(Identity { device, inode: 0 }.device())
+}
+
+/// Has it no name any more? By what the kernel knows.
+pub fn is_deleted(file: &OwnedFd) -> bool {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    statx(file, "", flags, StatxFlags::NLINK).is_ok_and(|stat| stat.stx_nlink == 0)
+}
+
 const OVERLAYFS: i64 = 0x794c_7630;
 
-/// The file for the pipeline, which must never wait for it: what is not surely local is copied, for
+/// The open file for the pipeline, which must never wait for it: what is not surely local is copied, for
 /// reading may stop at any byte and closing asks the file system, too. Waits for it.
-pub fn for_pipeline(file: &OwnedFd) -> io::Result<OwnedFd> {
-    let file = readable(file)?;
+pub fn for_pipeline(file: OwnedFd) -> io::Result<OwnedFd> {
     if is_local(&file)? {
         return Ok(file);
     }

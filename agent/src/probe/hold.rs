@@ -68,6 +68,15 @@ impl Holds {
         })
     }
 
+    /// Who waits for `file` waits for `known` instead: they are one.
+    pub fn same(&mut self, file: FileId, known: FileId) {
+        for hold in self.0.values_mut() {
+            if hold.files.remove(&file) {
+                hold.files.insert(known);
+            }
+        }
+    }
+
     /// Lets those go that waited long enough; who they were.
     pub fn expire(&mut self, now: Instant) -> Vec<u32> {
         self.release(|hold| now >= hold.until)

@@ -16,6 +16,8 @@ pub struct Known {
     pub leader: bool,
     /// Addresses of sockets.
     pub sockets: bool,
+    /// From a mapping to its inode, and from there to all its mappings.
+    pub files: bool,
 }
 
 /// The offsets of the running kernel.
@@ -28,7 +30,18 @@ pub fn offsets() -> io::Result<(Offsets, Known)> {
 }
 
 fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
-    let types = Types::new(btf, &["task_struct", "mm_struct", "sock", "sock_common"])?;
+    let wanted = [
+        "task_struct",
+        "mm_struct",
+        "sock",
+        "sock_common",
+        "vm_area_struct",
+        "file",
+        "inode",
+        "super_block",
+        "address_space",
+    ];
+    let types = Types::new(btf, &wanted)?;
     let at = |name, member| types.member(name, member);
     let in_sock = |member| Some(at("sock", "__sk_common")? + at("sock_common", member)?);
     let mut offsets = Offsets::default();
@@ -52,12 +65,20 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         & set(|o| &mut o.sock_v6_rcv_saddr, in_sock("skc_v6_rcv_saddr"))
         & set(|o| &mut o.sock_v6_daddr, in_sock("skc_v6_daddr"))
         & set(|o| &mut o.sock_protocol, at("sock", "sk_protocol"));
+    let files = set(|o| &mut o.vma_file, at("vm_area_struct", "vm_file"))
+        & set(|o| &mut o.file_inode, at("file", "f_inode"))
+        & set(|o| &mut o.inode_sb, at("inode", "i_sb"))
+        & set(|o| &mut o.inode_ino, at("inode", "i_ino"))
+        & set(|o| &mut o.inode_mapping, at("inode", "i_mapping"))
+        & set(|o| &mut o.super_dev, at("super_block", "s_dev"))
+        & set(|o| &mut o.mapping_i_mmap, at("address_space", "i_mmap"));
     Some((
         offsets,
         Known {
             tasks,
             leader,
             sockets,
+            files,
         },
     ))
 }

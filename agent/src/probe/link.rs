@@ -23,6 +23,7 @@ use aya::{
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::{
+    identity::{self, Identities, Inode},
     kernel,
     session::{self, Session},
 };
@@ -75,6 +76,8 @@ pub struct Programs {
     ebpf: Arc<Mutex<Ebpf>>,
     /// [`SESSIONS`], where `link` is [`Link::Session`].
     sessions: Arc<[Session]>,
+    /// Where this kernel can say it.
+    identities: Option<Arc<Identities>>,
     link: Link,
     /// A link can be for one process alone (the filter of the first uprobe_multi kernels is broken).
     scopes_processes: bool,
@@ -138,6 +141,17 @@ impl Kernel {
         {
             limits.push(format!("no addresses of connections: {error:#}"));
         }
+        let identities = if known.files {
+            Identities::load(&mut ebpf)
+        } else {
+            Err(anyhow!("its structures are unknown"))
+        };
+        let identities = identities.map_err(|error| {
+            limits.push(format!(
+                "the kernel does not say which file a mapping is ({error:#}): a file below two overlay mounts \
+                 is taken for two, and probes stay until the end"
+            ));
+        });
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let maps = names
             .into_iter()
@@ -148,6 +162,7 @@ impl Kernel {
             programs: Programs {
                 ebpf: Arc::new(Mutex::new(ebpf)),
                 sessions: sessions.into(),
+                identities: identities.ok().map(Arc::new),
                 link,
                 scopes_processes,
             },
@@ -208,6 +223,17 @@ impl Kernel {
 }
 
 impl Programs {
+    /// What an open file is for the kernel. Waits for its file system.
+    pub fn inode(&self, file: &OwnedFd) -> Option<Inode> {
+        self.identities.as_ref()?.of(file).ok()
+    }
+
+    /// Does nobody map the file any more? Not known is not nobody.
+    pub fn is_left(&self, inode: Inode) -> bool {
+        let mapped = self.identities.as_ref().map(|known| known.is_mapped(inode));
+        matches!(mapped, Some(Ok(false)))
+    }
+
     /// Does every process that maps a file meet the probes that are attached for `only`?
     ///
     /// A session link of one process lets the calls of others have their return probe: where two such
@@ -336,6 +362,10 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
                 continue;
             }
             Program::UProbe(program) => program.load(),
+            Program::RawTracePoint(_) if name == "file_identity" && !identity::is_possible() => {
+                results.push((name.to_owned(), Loaded::NotHere("no bpf_find_vma")));
+                continue;
+            }
             Program::RawTracePoint(program) => program.load(),
             Program::BtfTracePoint(program) => {
                 let tracepoint = match name {

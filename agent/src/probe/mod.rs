@@ -8,7 +8,9 @@
 pub mod facts;
 mod file;
 mod hold;
+mod identity;
 mod kernel;
+mod lease;
 mod link;
 #[cfg(feature = "kernel-log")]
 mod log;
@@ -33,8 +35,10 @@ use rustix::{
 
 pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
-    file::{Identity, Version},
+    file::Version,
     hold::Holds,
+    identity::Inode,
+    lease::{Asked, Breaks},
     link::{Attachment, Kernel, Programs},
     mapping::{Happening, Mapping, SideBand},
 };
@@ -83,7 +87,13 @@ struct Half<'a> {
     /// Before the filter is known nobody is looked at.
     is_filter_set: bool,
     files: HashMap<FileId, File>,
-    held: HashMap<Identity, FileId>,
+    /// By what `stat` shows of it: several may be one file.
+    held: HashMap<Version, FileId>,
+    /// By what the kernel knows, as far as it says so.
+    inodes: HashMap<Inode, FileId>,
+    breaks: Breaks,
+    /// The device of `/`, which nobody unmounts.
+    root: Option<u64>,
     /// What waits for file systems.
     workers: Workers<FileId, Done>,
     /// Files without anything to probe.
@@ -110,9 +120,12 @@ struct File {
     /// Names the file, no more.
     fd: Arc<OwnedFd>,
     version: Version,
+    inode: Option<Inode>,
     path: String,
     since: Instant,
     state: State,
+    /// Nobody mapped it when we looked last.
+    is_left: bool,
 }
 
 enum State {
@@ -122,16 +135,24 @@ enum State {
     Asked,
     /// Its probes are being placed.
     Placing,
-    /// Dropping the links detaches.
-    Attached { _links: Vec<Attachment> },
+    Attached(Probes),
     /// Looked at, and not to be probed: kept, so that each process is told.
     Refused(String),
 }
 
+/// What is attached to a file. Dropping it detaches, in up to 200 ms, and then lets writers go on.
+struct Probes {
+    _links: Vec<Attachment>,
+    /// Holds the lease.
+    leased: Option<OwnedFd>,
+    inode: Option<Inode>,
+}
+
 /// What a worker did.
 enum Done {
-    Opened(io::Result<OwnedFd>),
-    Placed(Result<Vec<Attachment>, String>),
+    Opened(io::Result<(OwnedFd, Option<Inode>)>),
+    Placed(Result<Probes, String>),
+    Detached,
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -174,6 +195,9 @@ impl<'a> Half<'a> {
             is_filter_set: false,
             files: HashMap::new(),
             held: HashMap::new(),
+            inodes: HashMap::new(),
+            breaks: Breaks::open().context("make a signalfd")?,
+            root: file::device_of_root(),
             workers: Workers::new().context("make an eventfd")?,
             nothing: HashSet::new(),
             next_file: 1,
@@ -224,9 +248,14 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
             self.take_work();
+            if self.breaks.have_come() {
+                self.give_way();
+            }
             self.scan()?;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
+                self.let_go_of_left();
+                self.give_way();
                 self.band.refresh()?;
                 self.forget_ended()?;
             }
@@ -247,6 +276,7 @@ impl<'a> Half<'a> {
         let mut fds = vec![
             PollFd::from_borrowed_fd(self.socket, interest),
             PollFd::from_borrowed_fd(self.workers.fd(), PollFlags::IN),
+            PollFd::new(&self.breaks, PollFlags::IN),
         ];
         if !self.is_behind() {
             fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
@@ -336,8 +366,14 @@ impl<'a> Half<'a> {
                 continue;
             };
             match (done, &file.state) {
-                (Some(Done::Opened(Ok(fd))), State::Opening) => {
+                (Some(Done::Opened(Ok((fd, inode)))), State::Opening) => {
+                    if let Some(known) = inode.and_then(|inode| self.inodes.get(&inode).copied()) {
+                        self.same(id, known);
+                        continue;
+                    }
                     file.state = State::Asked;
+                    file.inode = inode;
+                    self.inodes.extend(inode.map(|inode| (inode, id)));
                     let path = file.path.clone();
                     self.report(Report::Opened { file: id, path }, Some(fd.into()));
                 }
@@ -352,7 +388,7 @@ impl<'a> Half<'a> {
                 (None, State::Placing) => {
                     self.placed(id, Err("the kernel places no probe in it".to_owned()));
                 }
-                (Some(Done::Opened(_)) | None, _) => {}
+                (Some(Done::Opened(_) | Done::Detached) | None, _) => {}
             }
         }
     }
@@ -472,7 +508,7 @@ impl<'a> Half<'a> {
         if self.nothing.contains(&version) {
             return Ok(());
         }
-        let known = self.held.get(&version.identity).copied();
+        let known = self.held.get(&version).copied();
         let id = known.unwrap_or(self.next_file);
         if !self.mapped.insert((mapping.pid, id)) {
             return Ok(());
@@ -500,7 +536,8 @@ impl<'a> Half<'a> {
         if known.is_none() {
             self.next_file += 1;
             let fd = self.hold_file(id, fd, version, &mapping.path, State::Opening);
-            let open = move || Done::Opened(file::for_pipeline(&fd));
+            let programs = self.kernel.programs.clone();
+            let open = move || Done::Opened(open(&programs, &fd));
             let device = version.identity.device();
             self.workers.start(id, device, OPENING, open);
         }
@@ -540,11 +577,13 @@ impl<'a> Half<'a> {
         let file = File {
             fd: fd.clone(),
             version,
+            inode: None,
             path: path.to_owned(),
             since: Instant::now(),
             state,
+            is_left: false,
         };
-        self.held.insert(version.identity, id);
+        self.held.insert(version, id);
         self.files.insert(id, file);
         fd
     }
@@ -552,8 +591,94 @@ impl<'a> Half<'a> {
     /// Forgets a file: if it is mapped again it is a new one.
     fn drop_file(&mut self, id: FileId) -> Option<File> {
         let file = self.files.remove(&id)?;
-        self.held.remove(&file.version.identity);
+        self.held.retain(|_, known| *known != id);
+        self.inodes.retain(|_, known| *known != id);
         Some(file)
+    }
+
+    /// A file that was opened is one that is known: through another overlay mount, by another name.
+    fn same(&mut self, id: FileId, known: FileId) {
+        let Some(file) = self.drop_file(id) else {
+            return;
+        };
+        self.held.insert(file.version, known);
+        let users = self.mapped.extract_if(|(_, file)| *file == id);
+        let users: Vec<u32> = users.map(|(pid, _)| pid).collect();
+        self.mapped
+            .extend(users.into_iter().map(|pid| (pid, known)));
+        self.report(Report::Same { file: id, known }, None);
+        match &self.files[&known] {
+            known if known.is_open() => {}
+            File {
+                state: State::Refused(why),
+                ..
+            } => {
+                let why = why.clone();
+                self.report(Report::Refused { file: known, why }, None);
+            }
+            _ => {}
+        }
+        if self.files[&known].is_open() {
+            self.holds.same(id, known);
+        } else {
+            self.let_go(id);
+        }
+    }
+
+    /// Files that nobody maps any more are let go: they keep a mount, or a deleted file's blocks. Not those
+    /// of the root nor those probed ahead, which harm nobody and serve the next process from its first byte.
+    fn let_go_of_left(&mut self) {
+        let mut left = Vec::new();
+        for (id, file) in &mut self.files {
+            let (State::Attached(_) | State::Refused(_), Some(inode)) = (&file.state, file.inode)
+            else {
+                continue;
+            };
+            let is_on_root = Some(file.version.identity.device()) == self.root;
+            let is_ahead = *id & OWN_FILE != 0;
+            let is_kept = (is_on_root || is_ahead) && !file::is_deleted(&file.fd);
+            let was_left = file.is_left;
+            file.is_left = !is_kept && self.kernel.programs.is_left(inode);
+            if was_left && file.is_left {
+                left.push(*id);
+            }
+        }
+        for id in left {
+            self.detach(id);
+        }
+    }
+
+    /// Somebody wants to write a probed file: it waits until our breakpoints are out.
+    fn give_way(&mut self) {
+        let wanted = |file: &File| match &file.state {
+            State::Attached(Probes {
+                leased: Some(leased),
+                ..
+            }) => lease::is_wanted(leased),
+            _ => false,
+        };
+        let ids: Vec<FileId> = self
+            .files
+            .iter()
+            .filter(|(_, file)| wanted(file))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            self.detach(id);
+        }
+    }
+
+    fn detach(&mut self, id: FileId) {
+        self.mapped.retain(|(_, file)| *file != id);
+        let Some(file) = self.drop_file(id) else {
+            return;
+        };
+        let device = file.version.identity.device();
+        let detach = move || {
+            drop(file);
+            Done::Detached
+        };
+        self.workers.start(id, device, PLACING, detach);
     }
 
     /// A file that can't be opened, or not now.
@@ -568,7 +693,7 @@ impl<'a> Half<'a> {
     /// A file that the pipeline opened itself, as the user. False: it is known by another number.
     fn adopt(&mut self, id: FileId, fd: &OwnedFd) -> Result<bool> {
         let (fd, version) = file::named(fd)?;
-        if self.held.contains_key(&version.identity) {
+        if self.held.contains_key(&version) {
             let why = "the file is known already".to_owned();
             self.report(Report::Refused { file: id, why }, None);
             return Ok(false);
@@ -616,22 +741,21 @@ impl<'a> Half<'a> {
         }
     }
 
-    fn placed(&mut self, id: FileId, placed: Result<Vec<Attachment>, String>) {
+    fn placed(&mut self, id: FileId, placed: Result<Probes, String>) {
         let Some(file) = self.files.get_mut(&id) else {
             return;
         };
         let (state, report) = match placed {
-            Ok(links) => {
+            Ok(probes) => {
+                file.inode = probes.inode;
+                self.inodes.extend(probes.inode.map(|inode| (inode, id)));
                 let micros = file.since.elapsed().as_micros() as u64;
                 let attached = Attached {
                     file: id,
                     at: now(),
                     micros,
                 };
-                (
-                    State::Attached { _links: links },
-                    Report::Attached(attached),
-                )
+                (State::Attached(probes), Report::Attached(attached))
             }
             Err(why) => (
                 State::Refused(why.clone()),
@@ -795,6 +919,13 @@ impl File {
     }
 }
 
+/// Opens a file for the pipeline, and asks which one it is. Waits for the file system.
+fn open(programs: &Programs, file: &OwnedFd) -> io::Result<(OwnedFd, Option<Inode>)> {
+    let opened = file::readable(file)?;
+    let inode = programs.inode(&opened);
+    Ok((file::for_pipeline(opened)?, inode))
+}
+
 /// Places the probes of one file; `own` is the pipeline's descriptor of it, if it has one. Waits for the
 /// file system and for the kernel.
 fn place(
@@ -803,20 +934,31 @@ fn place(
     own: Option<OwnedFd>,
     sites: &[Site],
     only: &[u32],
-) -> Result<Vec<Attachment>, String> {
+) -> Result<Probes, String> {
     let opened = own.map_or_else(|| file::readable(file), Ok);
     let opened = opened.map_err(|error| format!("open it: {error}"))?;
+    let is_leased = match lease::take(&opened) {
+        Asked::Granted => true,
+        Asked::BeingWritten => return Err("somebody is writing it".to_owned()),
+        Asked::Impossible => false,
+    };
     file::check_sites(&opened, sites)?;
     let links = programs
         .attach(file, sites, only)
         .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
+    let inode = programs.inode(&opened);
+    let probes = |opened| Probes {
+        _links: links,
+        leased: is_leased.then_some(opened),
+        inode,
+    };
     if !programs.is_for_everybody(only) {
         // Not in a mapping of ours, so there is nothing to look at. An instruction that the kernel
         // refuses is an error where the file is mapped already.
-        return Ok(links);
+        return Ok(probes(opened));
     }
     match file::check_placed(&opened, sites) {
-        Ok(true) => Ok(links),
+        Ok(true) => Ok(probes(opened)),
         Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
         Err(error) => Err(format!("look whether the probes are in place: {error}")),
     }

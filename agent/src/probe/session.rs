@@ -150,14 +150,14 @@ fn create(
     unsafe { descriptor_of(bpf_cmd::BPF_LINK_CREATE, &mut attributes) }
 }
 
-fn zeroed() -> bpf_attr {
+pub(super) fn zeroed() -> bpf_attr {
     // SAFETY: a union of plain integers.
     unsafe { std::mem::zeroed() }
 }
 
 /// # Safety
 /// `attributes` are those of the command, and all they point to is valid.
-unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
+pub(super) unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<libc::c_long> {
     let size = size_of_val(attributes);
     // SAFETY: the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size) };

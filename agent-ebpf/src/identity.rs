@@ -1,0 +1,84 @@
+//! Which file a mapping really is, and whether anybody maps it: asked by the privileged half through
+//! `BPF_PROG_TEST_RUN`, attached nowhere.
+//!
+//! `fstat` and the numbers of a mapping can't say it: on overlayfs they are the overlay's, on btrfs a
+//! snapshot's and its original's are equal. Probes sit on the kernel's inode, so that is what is asked.
+
+use core::{ffi::c_void, ptr};
+
+use agent_ebpf::FileIdentity;
+use aya_ebpf::{
+    helpers::generated,
+    macros::{map, raw_tracepoint},
+    maps::Array,
+    programs::RawTracePointContext,
+};
+
+use crate::maps::offset;
+
+/// The answers: what a program returns, aya's macro drops.
+#[map]
+pub static IDENTITY: Array<FileIdentity> = Array::with_max_entries(1, 0);
+
+/// Argument: an address in the asking process. Needs `bpf_find_vma` (5.17).
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn file_identity(ctx: RawTracePointContext) -> i32 {
+    let address: u64 = ctx.arg(0);
+    let Some(answer) = IDENTITY.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a map value; the callback has the kernel's signature.
+    unsafe {
+        (*answer).inode = 0;
+        let task = generated::bpf_get_current_task_btf();
+        generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
+    }
+    0
+}
+
+/// `task`, `vma`, and nothing: the answer is looked up again, a map value can't be a context.
+#[inline(never)]
+extern "C" fn visit(_task: *const c_void, vma: *const c_void, _context: *const c_void) -> i64 {
+    let Some(answer) = IDENTITY.get_ptr_mut(0) else {
+        return 0;
+    };
+    let file = read(vma as u64 + offset!(vma_file));
+    if file == 0 {
+        return 0;
+    }
+    let inode = read(file + offset!(file_inode));
+    let superblock = read(inode + offset!(inode_sb));
+    // SAFETY: a map value.
+    unsafe {
+        (*answer).inode = inode;
+        (*answer).number = read(inode + offset!(inode_ino));
+        // `dev_t` has 32 bits: major << 20 | minor.
+        (*answer).device = read(superblock + offset!(super_dev)) & 0xffff_ffff;
+    }
+    0
+}
+
+/// Argument: an inode that a link of ours keeps alive. Does anybody map it? Mappings of every kind count,
+/// so it is late at worst.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn file_is_mapped(ctx: RawTracePointContext) -> i32 {
+    let inode: u64 = ctx.arg(0);
+    let mapping = read(inode + offset!(inode_mapping));
+    // `struct rb_root_cached` begins with the root.
+    let root = read(mapping + offset!(mapping_i_mmap));
+    if let Some(answer) = IDENTITY.get_ptr_mut(0) {
+        // SAFETY: a map value.
+        unsafe { (*answer).mappings = root };
+    }
+    0
+}
+
+#[inline(always)]
+fn read(address: u64) -> u64 {
+    let mut value = 0u64;
+    // SAFETY: eight bytes; the helper fails on a wrong address and leaves zero.
+    unsafe {
+        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const c_void);
+    }
+    value
+}

@@ -1,0 +1,158 @@
+//! What a file is for the kernel: the inode that probes are attached to, and whether anybody maps it.
+//!
+//! The numbers of `fstat` can't tell: two overlay mounts show one layer file as two, a copy-up keeps the
+//! number and changes the file, a btrfs snapshot shares its original's in `/proc/PID/maps`. So the kernel
+//! is asked about a mapping of our own. The pointer means a file only as long as the file is held open,
+//! and it never leaves this process.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    ptr,
+    sync::{Mutex, PoisonError},
+};
+
+use agent_ebpf::FileIdentity;
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf,
+    maps::{Array, MapData},
+    programs::{ProgramType, RawTracePoint},
+    sys::is_helper_supported,
+};
+use aya_obj::generated::{bpf_cmd, bpf_func_id};
+
+use super::session;
+
+/// The address of a `struct inode`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Inode(u64);
+
+impl std::fmt::Debug for Inode {
+    /// Kernel addresses are not for logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Inode(…)")
+    }
+}
+
+/// Does the kernel have what the question needs?
+pub fn is_possible() -> bool {
+    let helper = bpf_func_id::BPF_FUNC_find_vma;
+    is_helper_supported(ProgramType::RawTracePoint, helper).unwrap_or(false)
+}
+
+/// The programs that answer.
+pub struct Identities {
+    identity: OwnedFd,
+    is_mapped: OwnedFd,
+    /// One question at a time: there is one place for the answer.
+    answer: Mutex<Array<MapData, FileIdentity>>,
+}
+
+impl Identities {
+    /// Loads the programs, and lets them answer once where the answer is known.
+    ///
+    /// # Errors
+    /// This kernel can't say it: before 5.17, without BTF, or locked down.
+    pub fn load(ebpf: &mut Ebpf) -> Result<Identities> {
+        let identity = load(ebpf, "file_identity")?;
+        let is_mapped = load(ebpf, "file_is_mapped")?;
+        let answer = ebpf.take_map("IDENTITY").context("no map IDENTITY")?;
+        let identities = Identities {
+            identity,
+            is_mapped,
+            answer: Mutex::new(Array::try_from(answer)?),
+        };
+        let own = OwnedFd::from(File::open("/proc/self/exe").context("open /proc/self/exe")?);
+        let answer = identities.ask(&own)?;
+        ensure!(
+            answer.inode != 0 && identities.is_mapped(Inode(answer.inode))?,
+            "the kernel does not know our own mapping"
+        );
+        // Of the common file systems only overlayfs and btrfs show other numbers than the kernel uses.
+        let stat = rustix::fs::fstat(&own)?;
+        let (major, minor) = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        let numbers = (u64::from(major) << 20 | u64::from(minor), stat.st_ino);
+        ensure!(
+            (answer.device, answer.number) == numbers || shows_other_numbers(&own)?,
+            "the kernel takes our own executable for another file"
+        );
+        Ok(identities)
+    }
+
+    /// The inode of an open file. Does not read it, so nothing waits for its storage.
+    pub fn of(&self, file: &OwnedFd) -> Result<Inode> {
+        let answer = self.ask(file)?;
+        ensure!(answer.inode != 0, "the kernel does not know the mapping");
+        Ok(Inode(answer.inode))
+    }
+
+    /// Does any process map the file, in whatever namespace? `inode` must be held alive by a link or a
+    /// descriptor of ours.
+    pub fn is_mapped(&self, inode: Inode) -> Result<bool> {
+        Ok(self.run(&self.is_mapped, inode.0)?.mappings != 0)
+    }
+
+    fn ask(&self, file: &OwnedFd) -> Result<FileIdentity> {
+        with_page(file, |address| self.run(&self.identity, address))
+    }
+
+    /// BPF_PROG_TEST_RUN with one argument.
+    fn run(&self, program: &OwnedFd, argument: u64) -> Result<FileIdentity> {
+        let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut attributes = session::zeroed();
+        let arguments = [argument];
+        attributes.test.prog_fd = program.as_raw_fd() as u32;
+        attributes.test.ctx_in = arguments.as_ptr() as u64;
+        attributes.test.ctx_size_in = size_of_val(&arguments) as u32;
+        // SAFETY: `arguments` is as long as it says, and outlives the call.
+        unsafe { session::bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }
+            .context("ask a kernel program")?;
+        Ok(answer.get(&0, 0)?)
+    }
+}
+
+fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("no program {name} in the object"))?;
+    let program: &mut RawTracePoint = program.try_into()?;
+    program
+        .load()
+        .with_context(|| format!("load the kernel program {name}"))?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Maps the file's first page while `use_it` runs. Nobody reads it.
+fn with_page<T>(file: impl AsFd, use_it: impl FnOnce(u64) -> Result<T>) -> Result<T> {
+    let page = rustix::param::page_size();
+    // SAFETY: a new private mapping that nobody dereferences.
+    let address = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            page,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE,
+            file.as_fd().as_raw_fd(),
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error()).context("map a file");
+    }
+    let result = use_it(address as u64);
+    // SAFETY: the mapping from above.
+    unsafe { libc::munmap(address, page) };
+    result
+}
+
+fn shows_other_numbers(file: impl AsFd) -> io::Result<bool> {
+    const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+    const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
+    let magic = rustix::fs::fstatfs(file)?.f_type;
+    Ok(magic == OVERLAYFS_SUPER_MAGIC || magic == BTRFS_SUPER_MAGIC)
+}
