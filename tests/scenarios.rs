@@ -19,7 +19,7 @@ use vortex_agent::{
     locate::{Found, Instruction, Point},
     pipeline::{Pipeline, Wanted},
     record::Kind,
-    redact::Policy,
+    redact::{Key, Policy},
     sink::{Format, Origin, Sink, Target},
 };
 use zerocopy::IntoBytes as _;
@@ -43,6 +43,8 @@ enum Step {
         comm: Option<String>,
         executable: Option<String>,
         parent: Option<u32>,
+        #[serde(default)]
+        arguments: Vec<String>,
     },
     Found {
         file: u64,
@@ -146,13 +148,15 @@ fn run(name: &str, scenario: &Scenario) -> String {
             .collect::<BTreeSet<_>>(),
         content: match scenario.content.as_deref() {
             Some("full") => Policy::Full,
-            _ => Policy::None,
+            Some("none") => Policy::None,
+            _ => Policy::Redacted,
         },
         exes: scenario.exes.clone(),
         containers: Vec::new(),
         uids: Vec::new(),
         comms: Vec::new(),
         key: 1,
+        secret_key: Key::new([1; 32]),
     });
     // Boot was at 2026-01-01T00:00:00Z.
     line.set_clock(1_767_225_600_000_000_000);
@@ -180,12 +184,14 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             comm,
             executable,
             parent,
+            arguments,
         } => {
             let facts = Facts {
                 pid: *pid,
                 comm: comm.clone(),
                 executable: executable.clone(),
                 parent_pid: *parent,
+                arguments: arguments.clone(),
                 ..Facts::default()
             };
             line.process(facts, out);
@@ -211,9 +217,9 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 creator: None,
                 partly: None,
             };
-            line.found(*file, path.clone(), &found);
+            line.found(*file, path, &found);
         }
-        Step::Refused { file, path, why } => line.refused(*file, path.clone(), why.clone()),
+        Step::Refused { file, path, why } => line.refused(*file, path, why),
         Step::Mapped {
             file,
             pid,
@@ -386,6 +392,7 @@ scenarios! {
     late_facts
     loss
     one_request
+    redacted
     reused_handle
     wrong_order
 }

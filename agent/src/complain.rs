@@ -3,13 +3,14 @@
 use std::{
     fmt,
     io::{self, Write as _},
+    panic::PanicHookInfo,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::escape;
+use crate::{escape, redact};
 
-/// One line on stderr, whatever a stranger's path in it contains. That nobody reads is no error, and a
+/// One line on stderr, whatever a stranger's path in it contains, without secrets. That nobody reads is no error, and a
 /// pipe that is full is not waited for: CMD's end and signals would wait with us.
 pub fn complain(what: impl fmt::Display) {
     let stderr = rustix::stdio::stderr();
@@ -26,9 +27,21 @@ pub fn complain(what: impl fmt::Display) {
         return;
     }
     let mut line = Vec::new();
-    escape::visible(&format!("vortex-agent: {what:#}"), &mut line);
+    let what = redact::line(&format!("{what:#}"));
+    escape::visible(&format!("vortex-agent: {what}"), &mut line);
     line.push(b'\n');
     let _ = io::stderr().write_all(&line);
+}
+
+/// The panic hook. A message that was put together may hold a piece of the text that was at hand, as those of
+/// `str` do: only our own words are shown, and where.
+pub fn panicked(info: &PanicHookInfo<'_>) {
+    let what = info.payload().downcast_ref::<&'static str>();
+    let what = what.unwrap_or(&"its message may hold what was captured, and is not shown");
+    match info.location() {
+        Some(place) => complain(format_args!("a bug, at {place}: {what}")),
+        None => complain(format_args!("a bug: {what}")),
+    }
 }
 
 /// The same for a log: what is written at once is a line.

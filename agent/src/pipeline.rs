@@ -12,8 +12,8 @@ use crate::{
     half::{Facts, FileId, Pending, Site},
     ledger::Tally,
     locate::Found,
-    record::{Body, Cause, Joined, Kind, Process, Record, Stats, WallTime},
-    redact::Policy,
+    record::{Body, Cause, Content, Joined, Kind, Process, Record, Stats, WallTime},
+    redact::{self, Clear, Key, Policy, Redactor},
     stream::{Output, Stream},
 };
 
@@ -34,6 +34,8 @@ pub struct Wanted {
     pub comms: Vec<String>,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
+    /// Makes the hashes of secrets; random.
+    pub secret_key: Key,
 }
 
 /// All state of the line.
@@ -42,6 +44,7 @@ pub struct Pipeline {
     processes: HashMap<u32, Who>,
     coverage: Table,
     connections: Connections,
+    redactor: Redactor,
     /// Streams in which something waits for a hole to be explained.
     waiting: HashSet<StreamId>,
     parked: HashMap<u32, Parked>,
@@ -58,7 +61,10 @@ pub struct Pipeline {
 
 struct Who {
     facts: Process,
+    /// The user-space filters want it.
     passes: bool,
+    /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
+    covered: bool,
 }
 
 /// Records of a process that nobody has told us about: its facts are on their way by the other channel.
@@ -77,6 +83,7 @@ impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
         Pipeline {
             connections: Connections::new(wanted.key),
+            redactor: Redactor::new(wanted.content, wanted.secret_key.clone()),
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),
@@ -167,6 +174,9 @@ impl Pipeline {
             self.wait_no_longer(pid, out);
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
+        for id in self.redactor.due(now) {
+            self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
+        }
     }
 
     /// The end of the input: whatever waits comes out.
@@ -175,6 +185,14 @@ impl Pipeline {
             self.wait_no_longer(pid, out);
         }
         self.give_up(|_| true, now, out);
+        for id in self.redactor.all_holding() {
+            self.show_held(id, now, out, |redactor, out| redactor.close(id, out));
+        }
+    }
+
+    /// Must [`Pipeline::expire`] be called soon, though nothing comes?
+    pub fn is_holding(&self) -> bool {
+        self.redactor.is_holding()
     }
 
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
@@ -286,20 +304,9 @@ impl Pipeline {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
     }
 
-    /// Would the kernel's filters let its calls pass? By what it is now: it can change.
+    /// Would the kernel's filters let its calls pass?
     fn is_covered(&self, pid: u32) -> bool {
-        let Some(Who { facts, .. }) = self.processes.get(&pid) else {
-            return true;
-        };
-        let Wanted { uids, comms, .. } = &self.wanted;
-        let has_uid = facts
-            .owner_uid
-            .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-        let has_comm = facts
-            .comm
-            .as_ref()
-            .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
-        has_uid && has_comm
+        self.processes.get(&pid).is_none_or(|who| who.covered)
     }
 
     /// The connection of a handle, made at its first event.
@@ -335,6 +342,9 @@ impl Pipeline {
                 direction,
             };
             self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
+            self.show_held(stream, now, out, |redactor, out| {
+                redactor.close(stream, out);
+            });
         }
         self.connections.close(&id);
     }
@@ -375,6 +385,7 @@ impl Pipeline {
             processes,
             coverage,
             connections,
+            redactor,
             waiting,
             tally,
             told_ring_full,
@@ -389,15 +400,30 @@ impl Pipeline {
         let process = processes.get(&id.handle.pid).map(|who| &who.facts);
         let function = coverage.point(point).map(|(_, function)| function);
         step(stream, &mut |stream, output| {
-            let body = match output {
+            let mut say = |body: Body<'_>| {
+                let record = &mut Record {
+                    sequence: 0,
+                    time: WallTime(time.wrapping_add(*clock)),
+                    process,
+                    tid: (tid != 0).then_some(tid),
+                    connection: Some(connection),
+                    function,
+                    complete: connection.joined == Joined::Start && stream.lost() == 0,
+                    lost_bytes: stream.lost(),
+                    body,
+                };
+                emit(wanted, sequence, out, record);
+            };
+            match output {
                 Output::Bytes { offset, bytes } => {
                     tally.delivered += bytes.len() as u64;
-                    Body::Data {
-                        direction: id.direction,
+                    let piece = redact::Piece {
                         offset,
-                        length: bytes.len() as u64,
-                        content: wanted.content.apply(bytes),
-                    }
+                        bytes,
+                        is_first: connection.joined == Joined::Start && offset == 0,
+                        time,
+                    };
+                    redactor.bytes(id, piece, &mut data(id.direction, &mut say));
                 }
                 Output::Gap {
                     offset,
@@ -409,36 +435,59 @@ impl Pipeline {
                         Cause::Unknown => tally.unknown += length,
                         Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
                     }
-                    Body::Gap {
+                    redactor.gap(id, length, &mut data(id.direction, &mut say));
+                    say(Body::Gap {
                         direction: id.direction,
                         cause,
                         offset: Some(offset),
                         length,
-                    }
+                    });
                 }
-            };
-            emit(
-                wanted,
-                sequence,
-                out,
-                &mut Record {
-                    sequence: 0,
-                    time: WallTime(time.wrapping_add(*clock)),
-                    process,
-                    tid: (tid != 0).then_some(tid),
-                    connection: Some(connection),
-                    function,
-                    complete: connection.joined == Joined::Start && stream.lost() == 0,
-                    lost_bytes: stream.lost(),
-                    body,
-                },
-            );
+            }
         });
         if stream.is_waiting() {
             waiting.insert(id);
         } else if !waiting.is_empty() {
             waiting.remove(&id);
         }
+    }
+
+    /// Makes records of what the redactor has held back of a stream.
+    fn show_held(
+        &mut self,
+        id: StreamId,
+        time: u64,
+        out: Out<'_>,
+        act: impl FnOnce(&mut Redactor, redact::Out<'_>),
+    ) {
+        let Pipeline {
+            wanted,
+            processes,
+            connections,
+            redactor,
+            sequence,
+            clock,
+            ..
+        } = self;
+        let Some(entry) = connections.get(&id.handle) else {
+            return;
+        };
+        let (stream, connection) = entry.stream(id.direction);
+        let mut say = |body: Body<'_>| {
+            let record = &mut Record {
+                sequence: 0,
+                time: WallTime(time.wrapping_add(*clock)),
+                process: processes.get(&id.handle.pid).map(|who| &who.facts),
+                tid: None,
+                connection: Some(connection),
+                function: None,
+                complete: connection.joined == Joined::Start && stream.lost() == 0,
+                lost_bytes: stream.lost(),
+                body,
+            };
+            emit(wanted, sequence, out, record);
+        };
+        act(redactor, &mut data(id.direction, &mut say));
     }
 
     /// Bytes that the kernel could not place in a stream.
@@ -486,14 +535,12 @@ impl Pipeline {
     pub fn process(&mut self, facts: Facts, out: Out<'_>) {
         let pid = facts.pid;
         self.coverage.forget(pid);
-        let passes = passes(&self.wanted, &facts);
-        self.processes.insert(
-            pid,
-            Who {
-                facts: facts.into(),
-                passes,
-            },
-        );
+        let who = Who {
+            passes: passes(&self.wanted, &facts),
+            covered: is_covered(&self.wanted, &facts),
+            facts: self.clear(&facts),
+        };
+        self.processes.insert(pid, who);
         for raw in self.parked.remove(&pid).unwrap_or_default().records {
             if let Ok(event) = decode(&raw) {
                 self.event(event, out);
@@ -514,12 +561,16 @@ impl Pipeline {
     }
 
     /// Points were found in a file; what the half is asked to place.
-    pub fn found(&mut self, file: FileId, path: String, found: &Found) -> Vec<Site> {
-        self.coverage.found(file, path, found)
+    pub fn found(&mut self, file: FileId, path: &str, found: &Found) -> Vec<Site> {
+        let path = self.redactor.string(path);
+        let version = found.version.as_deref();
+        let version = version.map(|version| self.redactor.string(version));
+        self.coverage.found(file, path, version, found)
     }
 
     /// A TLS library that can't be probed.
-    pub fn refused(&mut self, file: FileId, path: String, why: String) {
+    pub fn refused(&mut self, file: FileId, path: &str, why: &str) {
+        let (path, why) = (self.redactor.string(path), self.redactor.string(why));
         self.coverage.refused(file, path, why);
     }
 
@@ -538,7 +589,8 @@ impl Pipeline {
         self.coverage.continued(pid);
     }
 
-    pub fn failed(&mut self, file: FileId, why: String, now: u64, out: Out<'_>) {
+    pub fn failed(&mut self, file: FileId, why: &str, now: u64, out: Out<'_>) {
+        let why = self.redactor.string(why);
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);
     }
@@ -579,6 +631,26 @@ impl Pipeline {
         }
     }
 
+    /// What may be shown of the facts about a process.
+    fn clear(&self, facts: &Facts) -> Process {
+        let clear = |text: &Option<String>| text.as_ref().map(|text| self.redactor.string(text));
+        Process {
+            pid: facts.pid,
+            vpid: facts.vpid,
+            comm: clear(&facts.comm),
+            executable: clear(&facts.executable),
+            arguments: self.redactor.arguments(&facts.arguments),
+            owner_uid: facts.owner_uid,
+            parent_pid: facts.parent_pid,
+            container_id: clear(&facts.container_id),
+        }
+    }
+
+    /// A line that others wrote, for a record.
+    pub fn string(&self, text: &str) -> Clear {
+        self.redactor.string(text)
+    }
+
     pub fn stats(&mut self, stats: Stats, now: u64, out: Out<'_>) {
         let time = WallTime(now.wrapping_add(self.clock));
         emit(
@@ -605,6 +677,18 @@ impl Pipeline {
     }
 }
 
+/// Makes bodies of what the redactor lets out.
+fn data(direction: Direction, say: &mut impl FnMut(Body<'_>)) -> impl FnMut(u64, u64, Content<'_>) {
+    move |offset, length, content| {
+        say(Body::Data {
+            direction,
+            offset,
+            length,
+            content,
+        });
+    }
+}
+
 /// Numbers the record and lets it out, if its kind is wanted.
 fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'_>) {
     if wanted.emit.contains(&record.body.kind()) {
@@ -623,6 +707,19 @@ fn passes(wanted: &Wanted, facts: &Facts) -> bool {
                 .containers
                 .iter()
                 .any(|id| container().starts_with(id.as_str())))
+}
+
+/// Would the kernel's filters let its calls pass?
+fn is_covered(wanted: &Wanted, facts: &Facts) -> bool {
+    let Wanted { uids, comms, .. } = wanted;
+    let has_uid = facts
+        .owner_uid
+        .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
+    let has_comm = facts
+        .comm
+        .as_ref()
+        .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
+    has_uid && has_comm
 }
 
 /// `*` is any text, `?` any character. Linear in time for each star: only the last one is tried again.
@@ -651,20 +748,6 @@ fn glob(pattern: &str, text: &str) -> bool {
         }
     }
     pattern[p..].iter().all(|c| *c == '*')
-}
-
-impl From<Facts> for Process {
-    fn from(facts: Facts) -> Process {
-        Process {
-            pid: facts.pid,
-            vpid: facts.vpid,
-            comm: facts.comm,
-            executable: facts.executable,
-            owner_uid: facts.owner_uid,
-            parent_pid: facts.parent_pid,
-            container_id: facts.container_id,
-        }
-    }
 }
 
 #[cfg(test)]

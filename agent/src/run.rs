@@ -33,7 +33,7 @@ use crate::{
     cli::{Attach, Run},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
     complain::complain,
-    config::{Color, Config, Content, Output},
+    config::{Color, Config, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
     half::{self, Filter, Hello, OWN_FILE, Order, Received, Report},
@@ -42,7 +42,7 @@ use crate::{
     locate::{Pread, Refusal, locate},
     pipeline::{Pipeline, Wanted},
     record::Stats,
-    redact::Policy,
+    redact::{Clear, Key, Policy},
     ring::{Control, Counters, Next, Ring},
     sink::{Format, Origin, Sink, Target},
     user::User,
@@ -237,7 +237,7 @@ struct Session<'a> {
     filter_set: bool,
     /// Processes that the half has stopped.
     held: HashSet<u32>,
-    limits: Vec<String>,
+    limits: Vec<Clear>,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
     surveyed: bool,
@@ -277,6 +277,8 @@ const BUSY_BYTES: usize = 512 << 10;
 const EMPTY_LOOKS: u32 = 20;
 /// Net below the wake-up: arm64's relaxed atomics are no barrier.
 const SLEEP: Duration = Duration::from_millis(500);
+/// While the redactor holds text back that may be shown soon.
+const NAP: Duration = Duration::from_millis(50);
 /// Records between two looks at everything else.
 const BATCH: usize = 1024;
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
@@ -299,6 +301,8 @@ impl<'a> Session<'a> {
     ) -> Result<Session<'a>> {
         let mut key = [0; 16];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
+        let mut secret_key = [0; 32];
+        rustix::rand::getrandom(&mut secret_key, rustix::rand::GetRandomFlags::empty())?;
         let origin = Origin::new().context("make an id for this run")?;
         let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
         let signals = Caught {
@@ -318,21 +322,18 @@ impl<'a> Session<'a> {
             ..Identity::default()
         };
         lock_in(identity, SeccompMode::Enforce)?;
-        let policy = match config.content {
-            Content::Full => Policy::Full,
-            Content::None | Content::Redacted => Policy::None,
-        };
-        if policy == Policy::Full {
+        if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }
         let pipeline = Pipeline::new(Wanted {
             emit: config.emit.clone(),
-            content: policy,
+            content: config.content,
             exes: config.filter.exes.clone(),
             containers: config.filter.containers.clone(),
             uids: config.filter.uids.clone(),
             comms: config.filter.comms.clone(),
             key: u128::from_ne_bytes(key),
+            secret_key: Key::new(secret_key),
         });
         let now = Instant::now();
         Ok(Session {
@@ -442,13 +443,18 @@ impl<'a> Session<'a> {
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
             let is_asleep = empty_looks > EMPTY_LOOKS && self.orders.is_empty();
+            let sleep = if self.pipeline.is_holding() {
+                NAP
+            } else {
+                SLEEP
+            };
             let pause = match found {
                 Found { more: true, .. } => Duration::from_nanos(1),
                 Found {
                     bytes: BUSY_BYTES..,
                     ..
                 } => LOOK_BUSY,
-                _ if is_asleep => SLEEP,
+                _ if is_asleep => sleep,
                 _ => LOOK,
             };
             if !found.more {
@@ -691,7 +697,7 @@ impl<'a> Session<'a> {
             }
             (Report::Refused { file, why }, 0) => {
                 self.answered(file);
-                self.with_sink(|line, out| line.failed(file, why, now, out));
+                self.with_sink(|line, out| line.failed(file, &why, now, out));
             }
             (Report::Pending(pending), 0) => {
                 self.with_sink(|line, out| line.pending(&pending, now, out));
@@ -738,7 +744,8 @@ impl<'a> Session<'a> {
         for limit in &hello.limits {
             tracing::warn!("{limit}");
         }
-        self.limits = hello.limits;
+        let limits = hello.limits.iter();
+        self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
         let wanted = self.filter();
         shared.control.set(control::AWAKE, 1);
         shared.control.set(control::FILTER, self.filter_bits());
@@ -802,7 +809,7 @@ impl<'a> Session<'a> {
                 continue;
             };
             let id = OWN_FILE | number;
-            let points = self.pipeline.found(id, path.display().to_string(), &found);
+            let points = self.pipeline.found(id, &path.display().to_string(), &found);
             self.unanswered.insert(id);
             self.order(Order::Attach { file: id, points }, Some(file))?;
         }
@@ -824,12 +831,12 @@ impl<'a> Session<'a> {
         if let Some(fd) = fd {
             answer = Some(match locate(&Pread(fd.as_fd())) {
                 Ok(found) => {
-                    let points = self.pipeline.found(file, path, &found);
+                    let points = self.pipeline.found(file, &path, &found);
                     Order::Attach { file, points }
                 }
                 Err(why) if is_worth_a_word(why, &path) => {
                     let why = why.to_string();
-                    self.pipeline.refused(file, path, why.clone());
+                    self.pipeline.refused(file, &path, &why);
                     Order::Refuse { file, why }
                 }
                 Err(_) => Order::Attach {
@@ -911,10 +918,7 @@ impl<'a> Session<'a> {
             cpu_seconds: nanoseconds(ClockId::ProcessCPUTime) as f64 / 1e9
                 + half_micros as f64 / 1e6,
             memory_bytes: own_memory(&self.statm) + half_memory,
-            content: match self.config.content {
-                Content::Full => Policy::Full.name(),
-                Content::None | Content::Redacted => Policy::None.name(),
-            },
+            content: self.config.content.name(),
             limits: self.limits.clone(),
         };
         let now = now();

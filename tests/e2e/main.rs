@@ -20,6 +20,7 @@ mod lifecycle;
 mod loss;
 mod proc;
 mod records;
+mod secrets;
 
 use harness::{Lab, PYTHON, argv, random};
 
