@@ -25,6 +25,7 @@ usage: cargo xtask COMMAND
   ci                    the same, without a filter
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
                         the end-to-end tests that run on other kernels, in QEMU
+  bench redact          how fast secrets are looked for
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
 
