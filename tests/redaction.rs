@@ -122,7 +122,7 @@ const PLACES: [&str; 12] = [
 ];
 
 /// Where a value is known by its name; `@` is the value.
-const NAMED: [(&str, &str); 53] = [
+const NAMED: [(&str, &str); 54] = [
     (
         "authorization",
         "GET / HTTP/1.1\r\nAuthorization: @\r\nHost: x\r\n\r\n",
@@ -225,6 +225,7 @@ const NAMED: [(&str, &str); 53] = [
         "password url user",
         "git clone https://u:@@example.com/x.git\n",
     ),
+    ("password url user", "postgres://u:a,b;c(d)@@host/db\n"),
     (
         "password connection",
         "Server=x;User=u;Password=@;Encrypt=yes\n",
@@ -312,7 +313,8 @@ fn planted() -> Vec<Planted> {
     for (kind, place) in NAMED {
         let secret = random.text(LETTERS, 20);
         let text = match kind {
-            "password url user" => format!("git clone https://u:{secret}@example.com/x.git\n"),
+            // The second @ is the URL's.
+            "password url user" => place.replacen('@', &secret, 1),
             _ => place.replace('@', &secret),
         };
         all.push(Planted { kind, text, secret });
@@ -686,6 +688,7 @@ fn none_is_seen_in_command_lines() {
         "tool --token @",
         "tool --api-key @",
         "tool --api-key=@",
+        "wget --header=Authorization:·token·@ https://x",
         "tool -client-secret @",
         "env API_KEY=@ tool",
         "env PASSWORD=@ tool",

@@ -1,6 +1,7 @@
 //! Lines for the person at the terminal.
 
 use std::{
+    any::Any,
     fmt,
     io::{self, Write as _},
     panic::PanicHookInfo,
@@ -34,14 +35,18 @@ pub fn complain(what: impl fmt::Display) {
 }
 
 /// The panic hook. A message that was put together may hold a piece of the text that was at hand, as those of
-/// `str` do: only our own words are shown, and where.
+/// `unwrap` do: only our own words are shown, and where.
 pub fn panicked(info: &PanicHookInfo<'_>) {
-    let what = info.payload().downcast_ref::<&'static str>();
-    let what = what.unwrap_or(&"its message may hold what was captured, and is not shown");
+    let what = own_words(info.payload());
     match info.location() {
         Some(place) => complain(format_args!("a bug, at {place}: {what}")),
         None => complain(format_args!("a bug: {what}")),
     }
+}
+
+fn own_words(payload: &dyn Any) -> &'static str {
+    let words = payload.downcast_ref::<&'static str>();
+    words.unwrap_or(&"its message may hold what was captured, and is not shown")
 }
 
 /// The same for a log: what is written at once is a line.
@@ -55,5 +60,22 @@ impl io::Write for Line {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_shows_no_message_that_was_put_together() {
+        let number = "secret"
+            .parse::<u8>()
+            .map_err(|error| format!("secret: {error}"));
+        let panic = std::panic::catch_unwind(|| number.unwrap()).unwrap_err();
+        assert!(panic.downcast_ref::<String>().unwrap().contains("secret"));
+        assert!(!own_words(&*panic).contains("secret"));
+        let ours: Box<dyn Any> = Box::new("our own words");
+        assert_eq!(own_words(&*ours), "our own words");
     }
 }

@@ -81,9 +81,14 @@ const PARKED_BYTES: usize = 1 << 20;
 
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
+        // No payload is shown: none needs to be looked at.
+        let policy = match wanted.content {
+            Policy::Redacted if !wanted.emit.contains(&Kind::Data) => Policy::None,
+            policy => policy,
+        };
         Pipeline {
             connections: Connections::new(wanted.key),
-            redactor: Redactor::new(wanted.content, wanted.secret_key.clone()),
+            redactor: Redactor::new(policy, wanted.secret_key.clone()),
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),

@@ -65,7 +65,7 @@ pub const BARE: Set = Set::but(b" \t\r\n\x0b\x0c\0&\"<>`");
 /// Text between tags.
 pub const TAG_TEXT: Set = Set::but(b"<");
 /// Before the @ of a URL.
-pub const USER: Set = Set::but(b" \t\r\n\x0b\x0c\0/?#\"'<>@\\`{}()[]|,;");
+pub const USER: Set = Set::but(b" \t\r\n\x0b\x0c\0/?#\"'<>\\`");
 
 /// Can a token begin here? Not behind a letter or a digit, unless that belongs to an escape such as the n
 /// of `\n` or the digits of `%3D`.

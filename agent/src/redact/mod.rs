@@ -217,7 +217,7 @@ struct Held {
 
 /// How long a stream may pause before a secret that is recognised but may go on is said, and before what is
 /// doubtful is redacted. In nanoseconds.
-const IDLE: u64 = 90_000_000;
+const IDLE: u64 = 50_000_000;
 const LATE: u64 = 2_000_000_000;
 
 /// Takes offset and length on the wire, and what is shown of that.
@@ -312,7 +312,8 @@ impl Redactor {
             Ending::Idle
         };
         scanner.flush(ending, &mut content(out));
-        if !scanner.is_holding() {
+        // Later there is nothing left but half a character, and that can wait.
+        if !scanner.is_holding() || ending == Ending::Late {
             self.holding.remove(&id);
         }
     }
@@ -324,7 +325,11 @@ impl Redactor {
 
     /// Streams that hold something back.
     pub fn all_holding(&self) -> Vec<StreamId> {
-        self.holding.keys().copied().collect()
+        let holding = self
+            .scanners
+            .iter()
+            .filter(|(_, scanner)| scanner.is_holding());
+        holding.map(|(id, _)| *id).collect()
     }
 
     /// A string that a stranger chose.
@@ -350,7 +355,14 @@ impl Redactor {
             return self.string(argument);
         }
         let Some((start, kind)) = secret_part(all, before, argument) else {
-            return self.string(argument);
+            // `--header=Cookie: x`: the value is a text of its own.
+            return match argument.split_once('=') {
+                Some((flag, value)) if flag.starts_with('-') && is_word(flag) => {
+                    let [flag, value] = [flag, value].map(|part| self.string(part));
+                    Clear(Cow::Owned(format!("{}={}", flag.as_str(), value.as_str())))
+                }
+                _ => self.string(argument),
+            };
         };
         let (shown, secret) = argument.split_at(start);
         let mut text = self.string(shown).0.into_owned();
@@ -367,6 +379,10 @@ impl Redactor {
             hash: hash8(self.key.hasher().update(secret.as_bytes()), length),
         }
     }
+}
+
+fn is_word(text: &str) -> bool {
+    text.bytes().all(|byte| bytes::WORD.has(byte))
 }
 
 /// Where in an argument a secret begins that only its neighbours or its form give away, and its kind.

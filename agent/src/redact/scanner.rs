@@ -29,6 +29,9 @@ use super::{
 /// Held back at most; what is longer and still doubtful is a secret.
 const HELD_MAX: usize = 4096;
 
+/// Memory of a stream that holds nothing back.
+const KEPT: usize = 1024;
+
 /// What comes out, in order: where it was on the wire, and what may be shown of it.
 pub enum Cleared<'a> {
     Text(&'a str, &'a [Redaction]),
@@ -346,7 +349,7 @@ impl Scanner {
         self.base = end;
     }
 
-    /// Drops what no rule looks back to.
+    /// Drops what no rule looks back to, and the memory with it: there are many streams, and most are idle.
     fn forget(&mut self) {
         let drop = self.given.min(self.judged).saturating_sub(BEHIND);
         if drop < BEHIND {
@@ -358,6 +361,9 @@ impl Scanner {
         self.checked -= drop;
         self.judged -= drop;
         self.floor = self.floor.saturating_sub(drop);
+        self.buffer.shrink_to(KEPT);
+        self.text.shrink_to(KEPT);
+        self.redactions.shrink_to(0);
     }
 }
 

@@ -189,6 +189,7 @@ fn values_of_names() {
         "Authorization: «Basic dXNlcjpwYXNz»\r\n",
         "<SecretAccessKey>«abcdefgh»</SecretAccessKey>",
         "redis://:«hunter2»@host/0",
+        "amqp://user:«p@ss,w;rd»@host/vhost",
     ] {
         let plain = text.replace(['«', '»'], "");
         let (before, rest) = text.split_once('«').unwrap();

@@ -178,39 +178,33 @@ pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
         let run = text[from..].iter().take(most);
         from + run.take_while(|byte| set.has(**byte)).count()
     };
-    let colon = run(behind, 128, bytes::USER.without(b':'));
+    let colon = run(behind, 128, bytes::USER.without(b':').without(b'@'));
     match text.get(colon) {
         None => return undecided(text, ending),
         Some(b':') => {}
         Some(_) => return Verdict::No,
     }
     let start = colon + 1;
-    let end = run(start, 256, bytes::USER);
-    let password = &text[start..end];
-    // A port.
-    let is_number = password.iter().all(u8::is_ascii_digit);
-    let secret = || {
-        Verdict::Secret(Secret {
-            start,
-            kind: "password",
-            until: Until::Outside(bytes::USER),
-        })
-    };
-    match text.get(end) {
-        None if password.is_empty() => undecided(text, ending),
-        None => match ending {
-            Ending::More | Ending::Idle => Verdict::Wait(start),
-            Ending::Late => secret(),
-            Ending::End if is_number => Verdict::No,
-            Ending::End => secret(),
-        },
-        Some(b'@')
-            if !password.is_empty() && !is_placeholder(password) && !is_keyword(password) =>
-        {
-            secret()
+    let end = run(start, 1024, bytes::USER);
+    let value = &text[start..end];
+    // The last one: some write a password with an @ in it.
+    let at = memchr::memrchr(b'@', value);
+    let (beginning, set) = match (at, ending) {
+        _ if end < text.len() || ending == Ending::End => {
+            let password = &value[..at.unwrap_or(0)];
+            if password.is_empty() || is_placeholder(password) || is_keyword(password) {
+                return Verdict::No;
+            }
+            (password.len(), Set::NONE)
         }
-        Some(_) => Verdict::No,
-    }
+        (_, Ending::Late) if !value.is_empty() => (0, bytes::USER.without(b'@')),
+        _ => return Verdict::Wait(start),
+    };
+    Verdict::Secret(Secret {
+        start,
+        kind: "password",
+        until: Until::Token { beginning, set },
+    })
 }
 
 /// What the search looks for: the literals that a token begins with, and where they are too few, with each

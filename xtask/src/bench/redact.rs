@@ -49,7 +49,9 @@ pub(super) fn main() -> Result<()> {
 
 /// `speed NAME MB/s`, somewhere in a line.
 fn speeds(printed: &str) -> Result<Vec<(String, f64)>> {
-    let lines = printed.lines().filter_map(|line| line.split_once("speed "));
+    let lines = printed
+        .lines()
+        .filter_map(|line| line.rsplit_once("speed "));
     let speeds = lines.filter_map(|(_, rest)| {
         let (name, speed) = rest.split_once(' ')?;
         Some((name.to_owned(), speed.parse().ok()?))
@@ -57,7 +59,7 @@ fn speeds(printed: &str) -> Result<Vec<(String, f64)>> {
     let speeds: Vec<_> = speeds.collect();
     let is_there = |name: &&str| speeds.iter().any(|(known, _)| known == name);
     ensure!(
-        ORDINARY.iter().all(|name| is_there(name)),
+        ORDINARY.iter().all(is_there),
         "a speed is missing: {printed}"
     );
     Ok(speeds)
