@@ -19,7 +19,7 @@ use vortex_agent::{
     locate::{Found, Instruction, Point},
     pipeline::{Pipeline, Wanted},
     record::Kind,
-    redact::Policy,
+    redact::{Key, Policy},
     sink::{Format, Origin, Sink, Target},
 };
 use zerocopy::IntoBytes as _;
@@ -43,6 +43,8 @@ enum Step {
         comm: Option<String>,
         executable: Option<String>,
         parent: Option<u32>,
+        #[serde(default)]
+        arguments: Vec<String>,
     },
     Found {
         file: u64,
@@ -156,13 +158,15 @@ fn run(name: &str, scenario: &Scenario) -> String {
             .collect::<BTreeSet<_>>(),
         content: match scenario.content.as_deref() {
             Some("full") => Policy::Full,
-            _ => Policy::None,
+            Some("none") => Policy::None,
+            _ => Policy::Redacted,
         },
         exes: scenario.exes.clone(),
         containers: Vec::new(),
         uids: Vec::new(),
         comms: Vec::new(),
         key: 1,
+        secret_key: Key::new([1; 32]),
     });
     // Boot was at 2026-01-01T00:00:00Z.
     line.set_clock(1_767_225_600_000_000_000);
@@ -190,12 +194,14 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             comm,
             executable,
             parent,
+            arguments,
         } => {
             let facts = Facts {
                 pid: *pid,
                 comm: comm.clone(),
                 executable: executable.clone(),
                 parent_pid: *parent,
+                arguments: arguments.clone(),
                 ..Facts::default()
             };
             line.process(facts, out);
@@ -221,11 +227,9 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 creator: None,
                 partly: None,
             };
-            line.found(*file, path.clone(), &found);
+            line.found(*file, path, &found);
         }
-        Step::Refused { file, path, why } => {
-            line.refused(*file, path.clone(), why.clone(), time, out);
-        }
+        Step::Refused { file, path, why } => line.refused(*file, path, why, time, out),
         Step::Mapped {
             file,
             pid,
@@ -350,7 +354,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             *now = ms(*at);
             line.expire(*now, out);
         }
-        Step::Missed { pid, path } => line.missed(*pid, path.clone(), time, out),
+        Step::Missed { pid, path } => line.missed(*pid, path, time, out),
         Step::Ended { pid } => line.ended(*pid, time, out),
         Step::Finish {} => line.finish(time, out),
     }
@@ -413,6 +417,7 @@ scenarios! {
     loss
     one_request
     other_stack
+    redacted
     reused_handle
     wrong_order
 }

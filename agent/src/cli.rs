@@ -7,6 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 use crate::{
     config::{Config, ConfigError, Settings},
     record::Kind,
+    redact::Policy,
 };
 
 /// Shows the plaintext of TLS traffic on this machine: no certificates, no proxy, no code changes
@@ -188,12 +189,29 @@ impl ValueEnum for Kind {
     }
 }
 
+impl ValueEnum for Policy {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::None, Self::Redacted, Self::Full]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self {
+            Self::None => "Lengths and metadata only",
+            Self::Redacted => {
+                "Text, with credentials and other secrets replaced; what is no plain text is withheld"
+            }
+            Self::Full => "Everything as it was sent, passwords and keys included",
+        };
+        Some(PossibleValue::new(self.name()).help(help))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
 
     use super::*;
-    use crate::config::{Color, Content, Output};
+    use crate::config::{Color, Output};
 
     fn parse(line: &str) -> Result<Action, clap::Error> {
         let words = std::iter::once("vortex-agent").chain(line.split_whitespace());
@@ -230,7 +248,7 @@ mod tests {
             config.emit.into_iter().collect::<Vec<_>>(),
             [Kind::Data, Kind::Gap, Kind::Stats]
         );
-        assert_eq!(config.content, Content::Full);
+        assert_eq!(config.content, Policy::Full);
         assert_eq!(config.output, Output::Json);
         assert_eq!(config.output_file, Some(PathBuf::from("f")));
         assert_eq!(config.ring_size, 262144);

@@ -14,14 +14,14 @@ use std::{
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{record::Kind, user::User};
+use crate::{record::Kind, redact::Policy, user::User};
 
 /// What was meant. Every value is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub filter: Filter,
     pub emit: BTreeSet<Kind>,
-    pub content: Content,
+    pub content: Policy,
     pub output: Output,
     /// `None`: stdout, or stderr if there is a CMD.
     pub output_file: Option<PathBuf>,
@@ -45,17 +45,6 @@ pub struct Filter {
     /// Absolute, below [`CGROUP_ROOT`], without `..`.
     pub cgroups: Vec<PathBuf>,
     pub containers: Vec<String>,
-}
-
-/// What of the plaintext leaves the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Content {
-    /// Lengths and metadata only
-    None,
-    /// The text with credentials and secrets replaced (not there yet)
-    Redacted,
-    /// Everything as it was sent, passwords and keys included
-    Full,
 }
 
 /// For whom the output is.
@@ -93,10 +82,6 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let content = settings.content.unwrap_or(Content::None);
-        if content == Content::Redacted {
-            return Err(ConfigError::NoRedaction);
-        }
         let emit = settings.emit.map_or_else(
             // Nothing decodes a connection yet, so `data` is all that there is of each.
             || Kind::value_variants().iter().copied().collect(),
@@ -112,7 +97,7 @@ impl TryFrom<Settings> for Config {
                 containers: each(settings.container, container)?,
             },
             emit,
-            content,
+            content: settings.content.unwrap_or(Policy::Redacted),
             output: settings.output.unwrap_or(Output::Text),
             output_file: settings.output_file,
             ring_size: settings
@@ -231,10 +216,10 @@ pub struct Settings {
     #[serde(default, deserialize_with = "names")]
     pub emit: Option<Vec<Kind>>,
 
-    /// What of the plaintext to write [default: none]
+    /// What of the plaintext to write [default: redacted]
     #[arg(long)]
     #[serde(default, deserialize_with = "name")]
-    pub content: Option<Content>,
+    pub content: Option<Policy>,
 
     /// Form of the records [default: text]
     #[arg(long)]
@@ -407,8 +392,6 @@ pub enum ConfigError {
         line: usize,
         why: String,
     },
-    #[error("--content redacted is not there yet: use none, or full to see everything unredacted")]
-    NoRedaction,
     #[error("--pid and CMD exclude each other: with CMD, it and its children are watched")]
     PidAndCommand,
     #[error("{0} needs a value that is not empty")]
@@ -445,7 +428,7 @@ mod tests {
         let defaults = Config::try_from(Settings::default()).unwrap();
         assert_eq!(config(Config::DEFAULTS).unwrap(), defaults);
         assert_eq!(defaults.ring_size, 8 << 20);
-        assert_eq!(defaults.content, Content::None);
+        assert_eq!(defaults.content, Policy::Redacted);
         assert_eq!(defaults.emit.len(), 11);
         assert!(defaults.hold);
     }
@@ -467,11 +450,11 @@ mod tests {
     fn flags_win_over_the_file() {
         let file = parse("ring-size = 262144\nuid = [0, \"root\"]\ncontent = \"full\"\n").unwrap();
         let flags = Settings {
-            content: Some(Content::None),
+            content: Some(Policy::None),
             ..Settings::default()
         };
         let config = Config::try_from(flags.or(file)).unwrap();
-        assert_eq!(config.content, Content::None);
+        assert_eq!(config.content, Policy::None);
         assert_eq!(config.ring_size, 262144);
         assert_eq!(config.filter.uids, [0, 0]);
     }
@@ -484,7 +467,6 @@ mod tests {
             ("\nemit = [\"date\"]", &["line 2", "date", "data, http"]),
             ("content = \"some\"", &["line 1", "some", "redacted"]),
             ("stats-interval = \"10\"", &["line 1", "unit"]),
-            ("content = \"redacted\"", &["not there yet"]),
             ("ring-size = 65537", &["65537", "power of two"]),
             ("ring-size = 32768", &["power of two"]),
             ("ring-size = 2147483648", &["power of two"]),

@@ -10,7 +10,7 @@ use agent_ebpf::Direction;
 
 use crate::{
     event::HandleId,
-    record::{Attribution, Connection, Joined},
+    record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
 };
 
@@ -82,7 +82,12 @@ impl Connections {
             .collect()
     }
 
-    pub fn open(&mut self, id: HandleId, joined: Joined, library: Option<(&str, Option<&str>)>) {
+    pub fn open(
+        &mut self,
+        id: HandleId,
+        joined: Joined,
+        library: Option<(&'static str, Option<&Clear>)>,
+    ) {
         self.opened += 1;
         let facts = Connection {
             id: self.name(&id),
@@ -91,8 +96,8 @@ impl Connections {
             has_unseen: false,
             local: None,
             peer: None,
-            library_name: library.map(|(name, _)| name.to_owned()),
-            library_version: library.and_then(|(_, version)| version).map(str::to_owned),
+            library_name: library.map(|(name, _)| Clear::ours(name)),
+            library_version: library.and_then(|(_, version)| version).cloned(),
         };
         let entry = Entry {
             facts,

@@ -7,7 +7,7 @@ use agent_ebpf::cookie;
 use crate::{
     half::{FileId, Site},
     locate::{Found, Point},
-    record::{Coverage, CoverageStatus, Joined, Probed, WallTime},
+    record::{Clear, Coverage, CoverageStatus, Joined, Probed, WallTime},
 };
 
 /// What is known of the files and who maps them.
@@ -26,8 +26,8 @@ pub struct Table {
 
 #[derive(Debug)]
 struct File {
-    path: String,
-    library: Option<(&'static str, Option<String>)>,
+    path: Clear,
+    library: Option<(&'static str, Option<Clear>)>,
     functions: Vec<Probed>,
     partly: Option<&'static str>,
     state: State,
@@ -41,7 +41,7 @@ enum State {
     Asked,
     /// All probes in place, nanoseconds since boot.
     Attached(u64),
-    Refused(String),
+    Refused(Clear),
 }
 
 /// A process that maps a file.
@@ -59,11 +59,11 @@ pub type Said = (u32, Coverage);
 
 impl Coverage {
     /// The file was gone with its process before it could be looked at.
-    pub fn missed(path: String) -> Coverage {
+    pub fn missed(path: Clear) -> Coverage {
         let why = "the process and the file were gone before they could be looked at";
         Coverage {
             status: CoverageStatus::Unknown,
-            reason: Some(why.to_owned()),
+            reason: Some(Clear::ours(why)),
             library_path: path,
             library_name: None,
             library_version: None,
@@ -75,7 +75,13 @@ impl Coverage {
 
 impl Table {
     /// Points were found; returns what the half is asked to place.
-    pub fn found(&mut self, id: FileId, path: String, found: &Found) -> Vec<Site> {
+    pub fn found(
+        &mut self,
+        id: FileId,
+        path: Clear,
+        version: Option<Clear>,
+        found: &Found,
+    ) -> Vec<Site> {
         if self.points.is_empty() {
             self.points.push((0, ""));
         }
@@ -93,7 +99,7 @@ impl Table {
                 instruction: point.instruction,
             })
             .collect();
-        let library = Some((found.library, found.version.clone()));
+        let library = Some((found.library, version));
         let state = State::Asked;
         let partly = found.partly;
         let file = File {
@@ -119,7 +125,7 @@ impl Table {
     }
 
     /// A TLS library without a safe place for a probe, or one that can't be read.
-    pub fn refused(&mut self, id: FileId, path: String, why: String) -> Vec<Said> {
+    pub fn refused(&mut self, id: FileId, path: Clear, why: Clear) -> Vec<Said> {
         let state = State::Refused(why);
         let (functions, waiting) = (Vec::new(), Vec::new());
         self.files.insert(
@@ -183,7 +189,7 @@ impl Table {
     }
 
     /// The half could not or would not place them.
-    pub fn failed(&mut self, id: FileId, why: String) -> Vec<Said> {
+    pub fn failed(&mut self, id: FileId, why: Clear) -> Vec<Said> {
         self.settle(id, State::Refused(why))
     }
 
@@ -215,15 +221,15 @@ impl Table {
         let late = seen_from.map(|_| "its calls before `seen_from` were not seen");
         let (status, reason) = match (&file.state, switching.or(file.partly).or(late)) {
             (State::Attached(_), None) => (CoverageStatus::Probed, None),
-            (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(why.to_owned())),
+            (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(Clear::ours(why))),
             (State::Refused(why), _) => (CoverageStatus::Refused, Some(why.clone())),
-            (State::Asked, _) => (CoverageStatus::Unknown, Some("not probed yet".to_owned())),
+            (State::Asked, _) => (CoverageStatus::Unknown, Some(Clear::ours("not probed yet"))),
         };
         Coverage {
             status,
             reason,
             library_path: file.path.clone(),
-            library_name: file.library.as_ref().map(|(name, _)| (*name).to_owned()),
+            library_name: file.library.as_ref().map(|(name, _)| Clear::ours(name)),
             library_version: file
                 .library
                 .as_ref()
@@ -243,9 +249,9 @@ impl Table {
     }
 
     /// Library name and version of a file.
-    pub fn library(&self, id: FileId) -> Option<(&str, Option<&str>)> {
+    pub fn library(&self, id: FileId) -> Option<(&'static str, Option<&Clear>)> {
         let (name, version) = self.files.get(&id)?.library.as_ref()?;
-        Some((name, version.as_deref()))
+        Some((name, version.as_ref()))
     }
 
     /// Was every call of this process through this file seen? `None`: nothing is known of it, as of a

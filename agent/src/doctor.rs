@@ -21,6 +21,7 @@ use crate::{
     complain::complain,
     escape,
     locate::{Instruction, Point, Pread, Refusal, locate},
+    redact,
     self_test::MARKER,
 };
 
@@ -84,6 +85,9 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
     checks.push(self_test());
     if let Some(pid) = arguments.pid {
         checks.extend(process(pid));
+    }
+    for check in &mut checks {
+        check.detail = redact::line(&check.detail);
     }
     let is_healthy = checks.iter().all(|check| check.status != Status::Failed);
     let written = if arguments.json {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use agent_ebpf::{Data, Direction, Gap, Head, Opened, Socket, Unseen, cause, kind};
 use zerocopy::FromBytes as _;
 
-use crate::record::Cause;
+use crate::{plaintext::Plaintext, record::Cause};
 
 /// What the kernel side said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum Event<'a> {
     Data {
         stream: StreamId,
         offset: u64,
-        bytes: &'a [u8],
+        bytes: Plaintext<'a>,
         socket: u64,
         point: u64,
         tid: u32,
@@ -98,7 +98,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 },
                 offset: data.offset,
                 // What follows is old ring content of other processes: never looked at.
-                bytes: rest.get(..head.len as usize).ok_or(Malformed)?,
+                bytes: Plaintext::new(rest.get(..head.len as usize).ok_or(Malformed)?),
                 socket: data.socket,
                 point: data.cookie >> 8,
                 tid,
@@ -239,7 +239,10 @@ mod tests {
         else {
             panic!("{:?}", decode(&record))
         };
-        assert_eq!((bytes, offset, point, tid), (&b"abc"[..], 64, 2, 8));
+        assert_eq!(
+            (bytes, offset, point, tid),
+            (Plaintext::new(b"abc"), 64, 2, 8)
+        );
         assert_eq!(
             stream.handle,
             HandleId {

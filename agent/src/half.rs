@@ -165,6 +165,8 @@ pub struct Facts {
     pub vpid: Option<u32>,
     pub comm: Option<String>,
     pub executable: Option<String>,
+    /// The beginning of the command line.
+    pub arguments: Vec<String>,
     pub owner_uid: Option<u32>,
     pub parent_pid: Option<u32>,
     pub container_id: Option<String>,

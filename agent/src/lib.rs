@@ -17,6 +17,7 @@ pub mod launch;
 pub mod ledger;
 pub mod locate;
 pub mod pipeline;
+pub mod plaintext;
 pub mod probe;
 pub mod record;
 pub mod redact;

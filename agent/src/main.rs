@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, Write as _},
     os::fd::AsFd as _,
+    panic,
     path::Path,
     process::ExitCode,
 };
@@ -20,6 +21,7 @@ use vortex_agent::{
 };
 
 fn main() -> ExitCode {
+    panic::set_hook(Box::new(complain::panicked));
     match Cli::parse().action {
         Action::Run(arguments) => {
             log(arguments.verbose);

@@ -12,8 +12,10 @@ use crate::{
     half::{Facts, FileId, Pending, Site},
     ledger::Tally,
     locate::Found,
-    record::{Body, Cause, Coverage, Joined, Kind, Process, Record, Stats, WallTime},
-    redact::Policy,
+    record::{
+        Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record, Stats, WallTime,
+    },
+    redact::{self, Clear, Key, Policy, Redactor},
     stream::{Output, Stream},
 };
 
@@ -34,6 +36,8 @@ pub struct Wanted {
     pub comms: Vec<String>,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
+    /// Makes the hashes of secrets; random.
+    pub secret_key: Key,
 }
 
 /// All state of the line.
@@ -42,6 +46,7 @@ pub struct Pipeline {
     processes: HashMap<u32, Who>,
     coverage: Table,
     connections: Connections,
+    redactor: Redactor,
     /// Streams in which something waits for a hole to be explained.
     waiting: HashSet<StreamId>,
     parked: HashMap<u32, Parked>,
@@ -58,7 +63,10 @@ pub struct Pipeline {
 
 struct Who {
     facts: Process,
+    /// The user-space filters want it.
     passes: bool,
+    /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
+    covered: bool,
 }
 
 /// Records of a process that nobody has told us about: its facts are on their way by the other channel.
@@ -75,8 +83,14 @@ const PARKED_BYTES: usize = 1 << 20;
 
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
+        // No payload is shown: none needs to be looked at.
+        let policy = match wanted.content {
+            Policy::Redacted if !wanted.emit.contains(&Kind::Data) => Policy::None,
+            policy => policy,
+        };
         Pipeline {
             connections: Connections::new(wanted.key),
+            redactor: Redactor::new(policy, wanted.secret_key.clone()),
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),
@@ -167,6 +181,9 @@ impl Pipeline {
             self.wait_no_longer(pid, out);
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
+        for id in self.redactor.due(now) {
+            self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
+        }
     }
 
     /// The end of the input: whatever waits comes out.
@@ -175,6 +192,14 @@ impl Pipeline {
             self.wait_no_longer(pid, out);
         }
         self.give_up(|_| true, now, out);
+        for id in self.redactor.all_holding() {
+            self.show_held(id, now, out, |redactor, out| redactor.close(id, out));
+        }
+    }
+
+    /// Must [`Pipeline::expire`] be called soon, though nothing comes?
+    pub fn is_holding(&self) -> bool {
+        self.redactor.is_holding()
     }
 
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
@@ -298,20 +323,9 @@ impl Pipeline {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
     }
 
-    /// Would the kernel's filters let its calls pass? By what it is now: it can change.
+    /// Would the kernel's filters let its calls pass?
     fn is_covered(&self, pid: u32) -> bool {
-        let Some(Who { facts, .. }) = self.processes.get(&pid) else {
-            return true;
-        };
-        let Wanted { uids, comms, .. } = &self.wanted;
-        let has_uid = facts
-            .owner_uid
-            .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-        let has_comm = facts
-            .comm
-            .as_ref()
-            .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
-        has_uid && has_comm
+        self.processes.get(&pid).is_none_or(|who| who.covered)
     }
 
     /// The connection of a handle, made at its first event.
@@ -347,6 +361,9 @@ impl Pipeline {
                 direction,
             };
             self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
+            self.show_held(stream, now, out, |redactor, out| {
+                redactor.close(stream, out);
+            });
         }
         self.connections.close(&id);
     }
@@ -387,6 +404,7 @@ impl Pipeline {
             processes,
             coverage,
             connections,
+            redactor,
             waiting,
             tally,
             told_late,
@@ -401,15 +419,30 @@ impl Pipeline {
         let process = processes.get(&id.handle.pid).map(|who| &who.facts);
         let function = coverage.point(point).map(|(_, function)| function);
         step(stream, &mut |stream, output| {
-            let body = match output {
+            let mut say = |body: Body<'_>| {
+                let record = &mut Record {
+                    sequence: 0,
+                    time: WallTime(time.wrapping_add(*clock)),
+                    process,
+                    tid: (tid != 0).then_some(tid),
+                    connection: Some(connection),
+                    function,
+                    complete: is_complete(connection, stream),
+                    lost_bytes: stream.lost(),
+                    body,
+                };
+                emit(wanted, sequence, out, record);
+            };
+            match output {
                 Output::Bytes { offset, bytes } => {
                     tally.delivered += bytes.len() as u64;
-                    Body::Data {
-                        direction: id.direction,
+                    let piece = redact::Piece {
                         offset,
-                        length: bytes.len() as u64,
-                        content: wanted.content.apply(bytes),
-                    }
+                        bytes,
+                        is_first: connection.joined == Joined::Start && offset == 0,
+                        time,
+                    };
+                    redactor.bytes(id, piece, &mut data(id.direction, &mut say));
                 }
                 Output::Gap {
                     offset,
@@ -421,32 +454,15 @@ impl Pipeline {
                         Cause::Unknown => tally.unknown += length,
                         Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
                     }
-                    Body::Gap {
+                    redactor.gap(id, length, &mut data(id.direction, &mut say));
+                    say(Body::Gap {
                         direction: id.direction,
                         cause,
                         offset: Some(offset),
                         length,
-                    }
+                    });
                 }
-            };
-            emit(
-                wanted,
-                sequence,
-                out,
-                &mut Record {
-                    sequence: 0,
-                    time: WallTime(time.wrapping_add(*clock)),
-                    process,
-                    tid: (tid != 0).then_some(tid),
-                    connection: Some(connection),
-                    function,
-                    complete: connection.joined == Joined::Start
-                        && !connection.has_unseen
-                        && stream.lost() == 0,
-                    lost_bytes: stream.lost(),
-                    body,
-                },
-            );
+            }
         });
         if stream.is_waiting() {
             waiting.insert(id);
@@ -482,6 +498,44 @@ impl Pipeline {
         {
             self.say(vec![(id.pid, coverage)], time, out);
         }
+    }
+
+    /// Makes records of what the redactor has held back of a stream.
+    fn show_held(
+        &mut self,
+        id: StreamId,
+        time: u64,
+        out: Out<'_>,
+        act: impl FnOnce(&mut Redactor, redact::Out<'_>),
+    ) {
+        let Pipeline {
+            wanted,
+            processes,
+            connections,
+            redactor,
+            sequence,
+            clock,
+            ..
+        } = self;
+        let Some(entry) = connections.get(&id.handle) else {
+            return;
+        };
+        let (stream, connection) = entry.stream(id.direction);
+        let mut say = |body: Body<'_>| {
+            let record = &mut Record {
+                sequence: 0,
+                time: WallTime(time.wrapping_add(*clock)),
+                process: processes.get(&id.handle.pid).map(|who| &who.facts),
+                tid: None,
+                connection: Some(connection),
+                function: None,
+                complete: is_complete(connection, stream),
+                lost_bytes: stream.lost(),
+                body,
+            };
+            emit(wanted, sequence, out, record);
+        };
+        act(redactor, &mut data(id.direction, &mut say));
     }
 
     /// Bytes that the kernel could not place in a stream.
@@ -529,14 +583,12 @@ impl Pipeline {
     pub fn process(&mut self, facts: Facts, out: Out<'_>) {
         let pid = facts.pid;
         self.coverage.forget(pid);
-        let passes = passes(&self.wanted, &facts);
-        self.processes.insert(
-            pid,
-            Who {
-                facts: facts.into(),
-                passes,
-            },
-        );
+        let who = Who {
+            passes: passes(&self.wanted, &facts),
+            covered: is_covered(&self.wanted, &facts),
+            facts: self.clear(&facts),
+        };
+        self.processes.insert(pid, who);
         for raw in self.parked.remove(&pid).unwrap_or_default().records {
             if let Ok(event) = decode(&raw) {
                 self.event(event, out);
@@ -557,12 +609,16 @@ impl Pipeline {
     }
 
     /// Points were found in a file; what the half is asked to place.
-    pub fn found(&mut self, file: FileId, path: String, found: &Found) -> Vec<Site> {
-        self.coverage.found(file, path, found)
+    pub fn found(&mut self, file: FileId, path: &str, found: &Found) -> Vec<Site> {
+        let path = self.redactor.string(path);
+        let version = found.version.as_deref();
+        let version = version.map(|version| self.redactor.string(version));
+        self.coverage.found(file, path, version, found)
     }
 
     /// A TLS library that can't be probed.
-    pub fn refused(&mut self, file: FileId, path: String, why: String, now: u64, out: Out<'_>) {
+    pub fn refused(&mut self, file: FileId, path: &str, why: &str, now: u64, out: Out<'_>) {
+        let (path, why) = (self.redactor.string(path), self.redactor.string(why));
         let said = self.coverage.refused(file, path, why);
         self.say(said, now, out);
     }
@@ -587,7 +643,8 @@ impl Pipeline {
         self.coverage.continued(pid);
     }
 
-    pub fn failed(&mut self, file: FileId, why: String, now: u64, out: Out<'_>) {
+    pub fn failed(&mut self, file: FileId, why: &str, now: u64, out: Out<'_>) {
+        let why = self.redactor.string(why);
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);
     }
@@ -598,7 +655,8 @@ impl Pipeline {
     }
 
     /// A process used what may be a TLS library, and nobody could look at either.
-    pub fn missed(&mut self, pid: u32, path: String, now: u64, out: Out<'_>) {
+    pub fn missed(&mut self, pid: u32, path: &str, now: u64, out: Out<'_>) {
+        let path = self.redactor.string(path);
         self.say(vec![(pid, Coverage::missed(path))], now, out);
     }
 
@@ -638,6 +696,26 @@ impl Pipeline {
         }
     }
 
+    /// What may be shown of the facts about a process.
+    fn clear(&self, facts: &Facts) -> Process {
+        let clear = |text: &Option<String>| text.as_ref().map(|text| self.redactor.string(text));
+        Process {
+            pid: facts.pid,
+            vpid: facts.vpid,
+            comm: clear(&facts.comm),
+            executable: clear(&facts.executable),
+            arguments: self.redactor.arguments(&facts.arguments),
+            owner_uid: facts.owner_uid,
+            parent_pid: facts.parent_pid,
+            container_id: clear(&facts.container_id),
+        }
+    }
+
+    /// A line that others wrote, for a record.
+    pub fn string(&self, text: &str) -> Clear {
+        self.redactor.string(text)
+    }
+
     pub fn stats(&mut self, stats: Stats, now: u64, out: Out<'_>) {
         let time = WallTime(now.wrapping_add(self.clock));
         emit(
@@ -664,6 +742,18 @@ impl Pipeline {
     }
 }
 
+/// Makes bodies of what the redactor lets out.
+fn data(direction: Direction, say: &mut impl FnMut(Body<'_>)) -> impl FnMut(u64, u64, Content<'_>) {
+    move |offset, length, content| {
+        say(Body::Data {
+            direction,
+            offset,
+            length,
+            content,
+        });
+    }
+}
+
 /// Numbers the record and lets it out, if its kind is wanted.
 fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'_>) {
     if wanted.emit.contains(&record.body.kind()) {
@@ -682,6 +772,19 @@ fn passes(wanted: &Wanted, facts: &Facts) -> bool {
                 .containers
                 .iter()
                 .any(|id| container().starts_with(id.as_str())))
+}
+
+/// Would the kernel's filters let its calls pass?
+fn is_covered(wanted: &Wanted, facts: &Facts) -> bool {
+    let Wanted { uids, comms, .. } = wanted;
+    let has_uid = facts
+        .owner_uid
+        .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
+    let has_comm = facts
+        .comm
+        .as_ref()
+        .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
+    has_uid && has_comm
 }
 
 /// `*` is any text, `?` any character. Linear in time for each star: only the last one is tried again.
@@ -712,18 +815,9 @@ fn glob(pattern: &str, text: &str) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
-impl From<Facts> for Process {
-    fn from(facts: Facts) -> Process {
-        Process {
-            pid: facts.pid,
-            vpid: facts.vpid,
-            comm: facts.comm,
-            executable: facts.executable,
-            owner_uid: facts.owner_uid,
-            parent_pid: facts.parent_pid,
-            container_id: facts.container_id,
-        }
-    }
+/// Was every byte of the connection seen so far?
+fn is_complete(connection: &Connection, stream: &Stream) -> bool {
+    connection.joined == Joined::Start && !connection.has_unseen && stream.lost() == 0
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use agent_ebpf::Direction;
 
 use crate::locate::Instruction;
-pub use crate::redact::Content;
+pub use crate::redact::{Clear, Content};
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -96,11 +96,13 @@ pub struct Process {
     pub pid: u32,
     /// The id in the process' own pid namespace, if it is another one.
     pub vpid: Option<u32>,
-    pub comm: Option<String>,
-    pub executable: Option<String>,
+    pub comm: Option<Clear>,
+    pub executable: Option<Clear>,
+    /// The command line, as far as it is kept.
+    pub arguments: Vec<Clear>,
     pub owner_uid: Option<u32>,
     pub parent_pid: Option<u32>,
-    pub container_id: Option<String>,
+    pub container_id: Option<Clear>,
 }
 
 /// How sure we are of the addresses.
@@ -130,8 +132,8 @@ pub struct Connection {
     pub local: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
     /// `OpenSSL`, and its version where the file tells it.
-    pub library_name: Option<String>,
-    pub library_version: Option<String>,
+    pub library_name: Option<Clear>,
+    pub library_version: Option<Clear>,
 }
 
 /// Why bytes are missing.
@@ -167,11 +169,11 @@ pub struct Probed {
 pub struct Coverage {
     pub status: CoverageStatus,
     /// For every status but `probed`.
-    pub reason: Option<String>,
+    pub reason: Option<Clear>,
     /// The mapped file.
-    pub library_path: String,
-    pub library_name: Option<String>,
-    pub library_version: Option<String>,
+    pub library_path: Clear,
+    pub library_name: Option<Clear>,
+    pub library_version: Option<Clear>,
     pub functions: Vec<Probed>,
     /// `None`: from the first call of the process. Else from this moment on.
     pub seen_from: Option<WallTime>,
@@ -253,7 +255,7 @@ pub struct Stats {
     /// `none`, `redacted`, `full`.
     pub content: &'static str,
     /// What does not work on this machine, in words: no BTF, no attribution.
-    pub limits: Vec<String>,
+    pub limits: Vec<Clear>,
 }
 
 /// What a record says.

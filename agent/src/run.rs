@@ -34,7 +34,7 @@ use crate::{
     cli::{Attach, Run},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
     complain::complain,
-    config::{Color, Config, Content, Output},
+    config::{Color, Config, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
     half::{self, FileId, Filter, Hello, OWN_FILE, Order, Received, Report},
@@ -43,7 +43,7 @@ use crate::{
     locate::{Found as Library, Pread, Refusal, locate},
     pipeline::{Pipeline, Wanted},
     record::Stats,
-    redact::Policy,
+    redact::{Clear, Key, Policy},
     ring::{Control, Counters, Next, Ring},
     sink::{Format, Origin, Sink, Target},
     user::User,
@@ -249,7 +249,7 @@ struct Session<'a> {
     filter_set: bool,
     /// Processes that the half has stopped.
     held: HashSet<u32>,
-    limits: Vec<String>,
+    limits: Vec<Clear>,
     links: &'static str,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
@@ -290,6 +290,8 @@ const BUSY_BYTES: usize = 512 << 10;
 const EMPTY_LOOKS: u32 = 20;
 /// Net below the wake-up: arm64's relaxed atomics are no barrier.
 const SLEEP: Duration = Duration::from_millis(500);
+/// While the redactor holds text back that may be shown soon.
+const NAP: Duration = Duration::from_millis(20);
 /// Records between two looks at everything else.
 const BATCH: usize = 1024;
 /// The longest search of one file; 300 MB take a second.
@@ -314,6 +316,8 @@ impl<'a> Session<'a> {
     ) -> Result<Session<'a>> {
         let mut key = [0; 16];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
+        let mut secret_key = [0; 32];
+        rustix::rand::getrandom(&mut secret_key, rustix::rand::GetRandomFlags::empty())?;
         let origin = Origin::new().context("make an id for this run")?;
         let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
         let signals = Caught {
@@ -333,21 +337,18 @@ impl<'a> Session<'a> {
             ..Identity::default()
         };
         lock_in(identity, SeccompMode::Enforce)?;
-        let policy = match config.content {
-            Content::Full => Policy::Full,
-            Content::None | Content::Redacted => Policy::None,
-        };
-        if policy == Policy::Full {
+        if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }
         let pipeline = Pipeline::new(Wanted {
             emit: config.emit.clone(),
-            content: policy,
+            content: config.content,
             exes: config.filter.exes.clone(),
             containers: config.filter.containers.clone(),
             uids: config.filter.uids.clone(),
             comms: config.filter.comms.clone(),
             key: u128::from_ne_bytes(key),
+            secret_key: Key::new(secret_key),
         });
         let now = Instant::now();
         Ok(Session {
@@ -465,13 +466,18 @@ impl<'a> Session<'a> {
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
             let is_asleep = empty_looks > EMPTY_LOOKS && self.orders.is_empty();
+            let sleep = if self.pipeline.is_holding() {
+                NAP
+            } else {
+                SLEEP
+            };
             let pause = match found {
                 Found { more: true, .. } => Duration::from_nanos(1),
                 Found {
                     bytes: BUSY_BYTES..,
                     ..
                 } => LOOK_BUSY,
-                _ if is_asleep => SLEEP,
+                _ if is_asleep => sleep,
                 _ => LOOK,
             };
             if !found.more {
@@ -732,7 +738,7 @@ impl<'a> Session<'a> {
             }
             (Report::Refused { file, why }, 0) => {
                 self.answered(file);
-                self.with_sink(|line, out| line.failed(file, why, now, out));
+                self.with_sink(|line, out| line.failed(file, &why, now, out));
             }
             (Report::Pending(pending), 0) => {
                 self.with_sink(|line, out| line.pending(&pending, now, out));
@@ -748,11 +754,12 @@ impl<'a> Session<'a> {
             (Report::Ended { pid }, 0) => self.ended.push(pid),
             (Report::Missed { pid, path }, 0) => {
                 if is_libssl(&path) {
-                    self.with_sink(|line, out| line.missed(pid, path, now, out));
+                    self.with_sink(|line, out| line.missed(pid, &path, now, out));
                 }
             }
             (Report::Warning(text), 0) => complain(&text),
-            (report, fds) => bail!("unexpected report with {fds} descriptors: {report:?}"),
+            // Not which one: it may hold what others wrote.
+            (_, fds) => bail!("unexpected report with {fds} descriptors"),
         }
         self.release();
         Ok(())
@@ -784,8 +791,9 @@ impl<'a> Session<'a> {
         for limit in &hello.limits {
             tracing::warn!("{limit}");
         }
-        self.limits = hello.limits;
         self.links = hello.link.name();
+        let limits = hello.limits.iter();
+        self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
         let wanted = self.filter();
         shared.control.set(control::AWAKE, 1);
         shared.control.set(control::FILTER, self.filter_bits());
@@ -890,7 +898,7 @@ impl<'a> Session<'a> {
             };
             let refused = match located {
                 Some(Ok(found)) => {
-                    let points = self.pipeline.found(file, path, &found);
+                    let points = self.pipeline.found(file, &path, &found);
                     self.order(Order::Attach { file, points }, own)?;
                     continue;
                 }
@@ -899,9 +907,8 @@ impl<'a> Session<'a> {
             };
             let order = match refused {
                 Some(why) => {
-                    let said = why.clone();
                     let now = now();
-                    self.with_sink(|line, out| line.refused(file, path, said, now, out));
+                    self.with_sink(|line, out| line.refused(file, &path, &why, now, out));
                     Order::Refuse { file, why }
                 }
                 None => {
@@ -923,7 +930,7 @@ impl<'a> Session<'a> {
     /// A file that the half could not open.
     fn unread(&mut self, file: FileId, path: String, why: String, now: u64) {
         if is_libssl(&path) {
-            self.with_sink(|line, out| line.refused(file, path, why, now, out));
+            self.with_sink(|line, out| line.refused(file, &path, &why, now, out));
         } else {
             tracing::warn!("{path} is not looked at: {why}");
             self.pipeline.nothing(file);
@@ -991,10 +998,7 @@ impl<'a> Session<'a> {
             cpu_seconds: nanoseconds(ClockId::ProcessCPUTime) as f64 / 1e9
                 + half_micros as f64 / 1e6,
             memory_bytes: own_memory(&self.statm) + half_memory,
-            content: match self.config.content {
-                Content::Full => Policy::Full.name(),
-                Content::None | Content::Redacted => Policy::None.name(),
-            },
+            content: self.config.content.name(),
             links: self.links,
             limits: self.limits.clone(),
         };

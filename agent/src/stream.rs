@@ -6,14 +6,17 @@
 
 use std::collections::BTreeMap;
 
-use crate::record::Cause;
+use crate::{
+    plaintext::{Kept, Plaintext},
+    record::Cause,
+};
 
 /// What comes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output<'a> {
     Bytes {
         offset: u64,
-        bytes: &'a [u8],
+        bytes: Plaintext<'a>,
     },
     Gap {
         offset: u64,
@@ -46,7 +49,7 @@ pub struct Stream {
 
 #[derive(Debug)]
 enum Piece {
-    Bytes(Vec<u8>),
+    Bytes(Kept),
     Gap(u64, Cause),
 }
 
@@ -61,9 +64,9 @@ impl Stream {
     }
 
     /// Bytes at a position of the stream. `time` is the event's, in nanoseconds.
-    pub fn data(&mut self, offset: u64, bytes: &[u8], time: u64, out: Out<'_>) {
+    pub fn data(&mut self, offset: u64, bytes: Plaintext<'_>, time: u64, out: Out<'_>) {
         if offset > self.next {
-            self.wait(offset, Piece::Bytes(bytes.to_vec()), time);
+            self.wait(offset, Piece::Bytes(bytes.keep()), time);
             if self.waiting_bytes > WAITING_LIMIT {
                 self.give_up(out);
             }
@@ -71,7 +74,7 @@ impl Stream {
         }
         // Known bytes again: a second link on one function delivered them.
         let known = (self.next - offset).min(bytes.len() as u64);
-        let bytes = &bytes[known as usize..];
+        let bytes = bytes.skip(known as usize);
         if !bytes.is_empty() {
             let offset = self.next;
             self.next += bytes.len() as u64;
@@ -108,10 +111,10 @@ impl Stream {
             self.waiting_since = time;
         }
         if let Piece::Bytes(bytes) = &piece {
-            self.waiting_bytes += bytes.len();
+            self.waiting_bytes += bytes.plaintext().len();
         }
         if let Some(Piece::Bytes(replaced)) = self.waiting.insert(offset, piece) {
-            self.waiting_bytes -= replaced.len();
+            self.waiting_bytes -= replaced.plaintext().len();
         }
     }
 
@@ -141,7 +144,8 @@ impl Stream {
             }
             let (offset, piece) = entry.remove_entry();
             match piece {
-                Piece::Bytes(bytes) => {
+                Piece::Bytes(kept) => {
+                    let bytes = kept.plaintext();
                     self.waiting_bytes -= bytes.len();
                     let known = (self.next - offset).min(bytes.len() as u64) as usize;
                     if known < bytes.len() {
@@ -151,7 +155,7 @@ impl Stream {
                             self,
                             Output::Bytes {
                                 offset,
-                                bytes: &bytes[known..],
+                                bytes: bytes.skip(known),
                             },
                         );
                     }
@@ -183,7 +187,7 @@ mod tests {
         let mut seen = Vec::new();
         let mut out = |_: &Stream, output: Output<'_>| {
             seen.push(match output {
-                Output::Bytes { offset, bytes } => Owned::Bytes(offset, bytes.to_vec()),
+                Output::Bytes { offset, bytes } => Owned::Bytes(offset, bytes.reveal().to_vec()),
                 Output::Gap {
                     offset,
                     length,
@@ -193,7 +197,9 @@ mod tests {
         };
         for input in inputs {
             match input {
-                Input::Data(offset, bytes) => stream.data(*offset, bytes, 0, &mut out),
+                Input::Data(offset, bytes) => {
+                    stream.data(*offset, Plaintext::new(bytes), 0, &mut out);
+                }
                 Input::Gap(offset, length, cause) => {
                     stream.gap(*offset, *length, *cause, 0, &mut out)
                 }

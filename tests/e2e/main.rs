@@ -24,6 +24,7 @@ mod loss;
 mod preemption;
 mod proc;
 mod records;
+mod secrets;
 mod strangers;
 
 use harness::{Lab, PYTHON, argv, random};

@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
                         the end-to-end tests that run on other kernels, in QEMU;
                         V is 5.10, or 7.2+preempt=full with words for its command line
+  bench redact          how fast secrets are looked for
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
 

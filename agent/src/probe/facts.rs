@@ -1,6 +1,6 @@
 //! What /proc says of a process. Read as bytes: names in it are anybody's, of any bytes.
 
-use std::{fs, os::unix::ffi::OsStrExt as _};
+use std::{fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 
 use super::mapping::Mapping;
 use crate::half::{Facts, clip};
@@ -17,6 +17,7 @@ pub fn of(pid: u32) -> Facts {
     facts.comm = fs::read(format!("/proc/{pid}/comm"))
         .ok()
         .map(|comm| text(comm.trim_ascii_end()));
+    facts.arguments = arguments(pid);
     if let Some(status) = Status::of(pid) {
         // Real, effective, saved, file system.
         facts.owner_uid = status.numbers("Uid:").nth(1);
@@ -33,6 +34,28 @@ pub fn of(pid: u32) -> Facts {
             .map(str::to_owned);
     }
     facts
+}
+
+/// How much of a command line is kept: enough to know it by, little enough for a message.
+const ARGUMENTS_BYTES: u64 = 4096;
+const ARGUMENTS: usize = 256;
+
+fn arguments(pid: u32) -> Vec<String> {
+    let mut line = Vec::new();
+    if let Ok(file) = fs::File::open(format!("/proc/{pid}/cmdline")) {
+        // What was read before an error counts: the process may be ending.
+        let _ = file.take(ARGUMENTS_BYTES).read_to_end(&mut line);
+    }
+    split_arguments(&line)
+}
+
+fn split_arguments(line: &[u8]) -> Vec<String> {
+    let line = line.strip_suffix(b"\0").unwrap_or(line);
+    if line.is_empty() {
+        return Vec::new();
+    }
+    let arguments = line.split(|byte| *byte == 0).take(ARGUMENTS);
+    arguments.map(text).collect()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -182,6 +205,16 @@ mod tests {
         ] {
             assert_eq!(container_id(path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn command_lines() {
+        assert_eq!(split_arguments(b"curl\0-s\0\0x\0"), ["curl", "-s", "", "x"]);
+        assert_eq!(split_arguments(b"[kworker]"), ["[kworker]"]);
+        assert!(split_arguments(b"").is_empty());
+        assert_eq!(split_arguments(&b"a\0".repeat(1000)).len(), ARGUMENTS);
+        let own = arguments(std::process::id());
+        assert!(own.iter().zip(std::env::args()).all(|(a, b)| *a == b) && !own.is_empty());
     }
 
     #[test]

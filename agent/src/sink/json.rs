@@ -16,6 +16,7 @@ use crate::record::{
     Attribution, Body, Cause, Connection, Content, Coverage, CoverageStatus, Joined, Ledger,
     Probed, Process, Record, Stats, WallTime,
 };
+use crate::redact::{Redaction, Shown};
 
 /// Turns records into lines.
 pub(super) struct Encoder {
@@ -200,6 +201,11 @@ impl Object<'_> {
         if let Some(path) = &process.executable {
             self.object("executable", |executable| executable.string("path", path));
         }
+        if !process.arguments.is_empty() {
+            self.array("command_args", &process.arguments, |out, argument| {
+                quoted(argument, out);
+            });
+        }
         self.optional_number("owner_uid", process.owner_uid.map(u64::from));
         self.optional_number("parent_pid", process.parent_pid.map(u64::from));
     }
@@ -217,9 +223,14 @@ impl Object<'_> {
         });
     }
 
-    /// Text if all of it is UTF-8, else base64; nothing if the policy withholds it.
+    /// Text if all of it is UTF-8, else base64; what the policy withholds is missing.
     fn content(&mut self, content: Content<'_>) {
-        let Some(bytes) = content.bytes() else { return };
+        let bytes = match content.shown() {
+            Shown::Nothing => return,
+            Shown::Encoded => return self.word("withheld", "encoded"),
+            Shown::Text(text, redactions) => return self.redacted(text, redactions),
+            Shown::Raw(bytes) => bytes,
+        };
         // The `compat` flavour gives up at the first block that isn't UTF-8; `basic` reads to the end.
         match simdutf8::compat::from_utf8(bytes) {
             Ok(text) => self.string("text", text),
@@ -230,6 +241,24 @@ impl Object<'_> {
                 self.0.push(b'"');
             }
         }
+    }
+
+    fn redacted(&mut self, text: &str, redactions: &[Redaction]) {
+        self.string("text", text);
+        if redactions.is_empty() {
+            return;
+        }
+        self.array("redactions", redactions, |out, redaction| {
+            braces(out, |member| {
+                member.number("offset", redaction.offset);
+                member.number("length", redaction.length);
+                member.word("kind", redaction.kind);
+                if let Some(hash) = redaction.hash {
+                    member.key("hash");
+                    member.display(format_args!("\"{hash:08x}\""));
+                }
+            });
+        });
     }
 
     fn coverage(&mut self, coverage: &Coverage) {
@@ -495,7 +524,7 @@ mod tests {
         r#"{"v":1,"kind":"data","id":"7c1f-42","time":"2026-11-21T01:20:29.000000042Z","#,
         r#""host":{"name":"box"},"#,
         r#""process":{"pid":4242,"vpid":7,"tid":4243,"comm":"curl","#,
-        r#""executable":{"path":"/usr/bin/curl"},"owner_uid":1000,"parent_pid":1},"#,
+        r#""executable":{"path":"/usr/bin/curl"},"command_args":["curl","-s"],"owner_uid":1000,"parent_pid":1},"#,
         r#""container":{"id":"c0ffee"},"#,
         r#""network":{"transport":"tcp","local":{"address":"127.0.0.1","port":50000},"#,
         r#""peer":{"address":"::1","port":443}},"#,
@@ -733,22 +762,22 @@ mod tests {
                 host: evil.clone(),
             };
             let process = Process {
-                comm: Some(evil.clone()),
-                executable: Some(evil.clone()),
-                container_id: Some(evil.clone()),
+                comm: Some(evil.as_str().into()),
+                executable: Some(evil.as_str().into()),
+                container_id: Some(evil.as_str().into()),
                 ..sample::process()
             };
             let connection = Connection {
                 id: evil.clone(),
-                library_name: Some(evil.clone()),
-                library_version: Some(evil.clone()),
+                library_name: Some(evil.as_str().into()),
+                library_version: Some(evil.as_str().into()),
                 ..sample::connection()
             };
             let coverage = Coverage {
-                reason: Some(evil.clone()),
-                library_path: evil.clone(),
-                library_name: Some(evil.clone()),
-                library_version: Some(evil.clone()),
+                reason: Some(evil.as_str().into()),
+                library_path: evil.as_str().into(),
+                library_name: Some(evil.as_str().into()),
+                library_version: Some(evil.as_str().into()),
                 ..sample::coverage()
             };
             let stats = Stats {
@@ -756,7 +785,7 @@ mod tests {
                     name: evil.clone(),
                     ..SinkCount::default()
                 }],
-                limits: vec![evil.clone()],
+                limits: vec![evil.as_str().into()],
                 ..Stats::default()
             };
             let records = [

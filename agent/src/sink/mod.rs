@@ -153,6 +153,7 @@ mod sample {
             vpid: Some(7),
             comm: Some("curl".into()),
             executable: Some("/usr/bin/curl".into()),
+            arguments: vec!["curl".into(), "-s".into()],
             owner_uid: Some(1000),
             parent_pid: Some(1),
             container_id: Some("c0ffee".into()),

@@ -19,6 +19,7 @@ use crate::escape;
 use crate::record::{
     Body, Bytes, Calls, Cause, Content, Coverage, CoverageStatus, Process, Record, Stats, WallTime,
 };
+use crate::redact::Shown;
 
 /// Turns records into blocks of lines.
 pub(super) struct Encoder {
@@ -95,11 +96,25 @@ impl Encoder {
     }
 
     fn payload(&self, direction: Direction, offset: u64, content: Content<'_>, out: &mut Vec<u8>) {
-        let Some(bytes) = content.bytes() else { return };
+        let bytes = match content.shown() {
+            Shown::Nothing => return,
+            Shown::Encoded => return self.withheld(direction, out),
+            Shown::Text(text, _) => return self.lines(direction, &[], text, &[], out),
+            Shown::Raw(bytes) => bytes,
+        };
         match as_text(bytes) {
             Some((before, text, after)) => self.lines(direction, before, text, after, out),
             None => self.dump(direction, offset, bytes, out),
         }
+    }
+
+    /// In place of what redaction can't see into.
+    fn withheld(&self, direction: Direction, out: &mut Vec<u8>) {
+        self.margin(direction, out);
+        self.painted(DIM, out, |out| {
+            out.extend_from_slice(b"(withheld: not plain text)");
+        });
+        out.push(b'\n');
     }
 
     fn lines(
@@ -222,6 +237,23 @@ impl Encoder {
             out.extend_from_slice(b": ");
             escape::visible(reason, out);
         }
+        out.push(b'\n');
+        self.command_line(who, out);
+    }
+
+    /// What the process was started as.
+    fn command_line(&self, who: Option<&Process>, out: &mut Vec<u8>) {
+        let arguments = who.map_or(&[][..], |process| &process.arguments);
+        if arguments.is_empty() {
+            return;
+        }
+        self.painted(DIM, out, |out| {
+            out.extend_from_slice(b"  $");
+            for argument in arguments {
+                out.push(b' ');
+                escape::visible(argument, out);
+            }
+        });
         out.push(b'\n');
     }
 
@@ -549,14 +581,14 @@ mod tests {
     }
 
     #[test]
-    fn coverage_is_one_line() {
+    fn coverage_is_one_line_and_the_command() {
         let process = sample::process();
         let line = |coverage| block(&sample::alone(Some(&process), Body::Coverage(coverage)));
         let mut coverage = sample::coverage();
         assert_eq!(
             line(coverage.clone()),
             "curl[4242] libssl.so.3 OpenSSL 3.0.22: \
-             probed at ssl_read_internal, ssl_write_internal (emulated), from its start\n"
+             probed at ssl_read_internal, ssl_write_internal (emulated), from its start\n  $ curl -s\n"
         );
         coverage.functions[1].instruction = Instruction::Stepped;
         coverage.seen_from = Some(sample::TIME);
@@ -565,7 +597,7 @@ mod tests {
         assert_eq!(
             line(coverage.clone()),
             "curl[4242] libssl.so.3 OpenSSL 3.0.22: partly probed at ssl_read_internal (emulated), \
-             ssl_write_internal (stepped), from 01:20:29.000000 on: SSL_sendfile\\x1b[2J\n"
+             ssl_write_internal (stepped), from 01:20:29.000000 on: SSL_sendfile\\x1b[2J\n  $ curl -s\n"
         );
         coverage.functions.clear();
         coverage.library_name = None;
@@ -574,7 +606,7 @@ mod tests {
         coverage.reason = Some("a 32-bit program".into());
         assert_eq!(
             line(coverage),
-            "curl[4242] libssl.so.3: refused: a 32-bit program\n"
+            "curl[4242] libssl.so.3: refused: a 32-bit program\n  $ curl -s\n"
         );
     }
 
@@ -646,7 +678,7 @@ mod tests {
         for c in ('\0'..=char::MAX).filter(|c| escape::is_control(*c)) {
             let evil = format!("a{c}b");
             let process = Process {
-                comm: Some(evil.clone()),
+                comm: Some(evil.as_str().into()),
                 ..sample::process()
             };
             let connection = Connection {
@@ -654,10 +686,10 @@ mod tests {
                 ..sample::connection()
             };
             let coverage = Coverage {
-                reason: Some(evil.clone()),
-                library_path: evil.clone(),
-                library_name: Some(evil.clone()),
-                library_version: Some(evil.clone()),
+                reason: Some(evil.as_str().into()),
+                library_path: evil.as_str().into(),
+                library_name: Some(evil.as_str().into()),
+                library_version: Some(evil.as_str().into()),
                 ..sample::coverage()
             };
             let stats = Stats {
@@ -665,7 +697,7 @@ mod tests {
                     name: evil.clone(),
                     ..SinkCount::default()
                 }],
-                limits: vec![evil.clone()],
+                limits: vec![evil.as_str().into()],
                 ..Stats::default()
             };
             let records = [

@@ -1,4 +1,5 @@
-//! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met.
+//! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met; and
+//! `cargo xtask bench redact`.
 
 mod agent;
 mod cost;
@@ -9,6 +10,7 @@ mod load;
 mod loss;
 mod points;
 mod records;
+mod redact;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +34,9 @@ usage: cargo xtask bench capture [OPTIONS]      as root
   --points 0xN,...    our own probe points as file offsets, instead of asking the agent's locator
   --libraries DIR     libssl and libcrypto from here instead of the system's
 
-Needs cc, OpenSSL's headers and 3 GiB free on /dev/shm. Compare ratios: the nanoseconds are the machine's.";
+usage: cargo xtask bench redact                 how fast secrets are looked for, on one core
+
+`capture` needs cc, OpenSSL's headers and 3 GiB free on /dev/shm. Compare ratios: the nanoseconds are the machine's.";
 
 type Part = (&'static str, fn(&Bench) -> Result<Vec<Check>>);
 
@@ -123,7 +127,8 @@ impl Bench {
 pub(crate) fn main(args: &[&str]) -> Result<()> {
     let options = match args {
         ["capture", rest @ ..] if !rest.contains(&"--help") => parse(rest)?,
-        ["--help" | "-h", ..] | ["capture", ..] => {
+        ["redact"] => return redact::main(),
+        ["--help" | "-h", ..] | ["capture" | "redact", ..] => {
             println!("{USAGE}");
             return Ok(());
         }

@@ -1,0 +1,460 @@
+//! The redact stage: plaintext in, what may leave the process out. **Begin a review here.**
+//!
+//! What comes in: [`Plaintext`], the bytes of a stream, which nothing can print or write; and the other
+//! strings of records, which strangers choose as well: names, paths, arguments.
+//!
+//! What goes out: [`Content`] for payloads and [`Clear`] for strings. Sinks take nothing else, their fields
+//! are private, and this file alone makes them, so no way around the policy compiles.
+//!
+//! What is promised with `--content redacted`, the default:
+//! - Whatever `rules.toml` calls a secret is replaced by `[redacted:kind:hash]`: credential headers and
+//!   cookies, parameters, fields and variables by their name, token formats, private keys, passwords in URLs.
+//!   However the stream was cut, also across records, and however long it paused: what may be a part of a
+//!   secret is held back, and if it is never decided it is redacted (`scanner.rs`).
+//! - What follows a gap, or precedes our first look at a connection, may be the rest of a secret: it is
+//!   redacted as `after_gap` to the end of a line, or to the head of the next HTTP/1 message.
+//! - Bytes that are not plain text are withheld: a secret that is compressed, masked or Huffman-coded is one
+//!   still. Text is believed again at the head of an HTTP/1 message only (`plain.rs`).
+//! - The hash is BLAKE3, keyed by 32 random bytes that live as long as the process: equal secrets of one run
+//!   look equal, nothing can be tried out against it. Shorter than 8 bytes there is none.
+//! - `offset` and `length`, also of redactions, are those on the wire; records of a stream add up to it.
+//! - Strings ([`Clear`]) and log lines ([`line`]) are treated the same, with `--content none`, too.
+//!
+//! What is not promised:
+//! - A secret in no known format under no known name is text: a password in a chat, a token in the path of a
+//!   URL, credentials under names in another language.
+//! - Text that is encoded once more is not decoded: a token inside base64 in JSON is seen by its name only.
+//!   Escapes inside a value do no harm, those inside a name (`pass%77ord`) hide it.
+//! - A bare value ends where its syntax says: of `password: two words` nothing is known to be a secret.
+//! - `--content full` redacts nothing but log lines.
+
+mod bytes;
+mod name;
+mod plain;
+mod rules;
+mod scanner;
+mod search;
+mod token;
+mod value;
+mod verdict;
+
+use std::{borrow::Cow, collections::HashMap, fmt};
+
+use crate::{event::StreamId, plaintext::Plaintext};
+
+use rules::{Form, RULES};
+use scanner::{Cleared, Scanner};
+use verdict::Ending;
+
+/// `--content`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Lengths and metadata only.
+    None,
+    /// Text, without secrets.
+    Redacted,
+    /// Every byte as it was.
+    Full,
+}
+
+impl Policy {
+    /// As on the command line and in `stats`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Policy::None => "none",
+            Policy::Redacted => "redacted",
+            Policy::Full => "full",
+        }
+    }
+}
+
+/// The plaintext of a record, after the policy.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Content<'a>(Shown<'a>);
+
+/// What a record shows of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Shown<'a> {
+    /// Nothing, by policy.
+    Nothing,
+    /// Nothing: redaction can't see into it.
+    Encoded,
+    /// Text in which each of these is replaced.
+    Text(&'a str, &'a [Redaction]),
+    /// All of it as it was.
+    Raw(&'a [u8]),
+}
+
+impl<'a> Content<'a> {
+    pub fn shown(self) -> Shown<'a> {
+        self.0
+    }
+}
+
+/// The size alone: `{:?}` of a record ends up in panics and logs, a payload must not.
+impl fmt::Debug for Content<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Shown::Nothing => f.write_str("Content(withheld)"),
+            Shown::Encoded => f.write_str("Content(encoded)"),
+            Shown::Text(text, _) => write!(f, "Content({} bytes of text)", text.len()),
+            Shown::Raw(bytes) => write!(f, "Content({} bytes)", bytes.len()),
+        }
+    }
+}
+
+/// A secret that was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redaction {
+    /// Position in the stream and length, on the wire.
+    pub offset: u64,
+    pub length: u64,
+    pub kind: &'static str,
+    /// Keyed; `None` for short ones and parts.
+    pub hash: Option<u32>,
+}
+
+impl Redaction {
+    /// What stands in the text instead.
+    fn write(&self, out: &mut String) {
+        out.push_str("[redacted:");
+        out.push_str(self.kind);
+        if let Some(hash) = self.hash {
+            out.push_str(&format!(":{hash:08x}"));
+        }
+        out.push(']');
+    }
+}
+
+/// A string without secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Clear(Cow<'static, str>);
+
+impl Clear {
+    /// Our own words.
+    pub const fn ours(text: &'static str) -> Clear {
+        Clear(Cow::Borrowed(text))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::ops::Deref for Clear {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A line for people who may not see secrets, such as one of a log. Without hashes.
+pub fn line(text: &str) -> String {
+    cleared(text, None)
+}
+
+fn cleared(text: &str, key: Option<Key>) -> String {
+    let mut clear = String::with_capacity(text.len());
+    Scanner::new(key, 0, true).whole(text, &mut |_, _, shown| {
+        if let Cleared::Text(text, _) = shown {
+            clear.push_str(text);
+        }
+    });
+    clear
+}
+
+/// Bytes of a stream, in order.
+pub struct Piece<'a> {
+    pub offset: u64,
+    pub bytes: Plaintext<'a>,
+    /// Nothing was sent before, seen or not.
+    pub is_first: bool,
+    pub time: u64,
+}
+
+/// Makes the hashes of secrets. Random, and gone with the process.
+#[derive(Clone)]
+pub struct Key([u8; 32]);
+
+impl Key {
+    pub const fn new(random: [u8; 32]) -> Key {
+        Key(random)
+    }
+
+    fn hasher(&self) -> blake3::Hasher {
+        blake3::Hasher::new_keyed(&self.0)
+    }
+}
+
+/// With the key one could try secrets out.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key")
+    }
+}
+
+/// The beginning of the hash of a whole secret. Of little it would tell too much.
+fn hash8(hasher: &blake3::Hasher, length: u64) -> Option<u32> {
+    let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
+    (length >= 8).then(|| u32::from_be_bytes([a, b, c, d]))
+}
+
+/// The stage: a scanner for each stream.
+pub struct Redactor {
+    policy: Policy,
+    key: Key,
+    scanners: HashMap<StreamId, Scanner>,
+    /// Streams that hold something back, and since when.
+    holding: HashMap<StreamId, Held>,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    since: u64,
+    is_flushed: bool,
+}
+
+/// How long a stream may pause before a secret that is recognised but may go on is said, and before what is
+/// doubtful is redacted. In nanoseconds.
+const IDLE: u64 = 50_000_000;
+const LATE: u64 = 2_000_000_000;
+
+/// Takes offset and length on the wire, and what is shown of that.
+pub type Out<'a> = &'a mut dyn FnMut(u64, u64, Content<'_>);
+
+/// Adapts the scanner's output.
+fn content(out: Out<'_>) -> impl FnMut(u64, u64, Cleared<'_>) {
+    |offset, length, cleared| {
+        let shown = match cleared {
+            Cleared::Text(text, redactions) => Shown::Text(text, redactions),
+            Cleared::Encoded => Shown::Encoded,
+        };
+        out(offset, length, Content(shown));
+    }
+}
+
+impl Redactor {
+    pub fn new(policy: Policy, key: Key) -> Redactor {
+        Redactor {
+            policy,
+            key,
+            scanners: HashMap::new(),
+            holding: HashMap::new(),
+        }
+    }
+
+    /// The next bytes of a stream.
+    pub fn bytes(&mut self, id: StreamId, piece: Piece<'_>, out: Out<'_>) {
+        let Piece {
+            offset,
+            bytes,
+            is_first,
+            time,
+        } = piece;
+        let length = bytes.len() as u64;
+        match self.policy {
+            Policy::None => out(offset, length, Content(Shown::Nothing)),
+            Policy::Full => out(offset, length, Content(Shown::Raw(bytes.reveal()))),
+            Policy::Redacted => {
+                let new = || Scanner::new(Some(self.key.clone()), offset, is_first);
+                let scanner = self.scanners.entry(id).or_insert_with(new);
+                scanner.feed(bytes.reveal(), &mut content(out));
+                if scanner.is_holding() {
+                    let held = Held {
+                        since: time,
+                        is_flushed: false,
+                    };
+                    self.holding.insert(id, held);
+                } else if !self.holding.is_empty() {
+                    self.holding.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Bytes of a stream are missing.
+    pub fn gap(&mut self, id: StreamId, length: u64, out: Out<'_>) {
+        if let Some(scanner) = self.scanners.get_mut(&id) {
+            scanner.gap(length, &mut content(out));
+            self.holding.remove(&id);
+        }
+    }
+
+    /// The stream is over.
+    pub fn close(&mut self, id: StreamId, out: Out<'_>) {
+        if let Some(mut scanner) = self.scanners.remove(&id) {
+            scanner.close(&mut content(out));
+            self.holding.remove(&id);
+        }
+    }
+
+    /// Streams whose text has waited long enough for what follows it.
+    pub fn due(&self, now: u64) -> Vec<StreamId> {
+        let is_due = |held: &Held| {
+            let waited = now.saturating_sub(held.since);
+            waited > LATE || waited > IDLE && !held.is_flushed
+        };
+        let due = self.holding.iter().filter(|(_, held)| is_due(held));
+        due.map(|(id, _)| *id).collect()
+    }
+
+    /// Gives out what has waited long enough.
+    pub fn flush(&mut self, id: StreamId, now: u64, out: Out<'_>) {
+        let (Some(scanner), Some(held)) = (self.scanners.get_mut(&id), self.holding.get_mut(&id))
+        else {
+            return;
+        };
+        held.is_flushed = true;
+        let ending = if now.saturating_sub(held.since) > LATE {
+            Ending::Late
+        } else {
+            Ending::Idle
+        };
+        scanner.flush(ending, &mut content(out));
+        // Later there is nothing left but half a character, and that can wait.
+        if !scanner.is_holding() || ending == Ending::Late {
+            self.holding.remove(&id);
+        }
+    }
+
+    /// Does anything wait for [`Redactor::flush`]?
+    pub fn is_holding(&self) -> bool {
+        !self.holding.is_empty()
+    }
+
+    /// Streams that hold something back.
+    pub fn all_holding(&self) -> Vec<StreamId> {
+        let holding = self
+            .scanners
+            .iter()
+            .filter(|(_, scanner)| scanner.is_holding());
+        holding.map(|(id, _)| *id).collect()
+    }
+
+    /// A string that a stranger chose.
+    pub fn string(&self, text: &str) -> Clear {
+        Clear(Cow::Owned(match self.policy {
+            Policy::Full => text.to_owned(),
+            Policy::None | Policy::Redacted => cleared(text, Some(self.key.clone())),
+        }))
+    }
+
+    /// The arguments of a process, its own name first. Here a name and its secret may be two strings, and
+    /// what follows a name is meant as its value, whatever it looks like.
+    pub fn arguments(&self, arguments: &[String]) -> Vec<Clear> {
+        let befores = std::iter::once(None).chain(arguments.iter().map(Some));
+        let pairs = arguments.iter().zip(befores);
+        pairs
+            .map(|(argument, before)| self.argument(arguments, before, argument))
+            .collect()
+    }
+
+    fn argument(&self, all: &[String], before: Option<&String>, argument: &str) -> Clear {
+        if self.policy == Policy::Full {
+            return self.string(argument);
+        }
+        let Some((start, kind)) = secret_part(all, before, argument) else {
+            // `--header=Cookie: x`: the value is a text of its own.
+            return match argument.split_once('=') {
+                Some((flag, value)) if flag.starts_with('-') && is_word(flag) => {
+                    let [flag, value] = [flag, value].map(|part| self.string(part));
+                    Clear(Cow::Owned(format!("{}={}", flag.as_str(), value.as_str())))
+                }
+                _ => self.string(argument),
+            };
+        };
+        let (shown, secret) = argument.split_at(start);
+        let mut text = self.string(shown).0.into_owned();
+        self.redaction(secret, kind).write(&mut text);
+        Clear(Cow::Owned(text))
+    }
+
+    fn redaction(&self, secret: &str, kind: &'static str) -> Redaction {
+        let length = secret.len() as u64;
+        Redaction {
+            offset: 0,
+            length,
+            kind,
+            hash: hash8(self.key.hasher().update(secret.as_bytes()), length),
+        }
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    text.bytes().all(|byte| bytes::WORD.has(byte))
+}
+
+/// Where in an argument a secret begins that only its neighbours or its form give away, and its kind.
+fn secret_part(
+    all: &[String],
+    before: Option<&String>,
+    argument: &str,
+) -> Option<(usize, &'static str)> {
+    let name_of = |flag: &str| RULES.kind_of(flag.trim_start_matches('-').as_bytes());
+    if let Some((name, value)) = argument.split_once('=')
+        && !value.is_empty()
+        && let Some(kind) = name_of(name)
+    {
+        return Some((name.len() + 1, kind));
+    }
+    let program = all
+        .first()
+        .map_or("", |path| path.rsplit('/').next().unwrap_or(path));
+    for flag in &RULES.flags {
+        if !flag.programs.is_empty() && !flag.programs.iter().any(|known| known == program)
+            || flag.with.as_ref().is_some_and(|word| !all.contains(word))
+        {
+            continue;
+        }
+        let follows = || before.is_some_and(|before| flag.flags.contains(before));
+        let glued = || {
+            let rest = flag
+                .flags
+                .iter()
+                .filter_map(|flag| argument.strip_prefix(flag.as_str()));
+            rest.map(|rest| argument.len() - rest.len())
+                .next()
+                .filter(|start| *start < argument.len())
+        };
+        let start = match flag.form {
+            Form::Next => follows().then_some(0),
+            Form::Glued => glued(),
+            Form::Either if follows() => Some(0),
+            Form::Either => glued(),
+            Form::User if follows() => argument.find(':').map(|colon| colon + 1),
+            Form::User => glued().and_then(|start| Some(start + argument[start..].find(':')? + 1)),
+        };
+        if let Some(start) = start.filter(|start| *start < argument.len()) {
+            return Some((start, flag.kind));
+        }
+    }
+    let flag = before.filter(|before| before.starts_with('-') && !before.contains('='))?;
+    if argument.starts_with('-') {
+        return None;
+    }
+    Some((0, name_of(flag)?))
+}
+
+/// Anything, for the tests of sinks.
+#[cfg(test)]
+impl From<&str> for Clear {
+    fn from(text: &str) -> Clear {
+        Clear(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+impl Policy {
+    /// What a record of `none` or `full` shows, for the tests of sinks.
+    pub fn apply(self, plaintext: &[u8]) -> Content<'_> {
+        Content(match self {
+            Policy::None => Shown::Nothing,
+            Policy::Redacted => Shown::Encoded,
+            Policy::Full => Shown::Raw(plaintext),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,446 @@
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use super::*;
+
+/// A text as a whole, without hashes.
+fn clear(text: &str) -> String {
+    line(text)
+}
+
+/// A stream in these chunks: what it shows, and the sum of lengths.
+fn stream(chunks: &[&[u8]], pauses: &[Ending]) -> (String, u64) {
+    let mut scanner = Scanner::new(Some(Key::new([7; 32])), 0, true);
+    let (mut shown, mut total) = (String::new(), 0);
+    let mut out = |offset: u64, length: u64, cleared: Cleared<'_>| {
+        assert_eq!(offset, total, "records leave no hole");
+        total += length;
+        match cleared {
+            Cleared::Text(text, redactions) => {
+                for redaction in redactions {
+                    assert!(redaction.offset >= offset);
+                    assert!(redaction.offset + redaction.length <= offset + length);
+                }
+                shown.push_str(text);
+            }
+            Cleared::Encoded => shown.push('\u{fffd}'),
+        }
+    };
+    for chunk in chunks {
+        scanner.feed(chunk, &mut out);
+        for pause in pauses {
+            scanner.flush(*pause, &mut out);
+        }
+    }
+    scanner.close(&mut out);
+    (shown, total)
+}
+
+/// `cargo xtask bench redact`: megabytes a second on one core, in chunks as TLS has them.
+#[test]
+#[ignore = "a measurement"]
+fn speed() {
+    let prose = include_str!("../../../SECURITY.md").repeat(8);
+    let source = include_str!("../locate/openssl.rs").repeat(8);
+    let json = r#"{"id":"chatcmpl-9x","object":"chat.completion.chunk","created":1726000000,"model":"m","usage":{"prompt_tokens":123,"completion_tokens":45,"total_tokens":168},"choices":[{"index":0,"delta":{"role":"assistant","content":"Hello, how can I help you today?"},"logprobs":null,"finish_reason":null}]}"#;
+    let secrets = "{\"api_key\":\"Ab1Cd2Ef3Gh4\",\"note\":\"sk-ant-api03-Ab1Cd2Ef3Gh4Ij5K\"}\n";
+    let hostile = "sk-proj-a password= eyJab://x:y key= -----BEGIN ghp_ ";
+    for (name, text) in [
+        ("prose", prose.as_str()),
+        ("source", &source),
+        ("json", json),
+        ("secrets", secrets),
+        ("hostile", hostile),
+    ] {
+        let data = text.repeat((32 << 20) / text.len());
+        let best = (0..5)
+            .map(|_| {
+                let mut scanner = Scanner::new(Some(Key::new([1; 32])), 0, true);
+                let mut records = 0;
+                let start = std::time::Instant::now();
+                for chunk in data.as_bytes().chunks(16 << 10) {
+                    scanner.feed(chunk, &mut |_, _, _| records += 1);
+                }
+                assert!(records > 0);
+                data.len() as f64 / 1e6 / start.elapsed().as_secs_f64()
+            })
+            .fold(0.0, f64::max);
+        println!("speed {name} {best:.0}");
+    }
+}
+
+/// `CORPUS=DIR:... cargo test --release -p vortex-agent --lib -- --ignored --nocapture corpus` lists what is
+/// redacted in the text files of the first 50 MB there.
+#[test]
+#[ignore = "a measurement"]
+fn corpus() {
+    let folders = std::env::var("CORPUS").expect("CORPUS names folders");
+    let (total, found) = redacted_in(folders.split(':').map(Into::into).collect(), 50 << 20);
+    for (file, text) in &found {
+        println!("{}: {text:?}", file.display());
+    }
+    println!("{} in {total} bytes", found.len());
+}
+
+/// What is redacted in the text files of these folders, and how many bytes they have.
+fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf, String)>) {
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_file() {
+                files.push(entry.path());
+            } else if kind.is_dir() && entry.file_name() != "redact" {
+                folders.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    let (mut total, mut found) = (0, Vec::new());
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap_or_default();
+        if total > limit || plain::plain_text(&bytes) != (bytes.len(), true) {
+            continue;
+        }
+        total += bytes.len();
+        let mut scanner = Scanner::new(None, 0, true);
+        let mut out = |_: u64, _: u64, cleared: Cleared<'_>| {
+            let Cleared::Text(_, redactions) = cleared else {
+                return;
+            };
+            for redaction in redactions {
+                let start = redaction.offset as usize;
+                let end = start + redaction.length as usize;
+                let shown = &bytes[start.saturating_sub(40)..end.min(start + 60)];
+                found.push((file.clone(), String::from_utf8_lossy(shown).into_owned()));
+            }
+        };
+        for chunk in bytes.chunks(16 << 10) {
+            scanner.feed(chunk, &mut out);
+        }
+        scanner.close(&mut out);
+    }
+    (total, found)
+}
+
+/// Ordinary text that is surely here: our own sources, and those of Rust's library.
+#[test]
+fn ordinary_text_is_left_alone() {
+    let rustc = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = String::from_utf8(rustc.unwrap().stdout).unwrap();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folders = vec![
+        workspace.join("agent"),
+        workspace.join("agent-ebpf"),
+        workspace.join("xtask"),
+        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library"),
+    ];
+    let (total, found) = redacted_in(folders, 16 << 20);
+    assert!(total > 8 << 20, "{total} bytes are not enough");
+    assert!(found.len() <= total >> 20, "{found:#?} in {total} bytes");
+}
+
+#[test]
+fn every_example_of_the_rules() {
+    for rule in rules::examples() {
+        for yes in &rule.yes {
+            for (before, after) in [
+                ("", ""),
+                ("x ", " y"),
+                ("\"", "\","),
+                ("\\n", "\\n"),
+                ("=", "&"),
+            ] {
+                let shown = clear(&format!("{before}{yes}{after}"));
+                assert!(
+                    shown.contains(&format!("[redacted:{}", rule.kind)),
+                    "{yes}: {shown}"
+                );
+                assert!(!shown.contains(&yes[yes.len() - 4..]), "{yes}: {shown}");
+            }
+        }
+        for no in &rule.no {
+            for (before, after) in [("", " "), ("x ", " y"), ("\"", "\",")] {
+                let text = format!("{before}{no}{after}");
+                assert_eq!(clear(&text), text);
+            }
+        }
+    }
+}
+
+/// What is a secret by its name, in the forms that people and programs write.
+#[test]
+fn values_of_names() {
+    for text in [
+        "{\"password\":\"«correcthorse»\"}",
+        "{\"password\": \"«correct horse battery staple»\"}",
+        "{'password': '«hunter2»'}",
+        "{\"password\":«12345678»}",
+        "{\"otp\":\"«123456»\"}",
+        "{\"token\":\"«abcdefghijklmnopqrstuvwx»\"}",
+        "password: «correcthorse»\n",
+        "db:\n  password: «hunter2» # old\n",
+        "PASSWORD=«hunter»\n",
+        "password=«hunter2»&x=1",
+        "https://x/?key=«abc12345»&x",
+        "Cookie: «a=b; c=d»\r\nHost: x",
+        "Authorization: «Basic dXNlcjpwYXNz»\r\n",
+        "<SecretAccessKey>«abcdefgh»</SecretAccessKey>",
+        "redis://:«hunter2»@host/0",
+        "amqp://user:«p@ss,w;rd»@host/vhost",
+    ] {
+        let plain = text.replace(['«', '»'], "");
+        let (before, rest) = text.split_once('«').unwrap();
+        let (_, after) = rest.split_once('»').unwrap();
+        let shown = clear(&plain);
+        assert!(
+            shown.starts_with(&format!("{before}[redacted:")),
+            "{plain}: {shown}"
+        );
+        assert!(shown.ends_with(&format!("]{after}")), "{plain}: {shown}");
+    }
+}
+
+/// What is none, though a name stands before it.
+#[test]
+fn what_only_looks_like_a_secret() {
+    for text in [
+        "def login(user: str, password: str) -> None:\n",
+        "    password: string;\n    token?: string\n",
+        "password: Option<String>,\n",
+        "self.password = password\n",
+        "password=password, token=token)\n",
+        "let token = lexer.next_token();\n",
+        "max_tokens: 4096, total_tokens=17\n",
+        "{\"password\":{\"type\":\"string\"},\"max_tokens\":1024}",
+        "{\"password\":\"Enter your password here\"}",
+        "{\"password\":null,\"token\":true}",
+        "password = os.environ[\"DB_PASSWORD\"]\n",
+        "API_KEY=${API_KEY}\nTOKEN=$1\n",
+        "Authorization: Bearer <token>\n",
+        "Authorization: Bearer $TOKEN\n",
+        "\"Authorization\": f\"Bearer {token}\"\n",
+        "[\"authorization\", \"content-type\", \"cookie\", \"accept-encoding\"]",
+        "A cookie: small, with chocolate. The key: patience.\n",
+        "The password: it is on the yellow note below the desk.\n",
+        "https://localhost:8080/x and http://user:pass@host/\n",
+        "if key == 12345678 { token += 1 }\n",
+        "-----BEGIN PRIVATE KEY----- is how it begins",
+        "<password>your password</password>",
+        "sort --key=2,3 --code=utf8 file",
+        "git commit -S --signature=none --key-id=abc",
+        "basic authentication, bearer tokens, digest\n",
+    ] {
+        assert_eq!(clear(text), text);
+    }
+}
+
+/// However it is cut, and whatever is true of a text as a whole.
+#[test]
+fn cuts_change_nothing() {
+    let texts = [
+        "password: it is on the yellow note\ntoken = x\n",
+        "password: correct \npassword: correct horse\n",
+        "POST /a HTTP/1.1\r\nCookie: a=b\r\n\r\n{\"password\": \"x y z\", \"é\": \"sk-proj\"} -----BEGIN",
+        "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
+    ];
+    for text in texts {
+        let (whole, length) = stream(&[text.as_bytes()], &[]);
+        assert_eq!(length, text.len() as u64);
+        for cut in 0..=text.len() {
+            let (first, second) = text.as_bytes().split_at(cut);
+            assert_eq!(
+                stream(&[first, second], &[]),
+                (whole.clone(), length),
+                "{cut}"
+            );
+        }
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(stream(&bytes, &[]), (whole, length));
+    }
+}
+
+/// A token that the stream's end cuts off is one; the beginning that all of them have is none.
+#[test]
+fn the_end_of_a_stream_decides() {
+    assert_eq!(
+        clear("the key is sk-proj-Ab1"),
+        "the key is [redacted:openai]"
+    );
+    assert_eq!(clear("the key is sk-"), "the key is sk-");
+    assert_eq!(
+        clear("-----BEGIN RSA PRIVATE KEY-----\nMIIE"),
+        "[redacted:private_key]"
+    );
+}
+
+#[test]
+fn a_pause_shows_what_is_certain_and_holds_the_rest() {
+    let mut scanner = Scanner::new(None, 0, true);
+    let mut shown = String::new();
+    let mut out = |_: u64, _: u64, cleared: Cleared<'_>| {
+        if let Cleared::Text(text, _) = cleared {
+            shown.push_str(text);
+        }
+    };
+    scanner.feed(b"user=u&password=hunter2", &mut out);
+    assert!(scanner.is_holding());
+    scanner.flush(Ending::Idle, &mut out);
+    assert!(!scanner.is_holding());
+    scanner.feed(b"34&a sk-proj-Ab1", &mut out);
+    scanner.flush(Ending::Idle, &mut out);
+    assert!(scanner.is_holding(), "doubtful");
+    scanner.flush(Ending::Late, &mut out);
+    scanner.feed(b"Cd2Ef3 and more", &mut out);
+    scanner.close(&mut out);
+    assert_eq!(
+        shown,
+        "user=u&password=[redacted:password][redacted:password]&a [redacted:openai][redacted:openai] and more"
+    );
+}
+
+/// What follows a gap may be the rest of a secret: to the end of a line, and further if that comes too soon
+/// to be text, or to the next head.
+#[test]
+fn after_a_gap() {
+    let run = |before: &str, after: &[&[u8]]| {
+        let mut scanner = Scanner::new(None, 0, true);
+        let mut shown = String::new();
+        let mut total = 0;
+        let mut out = |offset: u64, length: u64, cleared: Cleared<'_>| {
+            assert!(offset >= total);
+            total = offset + length;
+            match cleared {
+                Cleared::Text(text, _) => shown.push_str(text),
+                Cleared::Encoded => shown.push('E'),
+            }
+        };
+        scanner.feed(before.as_bytes(), &mut out);
+        scanner.gap(10, &mut out);
+        for bytes in after {
+            scanner.feed(bytes, &mut out);
+        }
+        scanner.close(&mut out);
+        shown
+    };
+    let line = b"rest of a long cookie; and of another one=x\nshown\n";
+    assert_eq!(
+        run("Cookie: a=", &[line]),
+        "Cookie: [redacted:cookie][redacted:after_gap]shown\n"
+    );
+    assert_eq!(
+        run("", &[&line[..20], &line[20..]]),
+        "[redacted:after_gap]shown\n"
+    );
+    assert_eq!(
+        run("x", &[b"short\nAb1Cd2\nEf3Gh4Ij5Kl6Mn7Op8Qr9\nshown"]),
+        "x[redacted:after_gap]shown"
+    );
+    assert_eq!(
+        run("", &[b"half", b"HTTP/1.1 200 OK\r\nA: b\r\n"]),
+        "[redacted:after_gap]HTTP/1.1 200 OK\r\nA: b\r\n"
+    );
+    assert_eq!(run("", &[b"half\xff\n text\n"]), "[redacted:after_gap]E");
+}
+
+/// Nothing encoded comes out as text, not even what happens to look like it.
+#[test]
+fn encoded_bytes_are_withheld_until_the_next_head() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n";
+    let body = [
+        &b"looks like text\n"[..],
+        b"\x1b\x0e and more text\n",
+        b"GET of text\n",
+    ]
+    .concat();
+    let next = b"HTTP/1.1 204 No Content\r\n\r\n";
+    for cut in 1..head.len() {
+        let (a, b) = head.as_bytes().split_at(cut);
+        let (shown, _) = stream(&[a, b, &body, &body, next], &[]);
+        assert_eq!(
+            shown,
+            format!("{head}\u{fffd}\u{fffd}HTTP/1.1 204 No Content\r\n\r\n"),
+            "{cut}"
+        );
+    }
+    let (shown, _) = stream(&[b"\x1f\x8b\x08 text", b"text alone\n"], &[]);
+    assert_eq!(shown, "\u{fffd}\u{fffd}");
+    let (shown, _) = stream(
+        &[b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12text", b"text"],
+        &[],
+    );
+    assert_eq!(shown, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\u{fffd}\u{fffd}");
+    let (shown, _) = stream(&[b"a \xc3", b"\xa9 \xc3"], &[]);
+    assert_eq!(shown, "a é \u{fffd}", "half a character at the end");
+    let (shown, _) = stream(&[b"Authorization: Bearer abcdefgh\xffijkl\r\n"], &[]);
+    assert!(
+        !shown.contains("abcdefgh") && !shown.contains("ijkl"),
+        "{shown}"
+    );
+}
+
+/// A secret longer than what is held back is not kept, and is said when it ends.
+#[test]
+fn memory_is_bounded() {
+    let mut scanner = Scanner::new(Some(Key::new([1; 32])), 0, true);
+    let mut total = 0;
+    let mut shown = String::new();
+    let mut out = |_: u64, length: u64, cleared: Cleared<'_>| {
+        total += length;
+        if let Cleared::Text(text, _) = cleared {
+            shown.push_str(text);
+        }
+    };
+    scanner.feed(b"{\"password\":\"", &mut out);
+    for _ in 0..1000 {
+        scanner.feed(&b"abcdefghij".repeat(100), &mut out);
+        assert!(scanner.memory() < 64 << 10);
+    }
+    scanner.feed(b"\",\"a\":1}", &mut out);
+    scanner.close(&mut out);
+    assert_eq!(total, 13 + 1_000_000 + 8);
+    assert!(
+        shown.starts_with("{\"password\":\"[redacted:password:") && shown.ends_with("]\",\"a\":1}")
+    );
+    let mut scanner = Scanner::new(None, 0, true);
+    for _ in 0..1000 {
+        scanner.feed(
+            b"sk- key= password -----BEGIN https://a eyJaaaaaaaaaaaaaaaaaaa",
+            &mut |_, _, _| (),
+        );
+        assert!(scanner.memory() < 64 << 10);
+    }
+}
+
+#[test]
+fn equal_secrets_have_equal_hashes_and_short_ones_none() {
+    let redactor = |byte| Redactor::new(Policy::Redacted, Key::new([byte; 32]));
+    let shown = |redactor: &Redactor, text: &str| redactor.string(text).as_str().to_owned();
+    let one = redactor(1);
+    let text = "password=correcthorse";
+    assert_eq!(shown(&one, text), shown(&one, text));
+    assert_ne!(shown(&one, text), shown(&redactor(2), text));
+    assert_eq!(
+        shown(&one, "password=hunter2"),
+        "password=[redacted:password]"
+    );
+    let [as_argument, ..] = &one.arguments(&[text.to_owned()])[..] else {
+        panic!("one argument")
+    };
+    assert_eq!(as_argument.as_str(), shown(&one, text));
+}
+
+#[test]
+fn debug_output_holds_no_secret() {
+    let secret = Plaintext::new(b"secret");
+    assert_eq!(
+        format!("{secret:?} {:?}", secret.keep()),
+        "Plaintext(6 bytes) Plaintext(6 bytes)"
+    );
+    for policy in [Policy::None, Policy::Redacted, Policy::Full] {
+        assert!(!format!("{:?}", policy.apply(b"secret")).contains("secret"));
+    }
+    assert_eq!(format!("{:?}", Key::new([7; 32])), "Key");
+}
