@@ -38,7 +38,7 @@ mod token;
 mod value;
 mod verdict;
 
-use std::{borrow::Cow, collections::HashMap, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt, sync::LazyLock};
 
 use crate::{event::StreamId, plaintext::Plaintext};
 
@@ -236,6 +236,8 @@ fn content(out: Out<'_>) -> impl FnMut(u64, u64, Cleared<'_>) {
 
 impl Redactor {
     pub fn new(policy: Policy, key: Key) -> Redactor {
+        // Now, and not when the first record waits for them.
+        LazyLock::force(&RULES);
         Redactor {
             policy,
             key,
