@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod attach;
+pub mod attribute;
 pub mod cli;
 pub mod command;
 pub mod complain;
