@@ -3,6 +3,7 @@
 pub mod ahead;
 pub mod attach;
 pub mod attribute;
+pub mod backlog;
 pub mod cli;
 pub mod command;
 pub mod complain;

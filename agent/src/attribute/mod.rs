@@ -36,11 +36,11 @@ enum Carrier {
 }
 
 /// Where and when on a thread something happened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub tid: u32,
-    /// The thread's own count of what is told; a jump means that something was lost. `None`: not counted.
-    pub sequence: Option<u32>,
+    /// The thread's own count of what is told; a jump means that something was lost.
+    pub sequence: u32,
     /// The thread did something since its last record that was not worth one.
     pub skipped: bool,
 }
@@ -69,7 +69,7 @@ pub enum Verdict {
 
 /// What the kernel side may spare us from now on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interest {
+pub enum Attention {
     /// The socket has its handle.
     Named { cookie: u64 },
     /// Nothing fits it; until the process has new handles, `generation` counts them.
@@ -100,7 +100,7 @@ pub struct Solver {
     /// Number of the event.
     now: u64,
     verdicts: Vec<Verdict>,
-    interests: Vec<Interest>,
+    attentions: Vec<Attention>,
 }
 
 impl Solver {
@@ -110,8 +110,8 @@ impl Solver {
     }
 
     /// What the kernel side should know since the last time. Lost, it only costs records.
-    pub fn interests(&mut self) -> std::vec::Drain<'_, Interest> {
-        self.interests.drain(..)
+    pub fn attentions(&mut self) -> std::vec::Drain<'_, Attention> {
+        self.attentions.drain(..)
     }
 
     /// The handle is new: whatever its address meant is over.
@@ -149,7 +149,7 @@ impl Solver {
     }
 
     /// Plaintext of a handle whose calls use a socket: only a tunnel's matters.
-    pub fn carried(&mut self, id: HandleId, place: Place, direction: Direction, bytes: &[u8]) {
+    pub fn carried(&mut self, id: HandleId, tid: u32, direction: Direction, bytes: &[u8]) {
         let known = self.processes.get(&id.pid);
         let is_tunnel = known.and_then(|process| process.handles.get(&id.handle));
         if !is_tunnel.is_some_and(|handle| handle.id == id && handle.is_tunnel) && !is_tls(bytes) {
@@ -158,7 +158,7 @@ impl Solver {
         let length = bytes.len() as u64;
         self.step(id.pid, |process, said| {
             process.handle(id, said).is_tunnel = true;
-            process.transfer(place.tid, Carrier::Tunnel(id), direction, length, 0, said);
+            process.transfer(tid, Carrier::Tunnel(id), direction, length, 0, said);
         });
     }
 
@@ -197,7 +197,7 @@ impl Solver {
     /// Looks again at what was ignored for a while, if there is still somebody without a name.
     pub fn expire(&mut self, time: u64) {
         for process in self.processes.values_mut() {
-            process.reopen(time, &mut self.interests);
+            process.reopen(time, &mut self.attentions);
         }
     }
 
@@ -215,7 +215,7 @@ impl Solver {
             process,
             &mut Said {
                 verdicts: &mut self.verdicts,
-                interests: &mut self.interests,
+                attentions: &mut self.attentions,
             },
         );
     }
@@ -224,7 +224,7 @@ impl Solver {
 /// Where a process puts what it finds out.
 struct Said<'a> {
     verdicts: &'a mut Vec<Verdict>,
-    interests: &'a mut Vec<Interest>,
+    attentions: &'a mut Vec<Attention>,
 }
 
 #[derive(Debug, Default)]
@@ -250,8 +250,10 @@ struct Handle {
     /// Writes that no send agreed with yet, and who made the last one.
     writes: History,
     writer: u32,
+    /// A send was of just the size of these writes: they are in nobody's way.
+    is_settled: bool,
     reads: History,
-    /// What encryption adds to each record, once something agreed.
+    /// What encryption adds to each record, once a neighbour agreed.
     overhead: Option<u64>,
     /// Its plaintext is TLS.
     is_tunnel: bool,
@@ -295,6 +297,8 @@ struct Thread {
     last_use: u64,
     sequence: u32,
     last: Last,
+    /// The first two handles without a name that were called since it sent something.
+    callers: Vec<HandleId>,
 }
 
 /// What a thread did last.
@@ -321,7 +325,7 @@ impl Last {
 enum Vote {
     Alone(u64),
     Order,
-    Size(u64),
+    Size,
 }
 
 impl Process {
@@ -350,6 +354,7 @@ impl Process {
             votes: Vec::new(),
             writes: History::default(),
             writer: 0,
+            is_settled: true,
             reads: History::default(),
             overhead: None,
             is_tunnel: false,
@@ -368,6 +373,7 @@ impl Process {
         let handle = self.handles.remove(&id.handle).expect("looked at above");
         self.end_socket(Carrier::Tunnel(id));
         for thread in self.threads.values_mut() {
+            thread.callers.retain(|caller| *caller != id);
             if thread.last.handle() == Some(id) {
                 thread.last = Last::Other;
             }
@@ -391,7 +397,7 @@ impl Process {
         };
         socket.is_named = false;
         if let Carrier::Socket(cookie) = carrier {
-            said.interests.push(Interest::Open { cookie });
+            said.attentions.push(Attention::Open { cookie });
         }
     }
 
@@ -424,9 +430,7 @@ impl Process {
         if place.skipped {
             thread.last = Last::Other;
         }
-        let Some(sequence) = place.sequence else {
-            return;
-        };
+        let sequence = place.sequence;
         let before = std::mem::replace(&mut thread.sequence, sequence);
         // A long call is told in several records of one number.
         if sequence != before && sequence != before.wrapping_add(1) {
@@ -505,7 +509,9 @@ impl Process {
         if self.handles[&id.handle].name.is_none() {
             self.called(id, tid, Some((direction, length)), said);
         }
-        self.thread(tid).last = last;
+        let thread = self.thread(tid);
+        thread.last = last;
+        thread.callers.retain(|caller| *caller != id);
         self.transfer(tid, Carrier::Tunnel(id), direction, length, 0, said);
     }
 
@@ -527,6 +533,7 @@ impl Process {
                     let handle = self.handle(id, said);
                     handle.writes.push(now, length);
                     handle.writer = tid;
+                    handle.is_settled = false;
                 }
                 Some((Direction::Received, length)) => {
                     agreed = self.read(id, length, last, &unread, said);
@@ -547,7 +554,12 @@ impl Process {
         {
             socket.unread = None;
         }
-        self.thread(tid).last = match last {
+        let is_named = self.handles[&id.handle].name.is_some();
+        let thread = self.thread(tid);
+        if !is_named && thread.callers.len() < 2 && !thread.callers.contains(&id) {
+            thread.callers.push(id);
+        }
+        thread.last = match last {
             Last::Received(carrier) => Last::Called(id, Some(carrier)),
             Last::Called(before, after) if before == id => Last::Called(id, after),
             _ => Last::Called(id, None),
@@ -593,7 +605,11 @@ impl Process {
                 handle.reads.clear();
             }
         } else {
-            self.vote(id, carrier, Vote::Size(overhead), said);
+            self.vote(id, carrier, Vote::Size, said);
+            // Taken, by whomever: it is in nobody's way.
+            if let Some(socket) = self.sockets.get_mut(&carrier) {
+                socket.unread = None;
+            }
         }
         true
     }
@@ -627,7 +643,7 @@ impl Process {
                 && socket.idle.is_multiple_of(PATIENCE)
             {
                 // Said before, and lost.
-                said.interests.push(Interest::Named { cookie });
+                said.attentions.push(Attention::Named { cookie });
             }
             self.thread(tid).last = Last::Other;
             return;
@@ -637,7 +653,9 @@ impl Process {
             Direction::Sent => {
                 socket.sent.push(now, length);
                 self.sent(tid, carrier, last, said);
-                self.thread(tid).last = Last::Sent;
+                let thread = self.thread(tid);
+                thread.callers.clear();
+                thread.last = Last::Sent;
             }
             Direction::Received => {
                 socket.received.push(now, length);
@@ -700,19 +718,25 @@ impl Process {
             if !is_only_socket {
                 return;
             }
-            let here = pending.iter().filter(|handle| handle.writer == tid).count();
-            if here == 1 && last.handle() == Some(id) {
+            let in_the_way = pending
+                .iter()
+                .any(|handle| handle.id != id && handle.writer == tid && !handle.is_settled);
+            if !in_the_way && last.handle() == Some(id) {
                 self.vote(id, carrier, Vote::Alone(overhead), said);
                 if let Some(handle) = self.handles.get_mut(&id.handle) {
                     handle.writes.clear();
                 }
             } else {
-                self.vote(id, carrier, Vote::Size(overhead), said);
+                self.vote(id, carrier, Vote::Size, said);
+            }
+            if let Some(handle) = self.handles.get_mut(&id.handle) {
+                handle.is_settled = true;
             }
             return;
         }
-        // A handshake's bytes: nobody wrote them.
+        // A handshake's bytes: nobody wrote them. Of several handshakes at once, anybody's.
         if let Some(id) = last.handle()
+            && self.threads[&tid].callers == [id]
             && fits.is_empty()
             && pending.is_empty()
             && carrier != Carrier::Tunnel(id)
@@ -744,7 +768,8 @@ impl Process {
                 handle.overhead = Some(overhead);
             }
             Vote::Order => votes.order += 1,
-            Vote::Size(overhead) => handle.overhead = Some(overhead),
+            // Not even of the overhead: a wrong one would fit nothing ever after.
+            Vote::Size => {}
         }
         let votes = *votes_of(&handle.votes, carrier);
         let rival = self.rival(id, carrier);
@@ -809,11 +834,8 @@ impl Process {
         {
             self.release(before.carrier, said);
         }
-        if let Carrier::Socket(cookie) = carrier
-            && !is_exact
-        {
-            // The kernel side knows of the exact ones by itself.
-            said.interests.push(Interest::Named { cookie });
+        if let Carrier::Socket(cookie) = carrier {
+            said.attentions.push(Attention::Named { cookie });
         }
         self.say(id, said, 0);
     }
@@ -878,8 +900,8 @@ impl Process {
         if self.ignored.len() < SOCKETS_MAX {
             self.ignored.insert(cookie, self.time);
         }
-        said.interests
-            .push(Interest::Ignored { cookie, generation });
+        said.attentions
+            .push(Attention::Ignored { cookie, generation });
     }
 
     /// Is a handle without a name in use?
@@ -889,13 +911,13 @@ impl Process {
         })
     }
 
-    fn reopen(&mut self, time: u64, interests: &mut Vec<Interest>) {
+    fn reopen(&mut self, time: u64, attentions: &mut Vec<Attention>) {
         if self.ignored.is_empty() || !self.lacks_names(time) {
             return;
         }
         let due = |since: &u64| time.saturating_sub(*since) >= IGNORED_FOR;
         for (cookie, _) in self.ignored.extract_if(|_, since| due(since)) {
-            interests.push(Interest::Open { cookie });
+            attentions.push(Attention::Open { cookie });
         }
     }
 }
