@@ -425,7 +425,7 @@ impl Bench {
                 point("ssl_read_internal", Direction::Received, 16),
                 point("ssl_write_internal", Direction::Sent, 32),
             ],
-            creator: None,
+            others: Vec::new(),
             partly: None,
         };
         pipeline.found(1, "/lib/libssl.so", &found);
@@ -481,6 +481,10 @@ impl Bench {
                 handle,
                 offset,
                 socket: 0,
+                place: agent_ebpf::Place {
+                    sequence: 0,
+                    skipped: 0,
+                },
                 cookie: cookie(2, Direction::Sent, Shape::OutFourth),
             };
             let raw = [data.as_bytes(), bytes].concat();

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{Data, Direction, Gap, Head, Shape, Socket, Unseen, cause, cookie, kind};
+use agent_ebpf::{
+    Closed, Data, Direction, Gap, Head, Name, Opened, Place, Shape, Socket, Touch, Transfer,
+    Unseen, cause, cookie, kind,
+};
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use vortex_agent::{
@@ -31,6 +34,9 @@ struct Scenario {
     content: Option<String>,
     #[serde(default)]
     exes: Vec<String>,
+    /// Uses of sockets are told.
+    #[serde(default)]
+    sockets: bool,
     event: Vec<Step>,
 }
 
@@ -80,6 +86,38 @@ enum Step {
         point: u64,
         #[serde(default)]
         born: u64,
+        /// The thread's count; without a socket it goes up by one each time.
+        #[serde(default)]
+        sequence: u32,
+    },
+    Opened {
+        pid: u32,
+        handle: u64,
+        born: u64,
+    },
+    Touch {
+        pid: u32,
+        handle: u64,
+        #[serde(default)]
+        born: u64,
+        sequence: u32,
+    },
+    Transfer {
+        pid: u32,
+        socket: u64,
+        direction: String,
+        length: u32,
+        sequence: u32,
+    },
+    Closed {
+        socket: u64,
+    },
+    Name {
+        pid: u32,
+        handle: u64,
+        #[serde(default)]
+        born: u64,
+        name: String,
     },
     Gap {
         pid: u32,
@@ -108,6 +146,9 @@ enum Step {
         local_port: u16,
         peer: [u8; 4],
         peer_port: u16,
+        /// 1: the process connected it, 2: accepted.
+        #[serde(default)]
+        side: u64,
     },
     Clock {
         at: u64,
@@ -170,6 +211,9 @@ fn run(name: &str, scenario: &Scenario) -> String {
     });
     // Boot was at 2026-01-01T00:00:00Z.
     line.set_clock(1_767_225_600_000_000_000);
+    if scenario.sockets {
+        line.expect_sockets();
+    }
     let mut now = 0;
     for step in &scenario.event {
         line_step(&mut line, step, &mut now, &mut sink);
@@ -224,7 +268,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 library: "OpenSSL",
                 version: Some("3.0.0".into()),
                 points,
-                creator: None,
+                others: Vec::new(),
                 partly: None,
             };
             line.found(*file, path, &found);
@@ -254,6 +298,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             socket,
             point,
             born,
+            sequence,
         } => {
             let bytes = match (text, hex) {
                 (Some(text), _) => text.clone().into_bytes(),
@@ -262,18 +307,83 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             let direction = towards(direction);
             let data = Data {
                 head: head(kind::DATA, direction, bytes.len(), time),
-                pid_tgid: u64::from(*pid) << 32 | u64::from(*pid),
+                pid_tgid: both(*pid),
                 born: *born,
                 handle: *handle,
                 offset: *offset,
                 socket: *socket,
                 cookie: cookie(*point, direction, Shape::OutFourth),
+                place: place(*sequence),
             };
             line.record(
                 &[data.as_bytes(), &bytes, b"another process"].concat(),
                 time,
                 out,
             );
+        }
+        Step::Opened { pid, handle, born } => {
+            let opened = Opened {
+                head: head(kind::OPENED, Direction::Received, 0, time),
+                pid_tgid: both(*pid),
+                born: *born,
+                handle: *handle,
+                cookie: cookie(1, Direction::Received, Shape::Created),
+            };
+            line.record(opened.as_bytes(), time, out);
+        }
+        Step::Touch {
+            pid,
+            handle,
+            born,
+            sequence,
+        } => {
+            let touch = Touch {
+                head: head(kind::TOUCH, Direction::Received, 0, time),
+                pid_tgid: both(*pid),
+                born: *born,
+                handle: *handle,
+                place: place(*sequence),
+            };
+            line.record(touch.as_bytes(), time, out);
+        }
+        Step::Transfer {
+            pid,
+            socket,
+            direction,
+            length,
+            sequence,
+        } => {
+            let transfer = Transfer {
+                head: head(kind::TRANSFER, towards(direction), 0, time),
+                pid_tgid: both(*pid),
+                socket: *socket,
+                length: *length,
+                generation: 1,
+                place: place(*sequence),
+            };
+            line.record(transfer.as_bytes(), time, out);
+        }
+        Step::Closed { socket } => {
+            let closed = Closed {
+                head: head(kind::CLOSED, Direction::Received, 0, time),
+                socket: *socket,
+            };
+            line.record(closed.as_bytes(), time, out);
+        }
+        Step::Name {
+            pid,
+            handle,
+            born,
+            name: text,
+        } => {
+            let name = Name {
+                head: head(kind::NAME, Direction::Sent, text.len(), time),
+                pid_tgid: both(*pid),
+                born: *born,
+                handle: *handle,
+            };
+            let old = b"old ring content";
+            line.record(&[name.as_bytes(), text.as_bytes(), old].concat(), time, out);
         }
         Step::Gap {
             pid,
@@ -285,7 +395,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
         } => {
             let gap = Gap {
                 head: head(kind::GAP, towards(direction), 0, time),
-                pid_tgid: u64::from(*pid) << 32 | u64::from(*pid),
+                pid_tgid: both(*pid),
                 born: 0,
                 handle: *handle,
                 offset: offset.unwrap_or(u64::MAX),
@@ -335,6 +445,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             local_port,
             peer,
             peer_port,
+            side,
         } => {
             let address =
                 |bytes: &[u8; 4]| std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0));
@@ -347,6 +458,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 peer_port: *peer_port,
                 family: 2,
                 protocol: 6,
+                side: *side,
             };
             line.record(socket.as_bytes(), time, out);
         }
@@ -367,6 +479,18 @@ fn head(kind: u16, direction: Direction, len: usize, time: u64) -> Head {
         len: len as u32,
         time,
     }
+}
+
+fn place(sequence: u32) -> Place {
+    Place {
+        sequence,
+        skipped: 0,
+    }
+}
+
+/// Process and thread of one number.
+fn both(pid: u32) -> u64 {
+    u64::from(pid) << 32 | u64::from(pid)
 }
 
 fn towards(direction: &str) -> Direction {
@@ -413,8 +537,11 @@ scenarios! {
     content_none
     forked_child
     gone_before_a_look
+    inferred_socket
     late_facts
     loss
+    lost_evidence
+    no_name
     one_request
     other_stack
     redacted

@@ -6,8 +6,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, SEVERAL_SOCKETS, Shape, Thread,
-    counter, unmatched,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, Shape, Thread, counter,
+    unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -79,6 +79,7 @@ perf_entry!(entry_read_fourth, Received, OutFourth);
 perf_entry!(entry_write, Sent, Returned);
 perf_entry!(entry_write_fourth, Sent, OutFourth);
 perf_entry!(entry_write_fifth, Sent, OutFifth);
+perf_entry!(entry_handshake, Received, Handshake);
 
 #[uretprobe]
 pub fn return_perf(ctx: RetProbeContext) -> u32 {
@@ -130,6 +131,8 @@ fn attach_cookie(ctx: *mut c_void) -> u64 {
 
 const DIRECTION: u64 = 1;
 const SHAPE: u64 = 6;
+/// The bit of the shapes that carry no plaintext.
+const HANDSHAKE: u64 = (Shape::Handshake as u64) << 1;
 
 /// Opens a frame. `what` holds direction and shape as a cookie does. False: this call has none, and its
 /// return is of no interest. Only a `SESSION` can do without its return probe.
@@ -179,7 +182,9 @@ unsafe fn enter_nested<const SESSION: bool>(
         if SESSION && is_other_stack_open(thread, (*ctx.regs).rsp) {
             count(counter::ENTRIES, 1);
             count(counter::UNMATCHED + unmatched::OTHER_STACK, 1);
-            skip(thread, ctx.arg(0).unwrap_or(0), cookie);
+            if what & HANDSHAKE == 0 {
+                skip(thread, ctx.arg(0).unwrap_or(0), cookie);
+            }
             return false;
         }
         let sp = (*ctx.regs).rsp;
@@ -361,7 +366,7 @@ unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, in
         (*frame).socket = opaque(0); // zeros side by side would be a call of `memset`
         // Sizes above 2^48 don't exist; a library may pass one all the same.
         let size = ctx.arg::<u64>(2).unwrap_or(0) & (u64::MAX >> FRAME_SIZE);
-        (*frame).flags = what & (DIRECTION | SHAPE) | inner | size << FRAME_SIZE;
+        (*frame).flags = what & (DIRECTION | SHAPE | HANDSHAKE) | inner | size << FRAME_SIZE;
     }
 }
 
@@ -403,10 +408,14 @@ fn leave(ctx: &RetProbeContext) -> u32 {
         if get!(frame(thread), flags) & FRAME_INNER == 0 {
             count(counter::RETURNS, 1);
         }
-        if ctx.ret::<i32>() <= 0 || get!(frame(thread), flags) & FRAME_DONE != 0 {
+        if get!(frame(thread), flags) & FRAME_DONE != 0 {
             return 0;
         }
         take(thread);
+        if ctx.ret::<i32>() <= 0 || get!(frame(thread), flags) & HANDSHAKE != 0 {
+            emit::touch(thread);
+            return 0;
+        }
         if get!(frame(thread), flags) & SHAPE == 0 {
             (*thread).call.position = u64::from(ctx.ret::<i32>() as u32);
         } else {
@@ -501,8 +510,7 @@ unsafe fn take(thread: *mut Thread) {
         (*thread).key.direction = (get!(frame, flags) & DIRECTION) as u32;
         (*thread).buf = get!(frame, buf);
         (*thread).cookie = get!(frame, cookie);
-        let socket = get!(frame, socket);
-        (*thread).socket = if socket == SEVERAL_SOCKETS { 0 } else { socket };
+        (*thread).socket = get!(frame, socket);
         (*thread).call.pending = opaque(0);
         (*thread).call.cause = opaque(0);
         (*thread).call.opened = opaque(0);

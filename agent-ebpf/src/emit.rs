@@ -3,19 +3,21 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Data, Direction, Gap, Head, Opened, RECORD_MAX, RECORDS_PER_CALL, Stream, Thread, Unseen,
-    cause, control, counter, kind,
+    Data, Direction, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX, RECORDS_PER_CALL,
+    Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter, kind,
 };
 use aya_ebpf::{
-    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{bpf_ktime_get_boot_ns, generated},
 };
 
 use crate::budget;
-use crate::maps::{RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque};
+use crate::maps::{
+    PROCESSES, RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque, ring_size,
+};
 
 const HEADER: u64 = size_of::<Data>() as u64;
-const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
+pub const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
 const FORCE_WAKEUP: u64 = BPF_RB_FORCE_WAKEUP as u64;
 /// Full records between two wake-ups in the copy loop: 1 MiB.
 const WAKE_EVERY: u64 = (1 << 20) / RECORD_MAX;
@@ -45,6 +47,10 @@ pub fn wake_flags() -> u64 {
 pub fn call(thread: *mut Thread) {
     // SAFETY: `thread` is a map value throughout; its fields are read again after each helper call.
     unsafe {
+        // Before anything can fail: a loss must show.
+        if get!(thread, socket) == 0 {
+            (*thread).sequence = get!(thread, sequence) + 1;
+        }
         budget::note(thread);
         if !place(thread) {
             return;
@@ -246,6 +252,101 @@ pub unsafe fn unseen(thread: *mut Thread) {
     }
 }
 
+/// What the next record of the thread says about its place.
+#[inline(always)]
+pub unsafe fn standing(thread: *mut Thread) -> Place {
+    // SAFETY: a map value.
+    unsafe {
+        let skipped = get!(thread, skipped) as u32;
+        (*thread).skipped = opaque(0);
+        Place {
+            sequence: get!(thread, sequence) as u32,
+            skipped,
+        }
+    }
+}
+
+/// Room for a record that carries no plaintext. Never at plaintext's cost: above half, the ring is for data.
+#[inline(always)]
+pub fn reserve_spare(size: u64) -> *mut u8 {
+    // SAFETY: a ring buffer map.
+    let used = unsafe {
+        generated::bpf_ringbuf_query(address(&RING).cast_mut(), u64::from(BPF_RB_AVAIL_DATA))
+    };
+    if used > ring_size() / 2 {
+        return core::ptr::null_mut();
+    }
+    reserve(size)
+}
+
+/// A call of `thread.key.handle` that carried no plaintext. If it used a socket it is of no use: the next
+/// data will say which.
+#[inline(always)]
+pub unsafe fn touch(thread: *mut Thread) {
+    // SAFETY: map values; `record` is a reservation of this size, every field is written.
+    unsafe {
+        if get!(thread, socket) != 0 || control(control::SOCKETS) == 0 {
+            return;
+        }
+        (*thread).key.direction = Direction::Received as u32;
+        (*thread).call.position = opaque(0);
+        if stream(thread).is_null() {
+            begin(thread);
+        }
+        let stream = stream(thread);
+        if stream.is_null() {
+            return;
+        }
+        let touches = get!(stream, touches);
+        if touches >= TOUCHES_MAX {
+            (*thread).skipped = 1;
+            return;
+        }
+        (*stream).touches = touches + 1;
+        (*thread).handle_born = get!(thread, born);
+        if get!(stream, opened) != 0 {
+            (*thread).handle_born = get!(stream, opened);
+        }
+        if touches == 0 {
+            let tgid = (&raw const (*hide(thread)).key.tgid).cast();
+            let process: *mut Process = lookup(address(&PROCESSES), tgid);
+            if !process.is_null() {
+                (*process).flags = get!(process, flags) + (1 << HANDLES);
+            }
+        }
+        (*thread).sequence = get!(thread, sequence) + 1;
+        let record: *mut Touch = reserve_spare(size_of::<Touch>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::TOUCH,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).born = get!(thread, handle_born);
+        (*record).handle = get!(thread, key.handle);
+        (*record).place = standing(thread);
+        // Nobody waits for it by itself.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
+    }
+}
+
+/// Since when the handle of `thread.key` means what it means: into `thread.handle_born`.
+#[inline(always)]
+pub unsafe fn find_birth(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        (*thread).handle_born = get!(thread, born);
+        let stream = stream(thread);
+        if !stream.is_null() && get!(stream, opened) != 0 {
+            (*thread).handle_born = get!(stream, opened);
+        }
+    }
+}
+
 /// Is there no hole at the end of this stream that nobody was told of?
 #[inline(always)]
 unsafe fn told_all(thread: *mut Thread) -> bool {
@@ -341,6 +442,7 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         (*data).offset = get!(thread, position) + offset!();
         (*data).socket = get!(thread, socket);
         (*data).cookie = get!(thread, cookie);
+        (*data).place = standing(thread);
 
         let mut size = opaque(len!());
         if size > room {

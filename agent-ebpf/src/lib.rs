@@ -28,6 +28,10 @@ pub enum Shape {
     OutFifth = 2,
     /// `SSL *SSL_new(…)`: carries no plaintext, returns a new handle.
     Created = 3,
+    /// `int SSL_do_handshake(handle)`: carries no plaintext.
+    Handshake = 4,
+    /// `long SSL_ctrl(handle, int command, long, void *)`: may say the server's name. No return.
+    Control = 5,
 }
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
@@ -38,7 +42,7 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 and 2 are the [`Shape`], bits 8 and up are the
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 3 are the [`Shape`], bits 8 and up are the
 /// number that user space gave to the probe point.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
     point << 8 | (shape as u64) << 1 | direction as u64
@@ -52,8 +56,16 @@ pub mod kind {
     pub const GAP: u16 = 2;
     /// A handle that means a new connection from here on: [`super::Opened`].
     pub const OPENED: u16 = 4;
-    /// A socket used inside a TLS call, once per socket: [`super::Socket`].
+    /// The two ends of a socket, once per socket: [`super::Socket`].
     pub const SOCKET: u16 = 3;
+    /// A socket used outside every TLS call: [`super::Transfer`].
+    pub const TRANSFER: u16 = 9;
+    /// A TLS call that carried no plaintext and used no socket: [`super::Touch`].
+    pub const TOUCH: u16 = 6;
+    /// A socket that was announced is gone: [`super::Closed`].
+    pub const CLOSED: u16 = 7;
+    /// The name of the server that a handle wants: [`super::Name`], then `Head::len` bytes.
+    pub const NAME: u16 = 8;
     /// A call that nobody sees: [`super::Unseen`].
     pub const UNSEEN: u16 = 5;
 }
@@ -124,6 +136,8 @@ pub mod control {
     pub const AWAKE: usize = 1;
     /// Which filters are active, a sum of [`super::filter`] bits. 0: every process is wanted.
     pub const FILTER: usize = 2;
+    /// Not zero: uses of sockets are seen. Without them nobody needs calls that carry no plaintext.
+    pub const SOCKETS: usize = 3;
     pub const COUNT: usize = 8;
 }
 
@@ -169,10 +183,22 @@ pub struct Data {
     pub handle: u64,
     /// Bytes of this stream before this piece, counted from the first byte seen.
     pub offset: u64,
-    /// Cookie of the only socket used inside the call, 0 if none or several.
+    /// Cookie of the only socket used inside the call, 0 if none was, [`SEVERAL_SOCKETS`].
     pub socket: u64,
     /// Attach cookie of the probe point, 0 where the kernel has no cookies.
     pub cookie: u64,
+    pub place: Place,
+}
+
+/// Where a record stands among those of its thread that tell who used which socket. A loss shows as a jump
+/// of the sequence.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Place {
+    /// Counts calls without a socket and transfers outside calls, lost ones included.
+    pub sequence: u32,
+    /// Not zero: since the record before there was something that was not worth one.
+    pub skipped: u32,
 }
 
 /// A hole in a stream.
@@ -229,6 +255,72 @@ pub struct Socket {
     /// AF_INET (2) or AF_INET6 (10).
     pub family: u16,
     pub protocol: u16,
+    /// One of [`side`].
+    pub side: u64,
+}
+
+/// How a socket came to be connected ([`Socket::side`]).
+pub mod side {
+    pub const UNKNOWN: u64 = 0;
+    pub const CONNECTED: u64 = 1;
+    pub const ACCEPTED: u64 = 2;
+}
+
+/// Bytes that a socket sent or received outside every TLS call, by a thread that makes TLS calls.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Transfer {
+    /// `direction` as for data, `len` is 0.
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub socket: u64,
+    pub length: u32,
+    /// The number of handles in [`Process::flags`].
+    pub generation: u32,
+    pub place: Place,
+}
+
+/// A call that carried no plaintext.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Touch {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
+    pub place: Place,
+}
+
+/// The end of a socket.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Closed {
+    pub head: Head,
+    pub socket: u64,
+}
+
+/// The server's name, as the program wants it in the handshake.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Name {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
+}
+/// Room for a name with its zero.
+pub const NAME_MAX: u64 = 256;
+
+/// Values of the map of sockets: what the kernel side does about one that is used outside a TLS call. In
+/// the bits from [`socket::GENERATION`] on of an [`socket::IGNORED`] one is the generation for which it holds.
+pub mod socket {
+    /// Tell of it.
+    pub const OPEN: u64 = 0;
+    /// Its handle is known: don't.
+    pub const NAMED: u64 = 1;
+    /// Nothing fits it: don't, until the process has another handle.
+    pub const IGNORED: u64 = 2;
+    pub const GENERATION: u64 = 32;
 }
 
 /// Value of the map of processes, keyed by thread group id.
@@ -236,9 +328,13 @@ pub struct Socket {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Process {
     pub born: u64,
-    /// [`WANTED`] or 0.
+    /// [`WANTED`] or 0; from [`HANDLES`] on the number of handles that made a call without a socket, ever:
+    /// while it is 0 nobody asks where the sockets of this process belong. Counted without a lock, so now
+    /// and then two count as one.
     pub flags: u64,
 }
+/// Bits of [`Process::flags`] below the number of handles.
+pub const HANDLES: u64 = 32;
 pub const WANTED: u64 = 1;
 
 /// What a process used of the ring's upper half, in the window of time with this number.
@@ -280,7 +376,11 @@ pub struct Stream {
     pub cause: u64,
     /// When the handle's object was made, in ns since boot; 0: before anybody looked.
     pub opened: u64,
+    /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`].
+    pub touches: u64,
 }
+/// A handshake needs three or four, and it is what they are for.
+pub const TOUCHES_MAX: u64 = 16;
 
 /// One open call.
 #[repr(C)]
@@ -336,6 +436,9 @@ pub struct Thread {
     /// Bytes since the ring's level was looked at for this thread.
     pub unchecked: u64,
     pub frames: [Frame; FRAMES],
+    /// As in [`Place`].
+    pub sequence: u64,
+    pub skipped: u64,
 }
 
 /// Offsets of kernel structure members, read from BTF by user space: there is no CO-RE in Rust.
@@ -356,6 +459,11 @@ pub struct Offsets {
     pub sock_v6_rcv_saddr: u32,
     pub sock_v6_daddr: u32,
     pub sock_protocol: u32,
+    pub sock_cookie: u32,
+    /// How a socket came to be connected; all 0 if one of them is unknown.
+    pub sock_max_ack_backlog: u32,
+    pub sock_bind_hash: u32,
+    pub bucket_fastreuse: u32,
     pub vma_file: u32,
     pub file_inode: u32,
     pub inode_sb: u32,

@@ -22,6 +22,7 @@ mod emit;
 mod filter;
 mod identity;
 mod maps;
+mod name;
 mod process;
 mod socket;
 

@@ -49,9 +49,10 @@ pub static BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entries(1024,
 #[map]
 pub static LATEST: Array<Latest> = Array::with_max_entries(1, 0);
 
-/// Sockets whose two ends were announced. An evicted one is announced again.
+/// Sockets whose two ends were announced, and whether anybody wants to know more of them
+/// ([`agent_ebpf::socket`]). An evicted one is announced again.
 #[map]
-pub static SOCKETS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16384, 0);
+pub static SOCKETS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0);
 
 /// The filter's members; see `filter.rs`.
 #[map]
@@ -81,6 +82,10 @@ static OFFSETS: Offsets = Offsets {
     sock_v6_rcv_saddr: 0,
     sock_v6_daddr: 0,
     sock_protocol: 0,
+    sock_cookie: 0,
+    sock_max_ack_backlog: 0,
+    sock_bind_hash: 0,
+    bucket_fastreuse: 0,
     vma_file: 0,
     file_inode: 0,
     inode_sb: 0,

@@ -1,9 +1,16 @@
-//! Which socket a TLS call used: stamped into the thread's open frames while the call runs, so that
-//! no descriptor has to be resolved afterwards.
+//! Which sockets are used, and by whom. Inside a TLS call the socket is stamped into the thread's open
+//! frames, so that no descriptor has to be resolved afterwards. Outside, its use is told as long as somebody
+//! asks whose bytes those are: only user space can tell, by what came before and after.
+//!
+//! A library that works in memory may call the program back, which then uses any socket (Node): inside the
+//! calls of a handle that has made one without a socket nothing is stamped, and all is told.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::MaybeUninit};
 
-use agent_ebpf::{Direction, FRAMES, Head, SEVERAL_SOCKETS, Socket, Thread, kind};
+use agent_ebpf::{
+    Closed, Direction, FRAMES, HANDLES, Head, Process, SEVERAL_SOCKETS, Socket, Stream, Thread,
+    Transfer, kind, side, socket,
+};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
     macros::btf_tracepoint,
@@ -11,27 +18,30 @@ use aya_ebpf::{
 };
 
 use crate::{
-    emit::{reserve, wake_flags},
-    maps::{SOCKETS, THREADS, get, offset, opaque, stopped},
+    emit::{NO_WAKEUP, reserve, reserve_spare, standing, wake_flags},
+    maps::{
+        PROCESSES, SOCKETS, STREAMS, THREADS, address, get, hide, lookup, offset, opaque, stopped,
+    },
 };
 
 /// `TP_PROTO(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_send_length")]
 pub fn socket_send(ctx: BtfTracePointContext) -> i32 {
-    used(&ctx)
+    used(&ctx, Direction::Sent)
 }
 
 /// `TP_PROTO(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
 #[btf_tracepoint(function = "sock_recv_length")]
 pub fn socket_receive(ctx: BtfTracePointContext) -> i32 {
-    used(&ctx)
+    used(&ctx, Direction::Received)
 }
 
 const IPPROTO_TCP: u16 = 6;
 const IPPROTO_MPTCP: u16 = 262;
+const MSG_PEEK: i32 = 2;
 
 #[inline(always)]
-fn used(ctx: &BtfTracePointContext) -> i32 {
+fn used(ctx: &BtfTracePointContext, direction: Direction) -> i32 {
     if stopped() {
         return 0;
     }
@@ -41,13 +51,14 @@ fn used(ctx: &BtfTracePointContext) -> i32 {
         return 0;
     };
     // SAFETY: a map value.
-    if unsafe { get!(thread, depth) } == 0 {
-        return 0;
-    }
+    let is_inside = unsafe { get!(thread, depth) != 0 && !works_in_memory(thread) };
     let transferred: i32 = ctx.arg(1);
-    if transferred <= 0 {
+    // Inside a call a socket that had nothing to give was asked all the same.
+    if !is_inside && (transferred <= 0 || ctx.arg::<i32>(2) & MSG_PEEK != 0) {
         return 0;
     }
+    // SAFETY: a map value; the field is free, because no call is returning.
+    unsafe { (*thread).tail = transferred as u64 };
     let sk: *const c_void = ctx.arg(0);
     let protocol = read_u16(sk, offset!(sock_protocol));
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
@@ -55,9 +66,135 @@ fn used(ctx: &BtfTracePointContext) -> i32 {
     }
     // SAFETY: the verifier knows the argument as a socket.
     let cookie = unsafe { generated::bpf_get_socket_cookie(sk.cast_mut()) };
-    stamp(thread, cookie);
-    if SOCKETS.get_ptr(&cookie).is_none() && announce(sk, cookie, protocol) {
-        let _ = SOCKETS.insert(&cookie, &1, 0);
+    if is_inside {
+        stamp(thread, cookie);
+    }
+    let known = SOCKETS.get_ptr_mut(&cookie);
+    if is_inside {
+        if known.is_none() {
+            announce(sk, &cookie, protocol, socket::OPEN);
+        }
+        return 0;
+    }
+    // SAFETY: a map value.
+    let state = known.map_or(UNKNOWN, |state| unsafe { *state });
+    if state == socket::NAMED {
+        // SAFETY: a map value.
+        unsafe { (*thread).skipped = 1 };
+        return 0;
+    }
+    // SAFETY: a map value. `full` is free as `tail` is.
+    unsafe {
+        let generation = generation(thread);
+        if generation == 0 {
+            return 0;
+        }
+        if state == socket::IGNORED | generation << socket::GENERATION {
+            (*thread).skipped = 1;
+            return 0;
+        }
+        (*thread).full = generation;
+    }
+    if state == UNKNOWN {
+        announce(sk, &cookie, protocol, socket::OPEN);
+    }
+    tell(thread, cookie, direction);
+    0
+}
+
+/// How many handles of the process work in memory.
+#[inline(always)]
+unsafe fn generation(thread: *mut Thread) -> u64 {
+    // SAFETY: map values, and a key of PROCESSES.
+    unsafe {
+        let tgid = (&raw const (*hide(thread)).key.tgid).cast();
+        let process: *mut Process = lookup(address(&PROCESSES), tgid);
+        if process.is_null() {
+            return 0;
+        }
+        get!(process, flags) >> HANDLES
+    }
+}
+
+/// Has the handle of the innermost open call made one without a socket?
+#[inline(always)]
+unsafe fn works_in_memory(thread: *mut Thread) -> bool {
+    // SAFETY: map values, and a key of STREAMS, which is free: no call is returning.
+    unsafe {
+        if generation(thread) == 0 {
+            return false;
+        }
+        let innermost = (opaque(get!(thread, depth) - 1) & 3) as usize;
+        (*thread).key.handle = get!(thread, frames[innermost].handle);
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.direction = Direction::Received as u32;
+        let key = (&raw const (*hide(thread)).key).cast();
+        let stream: *mut Stream = lookup(address(&STREAMS), key);
+        !stream.is_null() && get!(stream, touches) != 0
+    }
+}
+
+/// No value of the map of sockets.
+const UNKNOWN: u64 = u64::MAX;
+
+/// Sends what a socket transferred: `thread.tail` bytes, in the generation `thread.full`.
+#[inline(always)]
+fn tell(thread: *mut Thread, cookie: u64, direction: Direction) {
+    // SAFETY: a map value; `record` is a reservation of this size, every field is written.
+    unsafe {
+        (*thread).sequence = get!(thread, sequence) + 1;
+        let record: *mut Transfer = reserve_spare(size_of::<Transfer>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::TRANSFER,
+            direction: direction as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).socket = cookie;
+        (*record).length = get!(thread, tail) as u32;
+        (*record).generation = get!(thread, full) as u32;
+        (*record).place = standing(thread);
+        // The data that it is about wakes the reader.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
+    }
+}
+
+/// `TP_PROTO(struct sock *sk)`, 5.10 to 7.2. The current task is anybody.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn socket_closed(ctx: BtfTracePointContext) -> i32 {
+    if stopped() {
+        return 0;
+    }
+    let sk: *const c_void = ctx.arg(0);
+    let mut cookie = 0u64;
+    // SAFETY: the helper fails on a wrong address; eight bytes. Not the helper for cookies: it would give
+    // one to each socket of the machine, just before its end.
+    unsafe {
+        let from = (sk as u64 + offset!(sock_cookie)) as *const c_void;
+        generated::bpf_probe_read_kernel((&raw mut cookie).cast(), 8, from);
+    }
+    if cookie == 0 || SOCKETS.get_ptr(&cookie).is_none() {
+        return 0;
+    }
+    let _ = SOCKETS.remove(&cookie);
+    let record: *mut Closed = reserve(size_of::<Closed>() as u64).cast();
+    if record.is_null() {
+        return 0;
+    }
+    // SAFETY: `record` is a reservation of this size, every field is written.
+    unsafe {
+        (*record).head = Head {
+            kind: kind::CLOSED,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).socket = cookie;
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
     }
     0
 }
@@ -83,13 +220,14 @@ fn stamp(thread: *mut Thread, cookie: u64) {
     }
 }
 
-/// Sends the two ends of the socket. False if the ring is full: the next use tries again.
+/// Sends the two ends of the socket. If the ring is full the next use tries again.
 #[inline(always)]
-fn announce(sk: *const c_void, cookie: u64, protocol: u16) -> bool {
+fn announce(sk: *const c_void, cookie: &u64, protocol: u16, state: u64) {
     const AF_INET6: u16 = 10;
+    let side = side_of(sk);
     let record: *mut Socket = reserve(size_of::<Socket>() as u64).cast();
     if record.is_null() {
-        return false;
+        return;
     }
     // SAFETY: `record` is a reservation of this size; every field is written.
     unsafe {
@@ -99,7 +237,8 @@ fn announce(sk: *const c_void, cookie: u64, protocol: u16) -> bool {
             len: 0,
             time: bpf_ktime_get_boot_ns(),
         };
-        (*record).cookie = cookie;
+        (*record).cookie = *cookie;
+        (*record).side = side;
         let family = read_u16(sk, offset!(sock_family));
         (*record).family = family;
         (*record).protocol = protocol;
@@ -120,7 +259,42 @@ fn announce(sk: *const c_void, cookie: u64, protocol: u16) -> bool {
         }
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
     }
-    true
+    let _ = SOCKETS.insert(cookie, &state, 0);
+}
+
+/// Did the program connect this socket or accept it? Told by what the kernel keeps anyway, so that it is
+/// known for old sockets, too:
+///
+/// - An accepted socket is a copy of its listener, whose backlog it keeps.
+/// - A socket that connects without `bind` gets its port from the kernel, whose mark on the port's bucket is
+///   -1 (`__inet_hash_connect`). A listener's port has another one.
+///
+/// Whoever binds a port and connects from it, or listens with a backlog of 0, is neither.
+#[inline(always)]
+fn side_of(sk: *const c_void) -> u64 {
+    if offset!(sock_max_ack_backlog) == 0 {
+        return side::UNKNOWN;
+    }
+    let mut word = MaybeUninit::<u64>::uninit();
+    // SAFETY: the helper fails on a wrong address and then leaves zeros; not more bytes than a word has.
+    unsafe {
+        let word: *mut u64 = word.as_mut_ptr();
+        *word = 0;
+        let from = (sk as u64 + offset!(sock_max_ack_backlog)) as *const c_void;
+        generated::bpf_probe_read_kernel(word.cast(), 4, from);
+        if word.read_volatile() != 0 {
+            return side::ACCEPTED;
+        }
+        let from = (sk as u64 + offset!(sock_bind_hash)) as *const c_void;
+        generated::bpf_probe_read_kernel(word.cast(), 8, from);
+        let from = (word.read_volatile() + offset!(bucket_fastreuse)) as *const c_void;
+        *word = 0;
+        generated::bpf_probe_read_kernel(word.cast(), 1, from);
+        if word.read_volatile() == 0xff {
+            return side::CONNECTED;
+        }
+    }
+    side::UNKNOWN
 }
 
 #[inline(always)]

@@ -1,15 +1,14 @@
-//! attribute: the live connections, whose they are, and between which addresses.
+//! The live connections, whose they are, and between which addresses.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::{DefaultHasher, Hash as _, Hasher as _},
-    net::SocketAddr,
 };
 
 use agent_ebpf::Direction;
 
 use crate::{
-    event::HandleId,
+    event::{Ends, HandleId},
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
 };
@@ -21,6 +20,8 @@ pub struct Entry {
     pub received: Stream,
     pub sent: Stream,
     socket: u64,
+    /// How often its data waited for a name in vain.
+    pub waits: u32,
 }
 
 impl Entry {
@@ -96,6 +97,8 @@ impl Connections {
             has_unseen: false,
             local: None,
             peer: None,
+            role: None,
+            server_name: None,
             library_name: library.map(|(name, _)| Clear::ours(name)),
             library_version: library.and_then(|(_, version)| version).cloned(),
         };
@@ -104,6 +107,7 @@ impl Connections {
             received: Stream::default(),
             sent: Stream::default(),
             socket: 0,
+            waits: 0,
         };
         self.entries.insert(id, entry);
         self.current
@@ -127,31 +131,44 @@ impl Connections {
         self.entries.get_mut(id)
     }
 
-    pub fn announce(&mut self, cookie: u64, local: SocketAddr, peer: SocketAddr) {
-        self.sockets.insert(cookie, local, peer);
+    pub fn announce(&mut self, cookie: u64, ends: Ends) {
+        self.sockets.insert(cookie, ends);
     }
 
-    /// The call used this socket and no other.
-    pub fn used(&mut self, id: &HandleId, cookie: u64) {
+    /// Whose connection this socket carries, and how that is known. False if it was known before.
+    pub fn attribute(&mut self, id: &HandleId, cookie: u64, how: Attribution) -> bool {
         let Some(entry) = self.entries.get_mut(id) else {
-            return;
+            return false;
         };
-        if cookie == 0 || cookie == entry.socket {
-            return;
+        let facts = &mut entry.facts;
+        if cookie == entry.socket && facts.attribution == how {
+            return false;
         }
         entry.socket = cookie;
         // Another socket whose ends nobody told us: what we knew is wrong now.
         let ends = self.sockets.get(cookie);
-        entry.facts.attribution = ends.map_or(Attribution::None, |_| Attribution::Exact);
-        entry.facts.local = ends.map(|(local, _)| local);
-        entry.facts.peer = ends.map(|(_, peer)| peer);
+        facts.attribution = ends.map_or(Attribution::None, |_| how);
+        facts.local = ends.map(|ends| ends.local);
+        facts.peer = ends.map(|ends| ends.peer);
+        facts.role = ends.and_then(|ends| ends.role);
+        true
+    }
+
+    /// What was inferred holds no longer.
+    pub fn doubt(&mut self, id: &HandleId) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            let facts = &mut entry.facts;
+            entry.socket = 0;
+            facts.attribution = Attribution::None;
+            (facts.local, facts.peer, facts.role) = (None, None, None);
+        }
     }
 }
 
-/// The two ends of each socket that a TLS call used. The kernel says them once.
+/// The two ends of each socket that was told of. The kernel says them once.
 #[derive(Debug, Default)]
 struct Sockets {
-    ends: HashMap<u64, (SocketAddr, SocketAddr)>,
+    ends: HashMap<u64, Ends>,
     /// In the order they came.
     order: VecDeque<u64>,
 }
@@ -160,8 +177,8 @@ struct Sockets {
 const SOCKETS_LIMIT: usize = 32768;
 
 impl Sockets {
-    fn insert(&mut self, cookie: u64, local: SocketAddr, peer: SocketAddr) {
-        if self.ends.insert(cookie, (local, peer)).is_some() {
+    fn insert(&mut self, cookie: u64, ends: Ends) {
+        if self.ends.insert(cookie, ends).is_some() {
             return;
         }
         self.order.push_back(cookie);
@@ -172,14 +189,23 @@ impl Sockets {
         }
     }
 
-    fn get(&self, cookie: u64) -> Option<(SocketAddr, SocketAddr)> {
+    fn get(&self, cookie: u64) -> Option<Ends> {
         self.ends.get(&cookie).copied()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
     use super::*;
+    use crate::record::Role;
+
+    const ENDS: Ends = Ends {
+        local: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)),
+        peer: SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 2)),
+        role: Some(Role::Client),
+    };
 
     const ID: HandleId = HandleId {
         pid: 1,
@@ -189,22 +215,23 @@ mod tests {
 
     #[test]
     fn the_socket_of_a_call_names_the_connection() {
-        let (local, peer) = ("127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap());
         let mut connections = Connections::new(0);
         connections.open(ID, Joined::Start, Some(("OpenSSL", None)));
-        connections.announce(7, local, peer);
-        connections.used(&ID, 0);
-        connections.used(&ID, 8);
-        assert_eq!(
-            connections.get(&ID).unwrap().facts.attribution,
-            Attribution::None
-        );
-        connections.used(&ID, 7);
-        let facts = &connections.get(&ID).unwrap().facts;
-        assert_eq!(
-            (facts.attribution, facts.peer),
-            (Attribution::Exact, Some(peer))
-        );
+        connections.announce(7, ENDS);
+        let state = |connections: &mut Connections| {
+            let facts = &connections.get(&ID).unwrap().facts;
+            (facts.attribution, facts.peer, facts.role)
+        };
+        assert!(connections.attribute(&ID, 8, Attribution::Exact));
+        assert_eq!(state(&mut connections), (Attribution::None, None, None));
+        assert!(connections.attribute(&ID, 7, Attribution::Inferred));
+        let (peer, role) = (Some(ENDS.peer), ENDS.role);
+        assert_eq!(state(&mut connections), (Attribution::Inferred, peer, role));
+        assert!(connections.attribute(&ID, 7, Attribution::Exact));
+        assert!(!connections.attribute(&ID, 7, Attribution::Exact));
+        assert_eq!(state(&mut connections), (Attribution::Exact, peer, role));
+        connections.doubt(&ID);
+        assert_eq!(state(&mut connections), (Attribution::None, None, None));
     }
 
     #[test]
@@ -223,9 +250,8 @@ mod tests {
     #[test]
     fn sockets_are_bounded() {
         let mut sockets = Sockets::default();
-        let address = "127.0.0.1:1".parse().unwrap();
         for cookie in 0..SOCKETS_LIMIT as u64 + 10 {
-            sockets.insert(cookie, address, address);
+            sockets.insert(cookie, ENDS);
         }
         assert_eq!(
             (sockets.ends.len(), sockets.order.len()),

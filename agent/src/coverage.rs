@@ -88,7 +88,7 @@ impl Table {
         let sites = found
             .points
             .iter()
-            .chain(&found.creator)
+            .chain(&found.others)
             .map(|point| self.site(id, point))
             .collect();
         let functions = found

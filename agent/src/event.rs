@@ -2,10 +2,17 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use agent_ebpf::{Data, Direction, Gap, Head, Opened, Socket, Unseen, cause, kind};
+use agent_ebpf::{
+    Closed, Data, Direction, Gap, Head, Name, Opened, SEVERAL_SOCKETS, Socket, Touch, Transfer,
+    Unseen, cause, kind, side,
+};
 use zerocopy::FromBytes as _;
 
-use crate::{plaintext::Plaintext, record::Cause};
+use crate::{
+    attribute::Place,
+    plaintext::Plaintext,
+    record::{Cause, Role},
+};
 
 /// What the kernel side said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +22,8 @@ pub enum Event<'a> {
         stream: StreamId,
         offset: u64,
         bytes: Plaintext<'a>,
-        socket: u64,
+        socket: Used,
+        place: Place,
         point: u64,
         tid: u32,
         time: u64,
@@ -41,12 +49,46 @@ pub enum Event<'a> {
         point: u64,
         time: u64,
     },
-    /// The two ends of a socket.
-    Socket {
-        cookie: u64,
-        local: SocketAddr,
-        peer: SocketAddr,
+    /// A call that carried no plaintext and used no socket.
+    Touch {
+        handle: HandleId,
+        place: Place,
+        time: u64,
     },
+    /// The handle's connection is to be with a server of this name.
+    Name { handle: HandleId, name: &'a [u8] },
+    /// The two ends of a socket.
+    Socket { cookie: u64, ends: Ends },
+    /// A socket sent or received outside every TLS call.
+    Transfer {
+        pid: u32,
+        place: Place,
+        cookie: u64,
+        generation: u32,
+        direction: Direction,
+        length: u64,
+        time: u64,
+    },
+    /// A socket is gone.
+    Closed { cookie: u64 },
+}
+
+/// Which sockets a TLS call used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Used {
+    Nothing,
+    /// By its cookie.
+    One(u64),
+    Several,
+}
+
+/// The two ends of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    /// The program's, where the socket tells.
+    pub role: Option<Role>,
 }
 
 impl Event<'_> {
@@ -54,8 +96,12 @@ impl Event<'_> {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Event::Data { stream, .. } | Event::Gap { stream, .. } => Some(stream.handle.pid),
-            Event::Opened { handle, .. } | Event::Unseen { handle, .. } => Some(handle.pid),
-            Event::Socket { .. } => None,
+            Event::Opened { handle, .. }
+            | Event::Unseen { handle, .. }
+            | Event::Touch { handle, .. }
+            | Event::Name { handle, .. } => Some(handle.pid),
+            Event::Transfer { pid, .. } => Some(*pid),
+            Event::Socket { .. } | Event::Closed { .. } => None,
         }
     }
 }
@@ -99,7 +145,12 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 offset: data.offset,
                 // What follows is old ring content of other processes: never looked at.
                 bytes: Plaintext::new(rest.get(..head.len as usize).ok_or(Malformed)?),
-                socket: data.socket,
+                socket: match data.socket {
+                    0 => Used::Nothing,
+                    SEVERAL_SOCKETS => Used::Several,
+                    cookie => Used::One(cookie),
+                },
+                place: place(tid, data.place),
                 point: data.cookie >> 8,
                 tid,
                 time: head.time,
@@ -153,10 +204,62 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
         }
         kind::SOCKET => {
             let (socket, _) = Socket::read_from_prefix(record).map_err(|_| Malformed)?;
+            let local = SocketAddr::new(address(socket.family, socket.local)?, socket.local_port);
+            let peer = SocketAddr::new(address(socket.family, socket.peer)?, socket.peer_port);
+            // Who connects is the TLS client, but for FTP and the like, where a server calls back.
+            let role = match socket.side {
+                side::UNKNOWN => None,
+                side::CONNECTED => Some(Role::Client),
+                side::ACCEPTED => Some(Role::Server),
+                _ => return Err(Malformed),
+            };
             Ok(Event::Socket {
                 cookie: socket.cookie,
-                local: SocketAddr::new(address(socket.family, socket.local)?, socket.local_port),
-                peer: SocketAddr::new(address(socket.family, socket.peer)?, socket.peer_port),
+                ends: Ends { local, peer, role },
+            })
+        }
+        kind::TOUCH => {
+            let (touch, _) = Touch::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, tid) = ids(touch.pid_tgid);
+            Ok(Event::Touch {
+                handle: HandleId {
+                    pid,
+                    born: touch.born,
+                    handle: touch.handle,
+                },
+                place: place(tid, touch.place),
+                time: head.time,
+            })
+        }
+        kind::NAME => {
+            let (name, rest) = Name::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(name.pid_tgid);
+            Ok(Event::Name {
+                handle: HandleId {
+                    pid,
+                    born: name.born,
+                    handle: name.handle,
+                },
+                name: rest.get(..head.len as usize).ok_or(Malformed)?,
+            })
+        }
+        kind::TRANSFER => {
+            let (transfer, _) = Transfer::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, tid) = ids(transfer.pid_tgid);
+            Ok(Event::Transfer {
+                pid,
+                place: place(tid, transfer.place),
+                cookie: transfer.socket,
+                generation: transfer.generation,
+                direction: direction(head.direction)?,
+                length: transfer.length.into(),
+                time: head.time,
+            })
+        }
+        kind::CLOSED => {
+            let (closed, _) = Closed::read_from_prefix(record).map_err(|_| Malformed)?;
+            Ok(Event::Closed {
+                cookie: closed.socket,
             })
         }
         _ => Err(Malformed),
@@ -177,6 +280,14 @@ pub fn cause(number: u64) -> Result<Cause, Malformed> {
         cause::OVER_BUDGET => Cause::OverBudget,
         _ => return Err(Malformed),
     })
+}
+
+fn place(tid: u32, place: agent_ebpf::Place) -> Place {
+    Place {
+        tid,
+        sequence: place.sequence,
+        skipped: place.skipped != 0,
+    }
 }
 
 pub fn direction(value: u16) -> Result<Direction, Malformed> {
@@ -221,6 +332,7 @@ mod tests {
             offset: 64,
             socket: 9,
             cookie: agent_ebpf::cookie(2, Direction::Sent, agent_ebpf::Shape::OutFifth),
+            place: agent_ebpf::Place::default(),
         };
         [data.as_bytes(), payload].concat()
     }

@@ -89,6 +89,9 @@ pub enum Order {
         file: FileId,
         points: Vec<Site>,
     },
+    /// What the kernel side may spare us of these sockets: cookies, and values of its map of them. Lost, it
+    /// only costs records.
+    Sockets(Vec<(u64, u64)>),
     /// This file is a TLS library that can't be probed.
     Refuse {
         file: FileId,
@@ -108,6 +111,8 @@ pub struct Hello {
     /// Rows of the counters.
     pub cpus: u32,
     pub link: Link,
+    /// Uses of sockets are seen.
+    pub sees_sockets: bool,
     /// What does not work here, in words.
     pub limits: Vec<String>,
 }

@@ -2,6 +2,8 @@
 
 pub mod ahead;
 pub mod attach;
+pub mod attribute;
+pub mod backlog;
 pub mod cli;
 pub mod command;
 pub mod complain;

@@ -6,14 +6,17 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use agent_ebpf::Direction;
 
 use crate::{
+    attribute::{Attention, Call, Solver, Verdict},
+    backlog::{Backlog, Piece, What},
     connection::Connections,
     coverage::{Said, Table, User},
-    event::{self, Event, HandleId, StreamId, decode},
+    event::{self, Event, HandleId, StreamId, Used, decode},
     half::{Facts, FileId, Pending, Site},
     ledger::Tally,
     locate::Found,
     record::{
-        Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record, Stats, WallTime,
+        Attribution, Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record,
+        Stats, WallTime,
     },
     redact::{self, Clear, Key, Policy, Redactor},
     stream::{Output, Stream},
@@ -47,6 +50,10 @@ pub struct Pipeline {
     coverage: Table,
     connections: Connections,
     redactor: Redactor,
+    solver: Solver,
+    backlog: Backlog,
+    /// The kernel side sees which sockets are used, so connections get names.
+    sees_sockets: bool,
     /// Streams in which something waits for a hole to be explained.
     waiting: HashSet<StreamId>,
     parked: HashMap<u32, Parked>,
@@ -81,6 +88,9 @@ struct Parked {
 const PARKED_TIME: u64 = 250_000_000;
 const PARKED_BYTES: usize = 1 << 20;
 
+/// How often a connection waits for a name in vain before it waits no more.
+const WAITS_MAX: u32 = 16;
+
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
         // No payload is shown: none needs to be looked at.
@@ -91,6 +101,9 @@ impl Pipeline {
         Pipeline {
             connections: Connections::new(wanted.key),
             redactor: Redactor::new(policy, wanted.secret_key.clone()),
+            solver: Solver::default(),
+            backlog: Backlog::default(),
+            sees_sockets: false,
             wanted,
             processes: HashMap::new(),
             coverage: Table::default(),
@@ -109,6 +122,28 @@ impl Pipeline {
     /// Wall clock minus time since boot, in nanoseconds; changes when somebody sets the clock.
     pub fn set_clock(&mut self, offset: u64) {
         self.clock = offset;
+    }
+
+    /// Uses of sockets will be told: what has no name yet may wait for one.
+    pub fn expect_sockets(&mut self) {
+        self.sees_sockets = true;
+    }
+
+    /// What the kernel side should know of sockets since the last time.
+    pub fn attentions(&mut self) -> std::vec::Drain<'_, Attention> {
+        self.solver.attentions()
+    }
+
+    /// Does anything wait for a name?
+    pub fn is_waiting(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Nothing more will come that could name anybody.
+    pub fn wait_for_no_names(&mut self, out: Out<'_>) {
+        for id in self.backlog.all() {
+            self.let_go(id, out);
+        }
     }
 
     pub fn tally(&self) -> Tally {
@@ -171,15 +206,24 @@ impl Pipeline {
 
     /// Lets records go that waited long enough, and gives up on holes.
     pub fn expire(&mut self, now: u64, out: Out<'_>) {
-        let overdue: Vec<u32> = self
+        let is_due = |parked: &Parked| now.saturating_sub(parked.since) > PARKED_TIME;
+        let mut overdue: Vec<(u64, u32)> = self
             .parked
             .iter()
-            .filter(|(_, parked)| now.saturating_sub(parked.since) > PARKED_TIME)
-            .map(|(pid, _)| *pid)
+            .filter(|(_, parked)| is_due(parked))
+            .map(|(pid, parked)| (parked.since, *pid))
             .collect();
-        for pid in overdue {
+        overdue.sort_unstable();
+        for (_, pid) in overdue {
             self.wait_no_longer(pid, out);
         }
+        for id in self.backlog.overdue(now) {
+            if let Some(entry) = self.connections.get(&id) {
+                entry.waits += 1;
+            }
+            self.let_go(id, out);
+        }
+        self.solver.expire(now);
         self.give_up(|stream| stream.is_overdue(now), now, out);
         for id in self.redactor.due(now) {
             self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
@@ -191,6 +235,7 @@ impl Pipeline {
         for pid in self.parked.keys().copied().collect::<Vec<_>>() {
             self.wait_no_longer(pid, out);
         }
+        self.wait_for_no_names(out);
         self.give_up(|_| true, now, out);
         for id in self.redactor.all_holding() {
             self.show_held(id, now, out, |redactor, out| redactor.close(id, out));
@@ -215,11 +260,40 @@ impl Pipeline {
 
     fn event(&mut self, event: Event<'_>, out: Out<'_>) {
         match event {
-            Event::Socket {
+            Event::Socket { cookie, ends } => self.connections.announce(cookie, ends),
+            Event::Closed { cookie } => self.solver.socket_ended(cookie),
+            Event::Name { handle, name } => {
+                if let Some(entry) = self.connections.get(&handle) {
+                    entry.facts.server_name =
+                        Some(self.redactor.string(&String::from_utf8_lossy(name)));
+                }
+            }
+            Event::Touch {
+                handle,
+                place,
+                time,
+            } => {
+                if !self.is_filtered(handle.pid) {
+                    self.solver.call(handle, place, time, Call::Touch);
+                    self.judge(out);
+                }
+            }
+            Event::Transfer {
+                pid,
+                place,
                 cookie,
-                local,
-                peer,
-            } => self.connections.announce(cookie, local, peer),
+                generation,
+                direction,
+                length,
+                time,
+            } => {
+                if !self.is_filtered(pid) {
+                    let socket = (cookie, generation);
+                    self.solver
+                        .transfer(pid, place, time, socket, direction, length);
+                    self.judge(out);
+                }
+            }
             Event::Opened {
                 handle,
                 point,
@@ -232,18 +306,26 @@ impl Pipeline {
                         self.joined(handle, file, time, out);
                     }
                     self.begin(handle, Joined::Start, file, time, out);
+                    self.solver.opened(handle);
                 }
             }
             Event::Unseen {
                 handle,
                 point,
                 time,
-            } => self.unseen(handle, point, time, out),
+            } => {
+                // What came before it was complete.
+                for id in self.connections.of(handle.pid) {
+                    self.let_go(id, out);
+                }
+                self.unseen(handle, point, time, out);
+            }
             Event::Data {
                 stream,
                 offset,
                 bytes,
                 socket,
+                place,
                 point,
                 tid,
                 time,
@@ -254,7 +336,45 @@ impl Pipeline {
                     return;
                 }
                 self.open(stream.handle, point, time, out);
-                self.connections.used(&stream.handle, socket);
+                let (handle, direction) = (stream.handle, stream.direction);
+                match socket {
+                    Used::Nothing => {
+                        let length = bytes.len() as u64;
+                        let call = Call::Data {
+                            direction,
+                            length,
+                            head: bytes.reveal(),
+                        };
+                        self.solver.call(handle, place, time, call);
+                    }
+                    Used::One(cookie) => {
+                        if self
+                            .connections
+                            .attribute(&handle, cookie, Attribution::Exact)
+                        {
+                            self.solver.exact(handle, cookie);
+                            self.let_go(handle, out);
+                        }
+                        self.solver.carried(handle, tid, direction, bytes.reveal());
+                    }
+                    Used::Several => {}
+                }
+                self.judge(out);
+                if socket == Used::Nothing && self.may_get_a_name(&handle) {
+                    self.wait_for_name(
+                        Piece {
+                            stream,
+                            offset,
+                            content: What::Bytes(bytes.keep()),
+                            tid,
+                            point,
+                            time,
+                        },
+                        out,
+                    );
+                    return;
+                }
+                self.let_go(handle, out);
                 self.feed(stream, tid, point, time, out, |stream, out| {
                     stream.data(offset, bytes, time, out);
                 });
@@ -277,14 +397,88 @@ impl Pipeline {
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
+                self.solver.lost(stream.handle.pid);
                 let Some(offset) = offset else {
                     self.unplaced(stream, tid, length, cause, time, out);
                     return;
                 };
+                if self.backlog.has(&stream.handle) {
+                    self.wait_for_name(
+                        Piece {
+                            stream,
+                            offset,
+                            content: What::Gap(length, cause),
+                            tid,
+                            point: 0,
+                            time,
+                        },
+                        out,
+                    );
+                    return;
+                }
                 self.feed(stream, tid, 0, time, out, |stream, out| {
                     stream.gap(offset, length, cause, time, out);
                 });
             }
+        }
+    }
+
+    /// Takes over what the solver found out.
+    fn judge(&mut self, out: Out<'_>) {
+        let mut named = Vec::new();
+        for verdict in self.solver.verdicts() {
+            match verdict {
+                Verdict::Named { handle, cookie } => {
+                    self.connections
+                        .attribute(&handle, cookie, Attribution::Inferred);
+                    named.push(handle);
+                }
+                Verdict::Unnamed { handle } => self.connections.doubt(&handle),
+            }
+        }
+        for handle in named {
+            self.let_go(handle, out);
+        }
+    }
+
+    /// Is it worth to wait for the name of this connection?
+    fn may_get_a_name(&mut self, id: &HandleId) -> bool {
+        let entry = self.connections.get(id);
+        self.sees_sockets
+            && entry.is_some_and(|entry| {
+                entry.facts.attribution == Attribution::None && entry.waits < WAITS_MAX
+            })
+    }
+
+    fn wait_for_name(&mut self, piece: Piece, out: Out<'_>) {
+        let id = piece.stream.handle;
+        if !self.backlog.push(piece) {
+            // A flood: waiting costs more than the name is worth.
+            if let Some(entry) = self.connections.get(&id) {
+                entry.waits = WAITS_MAX;
+            }
+            self.let_go(id, out);
+        }
+    }
+
+    /// What waits of this connection goes on, with what is known of it now.
+    fn let_go(&mut self, id: HandleId, out: Out<'_>) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        for piece in self.backlog.take(&id) {
+            let Piece {
+                stream,
+                offset,
+                content,
+                tid,
+                point,
+                time,
+            } = piece;
+            self.feed(stream, tid, point, time, out, |stream, out| match content {
+                What::Bytes(bytes) => stream.data(offset, bytes.plaintext(), time, out),
+                What::Gap(length, cause) => stream.gap(offset, length, cause, time, out),
+            });
         }
     }
 
@@ -313,6 +507,7 @@ impl Pipeline {
             }
             // Told again when it has grown: the stream knows what it knows.
             self.open(handle, 0, now, out);
+            self.let_go(handle, out);
             self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
                 stream.gap(hole.offset, hole.length, cause, now, out);
             });
@@ -355,6 +550,8 @@ impl Pipeline {
     }
 
     fn close(&mut self, id: HandleId, now: u64, out: Out<'_>) {
+        self.let_go(id, out);
+        self.solver.closed(id);
         for direction in [Direction::Received, Direction::Sent] {
             let stream = StreamId {
                 handle: id,
@@ -604,6 +801,7 @@ impl Pipeline {
         for id in self.connections.of(pid) {
             self.close(id, now, out);
         }
+        self.solver.ended(pid);
         self.coverage.forget(pid);
         self.processes.remove(&pid);
     }

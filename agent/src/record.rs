@@ -110,7 +110,16 @@ pub struct Process {
 pub enum Attribution {
     /// The only socket used inside a TLS call of this connection.
     Exact,
+    /// What its thread did before and after its calls, confirmed by sizes.
+    Inferred,
     None,
+}
+
+/// Which end of a connection the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Client,
+    Server,
 }
 
 /// Was the connection seen from its first byte?
@@ -131,9 +140,24 @@ pub struct Connection {
     pub has_unseen: bool,
     pub local: Option<SocketAddr>,
     pub peer: Option<SocketAddr>,
+    pub role: Option<Role>,
+    /// As the client asked for it. Only clients do.
+    pub server_name: Option<Clear>,
     /// `OpenSSL`, and its version where the file tells it.
     pub library_name: Option<Clear>,
     pub library_version: Option<Clear>,
+}
+
+impl Connection {
+    /// The server's end, if it is known which one that is.
+    pub fn server(&self) -> Option<SocketAddr> {
+        match self.role {
+            Some(Role::Server) => self.local,
+            Some(Role::Client) => self.peer,
+            None if self.server_name.is_some() => self.peer,
+            None => None,
+        }
+    }
 }
 
 /// Why bytes are missing.

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{cause, control, counter, filter};
+use agent_ebpf::{cause, control, counter, filter, socket};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     ahead::{Ahead, ahead},
+    attribute::Attention,
     cli::{Attach, Run},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
     complain::complain,
@@ -455,6 +456,7 @@ impl<'a> Session<'a> {
             self.take_located()?;
             self.send_orders()?;
             let found = self.look();
+            self.settle_sockets()?;
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
@@ -465,7 +467,8 @@ impl<'a> Session<'a> {
                 ring = Some(readable(shared.ring.fd())?);
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
-            let is_asleep = empty_looks > EMPTY_LOOKS && self.orders.is_empty();
+            let is_asleep =
+                empty_looks > EMPTY_LOOKS && self.orders.is_empty() && !self.pipeline.is_waiting();
             let sleep = if self.pipeline.is_holding() {
                 NAP
             } else {
@@ -646,6 +649,9 @@ impl<'a> Session<'a> {
                 // Busy: a call is just being copied. `poll` would return at once, the clock waits.
                 Next::Empty | Next::Busy => {
                     pipeline.expire(now, &mut |record| sink.write(record));
+                    if self.ending {
+                        pipeline.wait_for_no_names(&mut |record| sink.write(record));
+                    }
                     // Their last records have come.
                     for pid in self.ended.drain(..) {
                         pipeline.ended(pid, now, &mut |record| sink.write(record));
@@ -796,6 +802,10 @@ impl<'a> Session<'a> {
         self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
         let wanted = self.filter();
         shared.control.set(control::AWAKE, 1);
+        if hello.sees_sockets {
+            self.pipeline.expect_sockets();
+            shared.control.set(control::SOCKETS, 1);
+        }
         shared.control.set(control::FILTER, self.filter_bits());
         self.shared = Some(shared);
         for cgroup in std::mem::take(&mut self.watched.cgroups) {
@@ -935,6 +945,27 @@ impl<'a> Session<'a> {
             tracing::warn!("{path} is not looked at: {why}");
             self.pipeline.nothing(file);
         }
+    }
+
+    /// Tells the kernel side which sockets nobody asks about any more.
+    fn settle_sockets(&mut self) -> Result<()> {
+        const PER_MESSAGE: usize = 1024;
+        let states: Vec<(u64, u64)> = self
+            .pipeline
+            .attentions()
+            .map(|attention| match attention {
+                Attention::Open { cookie } => (cookie, socket::OPEN),
+                Attention::Named { cookie } => (cookie, socket::NAMED),
+                Attention::Ignored { cookie, generation } => (
+                    cookie,
+                    socket::IGNORED | u64::from(generation) << socket::GENERATION,
+                ),
+            })
+            .collect();
+        for some in states.chunks(PER_MESSAGE) {
+            self.order(Order::Sockets(some.to_vec()), None)?;
+        }
+        Ok(())
     }
 
     /// Sent at once, or when the half has read what is before it.

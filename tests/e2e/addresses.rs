@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -14,17 +15,17 @@ use serde_json::Value;
 use crate::harness::{Lab, PYTHON, Proc, Run, argv, bare, seconds, skip, wait_for};
 use crate::records::{Records, content, digest, number, string};
 
-const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+pub(crate) const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// The two ends of the connection of a request, as the server has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Ends {
-    server: SocketAddr,
-    client: SocketAddr,
+pub(crate) struct Ends {
+    pub(crate) server: SocketAddr,
+    pub(crate) client: SocketAddr,
 }
 
 /// A running `nonce_server.py`.
-struct Server<'a> {
+pub(crate) struct Server<'a> {
     process: Proc,
     port: u16,
     name: &'static str,
@@ -34,7 +35,7 @@ struct Server<'a> {
 impl<'a> Server<'a> {
     /// Listens at each host, on the same port.
     #[track_caller]
-    fn start(lab: &'a Lab, name: &'static str, hosts: &[IpAddr]) -> Server<'a> {
+    pub(crate) fn start(lab: &'a Lab, name: &'static str, hosts: &[IpAddr]) -> Server<'a> {
         let mut command = Command::new(PYTHON);
         command.arg(lab.program("nonce_server.py"));
         command.args(lab.server_args(name));
@@ -49,35 +50,42 @@ impl<'a> Server<'a> {
         }
     }
 
-    fn url(&self, host: impl Into<IpAddr>, nonce: &str) -> String {
+    pub(crate) fn url(&self, host: impl Into<IpAddr>, nonce: &str) -> String {
         format!(
             "https://{}/{nonce}",
             SocketAddr::new(host.into(), self.port)
         )
     }
 
-    /// The ends of each request by its nonce.
-    fn ends(&self) -> HashMap<String, Ends> {
-        let log = self.lab.path(&format!("{}.accepted", self.name));
-        let end = |address: &str, port: &str| {
-            let address: IpAddr = address.parse().unwrap();
-            SocketAddr::new(address.to_canonical(), port.parse().unwrap())
-        };
-        let mut ends = HashMap::new();
-        for line in fs::read_to_string(log).unwrap().lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            let [path, local, local_port, peer, peer_port] = words[..] else {
-                panic!("{line}")
-            };
-            let nonce = path.trim_start_matches('/').to_owned();
-            let both = Ends {
-                server: end(local, local_port),
-                client: end(peer, peer_port),
-            };
-            assert_eq!(ends.insert(nonce, both), None, "a nonce is used once");
-        }
-        ends
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
+
+    pub(crate) fn ends(&self) -> HashMap<String, Ends> {
+        ends(&self.lab.path(&format!("{}.accepted", self.name)))
+    }
+}
+
+/// What a server wrote down: the ends of each request by its nonce.
+pub(crate) fn ends(log: &Path) -> HashMap<String, Ends> {
+    let end = |address: &str, port: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        SocketAddr::new(address.to_canonical(), port.parse().unwrap())
+    };
+    let mut ends = HashMap::new();
+    for line in fs::read_to_string(log).unwrap().lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [path, local, local_port, peer, peer_port] = words[..] else {
+            panic!("{line}")
+        };
+        let nonce = path.trim_start_matches('/').to_owned();
+        let both = Ends {
+            server: end(local, local_port),
+            client: end(peer, peer_port),
+        };
+        assert_eq!(ends.insert(nonce, both), None, "a nonce is used once");
+    }
+    ends
 }
 
 fn curl(more: impl IntoIterator<Item = String>) -> Vec<OsString> {
@@ -102,7 +110,7 @@ enum Side {
     Server,
 }
 
-fn shown(record: &Value, end: &str) -> Result<SocketAddr, String> {
+pub(crate) fn shown(record: &Value, end: &str) -> Result<SocketAddr, String> {
     let address = string(record, &format!("/network/{end}/address"))?;
     // As text: a v4-mapped address must be printed as IPv4.
     let ip: IpAddr = address.parse().map_err(|_| format!("{address}: no IP"))?;
@@ -171,7 +179,7 @@ fn assert_client(run: &Run, servers: &[&Server<'_>], nonces: usize) {
     records.check_ledger().unwrap();
 }
 
-fn has_ipv6(test: &str) -> bool {
+pub(crate) fn has_ipv6(test: &str) -> bool {
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0));
     if let Err(error) = &listener {
         skip(test, &format!("no [::1]: {error}"));
@@ -317,29 +325,6 @@ fn two_sockets(lab: &Lab, options: &[&str]) -> usize {
     let ends = [both.ends(), other.ends()];
     let connections: HashSet<Ends> = ends.iter().flat_map(HashMap::values).copied().collect();
     connections.len()
-}
-
-/// Memory BIOs: no socket is used inside a TLS call, and nobody guesses one.
-#[test]
-fn addresses_of_memory_bios_are_not_guessed() {
-    let Some(lab) = Lab::new("addresses_of_memory_bios_are_not_guessed") else {
-        return;
-    };
-    let server = lab.server(&[]);
-    let client = lab.program("http_client.py");
-    let run = lab
-        .agent()
-        .run(argv![PYTHON, client, "asyncio", server.port.to_string()]);
-    run.assert_exact(&server.client_truth());
-    if bare() {
-        return;
-    }
-    let records = run.records();
-    for record in records.kind("data") {
-        let what = digest(record);
-        assert_eq!(record["connection"]["attribution"], "none", "{what}");
-        assert!(record.get("network").is_none(), "{what}");
-    }
 }
 
 /// The check above sees each wrong word.

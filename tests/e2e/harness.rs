@@ -39,6 +39,8 @@ const PROGRAMS: &[(&str, &str)] = &[
         "nonce_server.py",
         include_str!("../programs/nonce_server.py"),
     ),
+    ("connections.py", include_str!("../programs/connections.py")),
+    ("parallel.mjs", include_str!("../programs/parallel.mjs")),
     ("http_client.py", include_str!("../programs/http_client.py")),
     ("recorder.py", include_str!("../programs/recorder.py")),
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),

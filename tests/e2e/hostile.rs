@@ -354,6 +354,7 @@ fn hello(ring_bytes: u64) -> Report {
         ring_bytes,
         cpus: 1,
         link: Link::Multi,
+        sees_sockets: false,
         limits: vec![],
     })
 }

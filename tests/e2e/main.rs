@@ -11,6 +11,7 @@
 #![allow(missing_docs)]
 
 mod addresses;
+mod attribution;
 mod cli;
 mod files;
 mod filters;

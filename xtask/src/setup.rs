@@ -38,8 +38,16 @@ const TESTS: &[Need] = &[
         "/usr/lib/python3/dist-packages/aiohttp/__init__.py",
     ),
     (
+        "python3-httpx",
+        "/usr/lib/python3/dist-packages/httpx/__init__.py",
+    ),
+    (
         "python3-requests",
         "/usr/lib/python3/dist-packages/requests/__init__.py",
+    ),
+    (
+        "python3-uvloop",
+        "/usr/lib/python3/dist-packages/uvloop/__init__.py",
     ),
     ("sudo", "sudo"),
 ];

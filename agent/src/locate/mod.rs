@@ -62,8 +62,9 @@ pub struct Found {
     pub version: Option<String>,
     /// No call passes two of them.
     pub points: Vec<Point>,
-    /// Where a new connection's object is made, if that is known.
-    pub creator: Option<Point>,
+    /// Functions that carry no plaintext and say something about a connection, as far as they are known:
+    /// where its object is made, where it shakes hands, where its server is named.
+    pub others: Vec<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
 }

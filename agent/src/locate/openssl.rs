@@ -33,8 +33,14 @@ const EXPORTS: [Carrier; 7] = [
 ];
 const READ_INTERNAL: &str = "ssl_read_internal";
 const WRITE_INTERNAL: &str = "ssl_write_internal";
-/// `SSL *SSL_new(SSL_CTX *ctx)`, all versions and relatives.
-const CREATOR: Carrier = ("SSL_new", Direction::Received, Shape::Created);
+/// All versions and relatives; BoringSSL has no `SSL_ctrl`. `SSL_connect` and `SSL_accept` lead into
+/// `SSL_do_handshake`.
+#[rustfmt::skip]
+const OTHERS: [Carrier; 3] = [
+    ("SSL_new",          Direction::Received, Shape::Created),
+    ("SSL_do_handshake", Direction::Received, Shape::Handshake),
+    ("SSL_ctrl",         Direction::Received, Shape::Control),
+];
 const PEEKS: [&str; 2] = ["SSL_peek", "SSL_peek_ex"];
 /// Its relatives have no such function.
 const BORINGSSL_ONLY: &str = "SSL_CTX_set_grease_enabled";
@@ -47,7 +53,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     let mut names: Vec<_> = EXPORTS.iter().map(|&(name, ..)| name).collect();
     names.extend(PEEKS);
     names.push(BORINGSSL_ONLY);
-    names.push(CREATOR.0);
+    names.extend(OTHERS.map(|(name, ..)| name));
     let symbols = elf.functions(&names)?;
     let exports = entries(elf, &symbols, &EXPORTS)?;
     let carries =
@@ -80,15 +86,30 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         .iter()
         .map(|entry| entry.point(elf))
         .collect::<Result<_, _>>()?;
-    // Without it a reused address is not noticed; nothing else depends on it.
-    let creator = entries(elf, &symbols, &[CREATOR])
-        .ok()
-        .and_then(|creators| creators.first()?.point(elf).ok());
+    // Without them a reused address is not noticed, and less is known of who talks to whom; nothing else
+    // depends on them.
+    let mut others = Vec::new();
+    for other in OTHERS {
+        let Ok(entries) = entries(elf, &symbols, &[other]) else {
+            continue;
+        };
+        let taken = addresses(&chosen);
+        // Two return probes on one frame break each other.
+        let shares_frames = |entry: &Entry| {
+            entry.leads_into(&taken)
+                || taken.contains(&entry.function.address)
+                || chosen
+                    .iter()
+                    .any(|carrier| carrier.leads_into(&[entry.function.address]))
+        };
+        let mut entries = entries.iter().filter(|entry| !shares_frames(entry));
+        others.extend(entries.next().and_then(|entry| entry.point(elf).ok()));
+    }
     Ok(Found {
         library,
         version,
         points,
-        creator,
+        others,
         partly,
     })
 }
@@ -216,7 +237,8 @@ impl Entry {
 /// Number of argument registers that the probe needs intact.
 fn arguments(shape: Shape) -> usize {
     match shape {
-        Shape::Created => 1,
+        Shape::Created | Shape::Handshake => 1,
+        Shape::Control => 4,
         Shape::Returned => 3,
         Shape::OutFourth => 4,
         Shape::OutFifth => 5,
@@ -500,6 +522,33 @@ mod tests {
             (offset_of(1) + 4, offset_of(1))
         );
         assert_eq!(write.instruction, Instruction::Emulated);
+    }
+
+    #[test]
+    fn what_says_something_about_a_connection_is_found() {
+        let mut functions = old();
+        functions.extend([
+            ("SSL_new", &[PUSH] as &[Piece]),
+            ("SSL_do_handshake", &[SUB, Call(".error"), RET]),
+            ("SSL_ctrl", &[PUSH]),
+        ]);
+        let others = |functions: &Functions| {
+            let found = find(functions).unwrap();
+            let others = found.others.iter();
+            others
+                .map(|point| (point.function, point.shape))
+                .collect::<Vec<_>>()
+        };
+        let all = [
+            ("SSL_new", Shape::Created),
+            ("SSL_do_handshake", Shape::Handshake),
+            ("SSL_ctrl", Shape::Control),
+        ];
+        assert_eq!(others(&functions), all);
+        // Two return probes on one frame.
+        let handshake = functions.len() - 2;
+        functions[handshake].1 = &[Jump(".read")];
+        assert_eq!(others(&functions), [all[0], all[2]]);
     }
 
     #[test]

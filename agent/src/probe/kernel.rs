@@ -40,6 +40,8 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         "inode",
         "super_block",
         "address_space",
+        "inet_connection_sock",
+        "inet_bind_bucket",
     ];
     let types = Types::new(btf, &wanted)?;
     let at = |name, member| types.member(name, member);
@@ -64,7 +66,22 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         & set(|o| &mut o.sock_daddr, in_sock("skc_daddr"))
         & set(|o| &mut o.sock_v6_rcv_saddr, in_sock("skc_v6_rcv_saddr"))
         & set(|o| &mut o.sock_v6_daddr, in_sock("skc_v6_daddr"))
-        & set(|o| &mut o.sock_protocol, at("sock", "sk_protocol"));
+        & set(|o| &mut o.sock_protocol, at("sock", "sk_protocol"))
+        & set(|o| &mut o.sock_cookie, in_sock("skc_cookie"));
+    // Without them nobody says who connected; all else works.
+    let sides = set(
+        |o| &mut o.sock_bind_hash,
+        at("inet_connection_sock", "icsk_bind_hash"),
+    ) & set(
+        |o| &mut o.bucket_fastreuse,
+        at("inet_bind_bucket", "fastreuse"),
+    );
+    if sides {
+        set(
+            |o| &mut o.sock_max_ack_backlog,
+            at("sock", "sk_max_ack_backlog"),
+        );
+    }
     let files = set(|o| &mut o.vma_file, at("vm_area_struct", "vm_file"))
         & set(|o| &mut o.file_inode, at("file", "f_inode"))
         & set(|o| &mut o.inode_sb, at("inode", "i_sb"))

@@ -33,16 +33,24 @@ use crate::half::{Link, Site};
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
 /// Programs for perf links, by the low bits of the cookie: shape and direction.
-const PERF_ENTRIES: [(u64, &str); 5] = [
+const PERF_ENTRIES: [(u64, &str); 6] = [
     (0, "entry_read"),
     (1, "entry_write"),
     (2, "entry_read_fourth"),
     (3, "entry_write_fourth"),
     (5, "entry_write_fifth"),
+    (8, "entry_handshake"),
 ];
-const WHAT: u64 = 7;
-/// The low bits of a creator's cookie.
+const WHAT: u64 = 15;
+/// The first two came with 6.3.
+const SOCKET_TRACEPOINTS: [(&str, &str); 3] = [
+    ("socket_send", "sock_send_length"),
+    ("socket_receive", "sock_recv_length"),
+    ("socket_closed", "tcp_destroy_sock"),
+];
+/// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 6;
+const CONTROL: u64 = 10;
 
 /// Programs for session links: for calls, and for creators.
 const SESSIONS: [&CStr; 2] = [c"call_session", c"created_session"];
@@ -60,6 +68,8 @@ pub struct Kernel {
     pub link: Link,
     /// Children are followed in the kernel.
     pub follows: bool,
+    /// Uses of sockets are seen.
+    pub sees_sockets: bool,
     /// What does not work here, in words.
     pub limits: Vec<String>,
     pub cpus: u32,
@@ -136,10 +146,12 @@ impl Kernel {
         let scopes_processes = matches!(link, Link::Multi | Link::Session)
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
+        let mut sees_sockets = known.sockets;
         if known.sockets
             && let Err(error) = follow_sockets(&mut ebpf)
         {
             limits.push(format!("no addresses of connections: {error:#}"));
+            sees_sockets = false;
         }
         let identities = if known.files {
             Identities::load(&mut ebpf)
@@ -168,6 +180,7 @@ impl Kernel {
             },
             link,
             follows,
+            sees_sockets,
             limits,
             cpus,
             ring_bytes,
@@ -250,8 +263,11 @@ impl Programs {
     ///
     /// With `only`, and where the kernel can, nobody else meets a breakpoint: no cost for bystanders.
     pub fn attach(&self, file: &OwnedFd, sites: &[Site], only: &[u32]) -> Result<Vec<Attachment>> {
-        let (creators, carriers): (Vec<&Site>, Vec<&Site>) =
-            sites.iter().partition(|site| site.cookie & WHAT == CREATED);
+        let of = |what| move |site: &&Site| site.cookie & WHAT == what;
+        let creators: Vec<&Site> = sites.iter().filter(of(CREATED)).collect();
+        let controls: Vec<&Site> = sites.iter().filter(of(CONTROL)).collect();
+        let is_carrier = |site: &&Site| !matches!(site.cookie & WHAT, CREATED | CONTROL);
+        let carriers: Vec<&Site> = sites.iter().filter(is_carrier).collect();
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
             true => vec![UProbeScope::AllProcesses],
@@ -259,12 +275,17 @@ impl Programs {
         };
         // The descriptor's own link: no path is looked up again.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut links = Vec::new();
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
-            Link::Session => return self.attach_sessions(&path, [carriers, creators], only),
+            Link::Session => {
+                links = self.attach_sessions(&path, [carriers, creators], only)?;
+                vec![("control_multi", controls)]
+            }
             Link::Multi => vec![
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
                 ("created_multi", creators),
+                ("control_multi", controls),
             ],
             Link::Perf | Link::PerfCookie => {
                 let entries = PERF_ENTRIES.map(|(what, name)| {
@@ -274,11 +295,11 @@ impl Programs {
                 let mut groups = vec![("return_perf", carriers.clone())];
                 groups.extend(entries);
                 groups.push(("created_perf", creators));
+                groups.push(("control_perf", controls));
                 groups
             }
         };
         let cookies = self.link != Link::Perf;
-        let mut links = Vec::new();
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
             let program: &mut UProbe = program(&mut ebpf, name)?;
@@ -323,10 +344,7 @@ impl Programs {
 /// The tracepoints that tell which socket a call used came with 6.3.
 fn follow_sockets(ebpf: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs()?;
-    for (name, tracepoint) in [
-        ("socket_send", "sock_send_length"),
-        ("socket_receive", "sock_recv_length"),
-    ] {
+    for (name, tracepoint) in SOCKET_TRACEPOINTS {
         let program: &mut BtfTracePoint = program(ebpf, name)?;
         program
             .load(tracepoint, &btf)
@@ -368,10 +386,11 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
             }
             Program::RawTracePoint(program) => program.load(),
             Program::BtfTracePoint(program) => {
-                let tracepoint = match name {
-                    "socket_send" => "sock_send_length",
-                    _ => "sock_recv_length",
-                };
+                let tracepoint = SOCKET_TRACEPOINTS
+                    .iter()
+                    .find(|(known, _)| *known == name)
+                    .map(|(_, tracepoint)| *tracepoint)
+                    .with_context(|| format!("{name}: no tracepoint is known"))?;
                 match &btf {
                     Some(btf) => program.load(tracepoint, btf),
                     None => {
@@ -494,12 +513,17 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Session => Vec::new(),
-        Link::Multi => vec!["entry_multi", "return_multi", "created_multi"],
+        Link::Session => vec!["control_multi"],
+        Link::Multi => vec![
+            "entry_multi",
+            "return_multi",
+            "created_multi",
+            "control_multi",
+        ],
         Link::Perf | Link::PerfCookie => PERF_ENTRIES
             .iter()
             .map(|(_, name)| *name)
-            .chain(["return_perf", "created_perf"])
+            .chain(["return_perf", "created_perf", "control_perf"])
             .collect(),
     }
 }

@@ -218,6 +218,7 @@ impl<'a> Half<'a> {
             ring_bytes: u64::from(self.kernel.ring_bytes),
             cpus: self.kernel.cpus,
             link: self.kernel.link,
+            sees_sockets: self.kernel.sees_sockets,
             limits: self.kernel.limits.clone(),
         });
         half::send(self.socket, &hello, &self.kernel.shared())
@@ -352,6 +353,7 @@ impl<'a> Half<'a> {
                     }
                 }
                 (Order::Refuse { file, why }, 0) => self.refuse(file, why)?,
+                (Order::Sockets(sockets), 0) => self.settle_sockets(&sockets),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
             }
@@ -430,6 +432,16 @@ impl<'a> Half<'a> {
             .map::<u32, Process>("PROCESSES")
             .insert(&pid, &process, 0)?;
         Ok(())
+    }
+
+    /// Whether uses of these sockets are told. Of those that are still open.
+    fn settle_sockets(&mut self, sockets: &[(u64, u64)]) {
+        const BPF_EXIST: u64 = 2;
+        let mut map = self.kernel.map::<u64, u64>("SOCKETS");
+        for (cookie, state) in sockets {
+            // It may be closed by now.
+            let _ = map.insert(cookie, state, BPF_EXIST);
+        }
     }
 
     fn in_tree(&mut self, pid: u32) -> bool {

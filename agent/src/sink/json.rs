@@ -14,7 +14,7 @@ use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
     Attribution, Body, Cause, Connection, Content, Coverage, CoverageStatus, Joined, Ledger,
-    Probed, Process, Record, Stats, WallTime,
+    Probed, Process, Record, Role, Stats, WallTime,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -171,6 +171,11 @@ impl Object<'_> {
                 network.address("peer", connection.peer);
             });
         }
+        if let Some(connection) = connection
+            && (connection.server_name.is_some() || connection.server().is_some())
+        {
+            self.object("server", |server| server.server(connection));
+        }
         let name = connection.and_then(|connection| connection.library_name.as_deref());
         let version = connection.and_then(|connection| connection.library_version.as_deref());
         if name.is_some() || version.is_some() || record.function.is_some() {
@@ -187,10 +192,27 @@ impl Object<'_> {
         if let Some(connection) = connection {
             self.object("connection", |member| {
                 member.string("id", &connection.id);
+                if let Some(role) = connection.role {
+                    member.word("role", role_name(role));
+                }
                 member.word("attribution", attribution_name(connection.attribution));
                 member.word("joined", joined_name(connection.joined));
             });
         }
+    }
+
+    /// The name that was asked for, else the address.
+    fn server(&mut self, connection: &Connection) {
+        let end = connection.server();
+        match (&connection.server_name, end) {
+            (Some(name), _) => self.string("address", name),
+            (None, Some(end)) => {
+                self.key("address");
+                self.ip(end);
+            }
+            (None, None) => {}
+        }
+        self.optional_number("port", end.map(|end| end.port().into()));
     }
 
     fn process(&mut self, process: &Process, tid: Option<u32>) {
@@ -214,13 +236,17 @@ impl Object<'_> {
         let Some(address) = address else { return };
         self.object(key, |member| {
             member.key("address");
-            // A v4-mapped address is the IPv4 address that it stands for.
-            match address.ip().to_canonical() {
-                IpAddr::V4(ip) => member.display(format_args!("\"{ip}\"")),
-                IpAddr::V6(ip) => member.display(format_args!("\"{ip}\"")),
-            }
+            member.ip(address);
             member.number("port", address.port().into());
         });
+    }
+
+    /// A v4-mapped address is the IPv4 address that it stands for.
+    fn ip(&mut self, address: SocketAddr) {
+        match address.ip().to_canonical() {
+            IpAddr::V4(ip) => self.display(format_args!("\"{ip}\"")),
+            IpAddr::V6(ip) => self.display(format_args!("\"{ip}\"")),
+        }
     }
 
     /// Text if all of it is UTF-8, else base64; what the policy withholds is missing.
@@ -470,7 +496,15 @@ fn cause_name(cause: Cause) -> &'static str {
 fn attribution_name(attribution: Attribution) -> &'static str {
     match attribution {
         Attribution::Exact => "exact",
+        Attribution::Inferred => "inferred",
         Attribution::None => "none",
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Client => "client",
+        Role::Server => "server",
     }
 }
 
@@ -528,9 +562,10 @@ mod tests {
         r#""container":{"id":"c0ffee"},"#,
         r#""network":{"transport":"tcp","local":{"address":"127.0.0.1","port":50000},"#,
         r#""peer":{"address":"::1","port":443}},"#,
+        r#""server":{"address":"example.org","port":443},"#,
         r#""tls":{"library":{"name":"OpenSSL","version":"3.0.22"},"#,
         r#""function":"ssl_write_internal"},"#,
-        r#""connection":{"id":"4242-1a2b-1","attribution":"exact","joined":"start"},"#,
+        r#""connection":{"id":"4242-1a2b-1","role":"client","attribution":"exact","joined":"start"},"#,
         r#""complete":true,"lost_bytes":0,"direction":"sent","offset":5,"length":"#,
     );
 
@@ -548,6 +583,31 @@ mod tests {
     }
 
     #[test]
+    fn the_server_is_the_name_or_the_end_that_serves() {
+        let server = |role, server_name: Option<&str>| {
+            let connection = Connection {
+                role,
+                server_name: server_name.map(Into::into),
+                ..sample::connection()
+            };
+            let process = sample::process();
+            let record = sample::data(&process, &connection, b"x", Policy::Full);
+            value(&record)["server"].take()
+        };
+        let (client, name) = (Some(Role::Client), Some("example.org"));
+        let named = json!({"address": "example.org", "port": 443});
+        assert_eq!(server(client, name), named);
+        // Only clients ask for a name.
+        assert_eq!(server(None, name), named);
+        assert_eq!(server(client, None), json!({"address": "::1", "port": 443}));
+        assert_eq!(
+            server(Some(Role::Server), None),
+            json!({"address": "127.0.0.1", "port": 50000})
+        );
+        assert_eq!(server(None, None), Value::Null);
+    }
+
+    #[test]
     fn what_is_unknown_is_left_out() {
         let process = Process {
             pid: 1,
@@ -559,6 +619,8 @@ mod tests {
             has_unseen: false,
             local: None,
             peer: None,
+            role: None,
+            server_name: None,
             library_name: None,
             library_version: None,
             ..sample::connection()
@@ -574,7 +636,7 @@ mod tests {
             got["connection"],
             json!({"id": "4242-1a2b-1", "attribution": "none", "joined": "middle"})
         );
-        for absent in ["container", "network", "tls"] {
+        for absent in ["container", "network", "server", "tls"] {
             assert_eq!(got.get(absent), None);
         }
         assert_eq!(got["complete"], json!(false));

@@ -136,7 +136,7 @@ mod sample {
     use crate::locate::Instruction;
     use crate::record::{
         Attribution, Body, Connection, Coverage, CoverageStatus, Joined, Probed, Process, Record,
-        WallTime,
+        Role, WallTime,
     };
     use crate::redact::Policy;
 
@@ -168,6 +168,8 @@ mod sample {
             has_unseen: false,
             local: Some("[::ffff:127.0.0.1]:50000".parse().unwrap()),
             peer: Some("[::1]:443".parse().unwrap()),
+            role: Some(Role::Client),
+            server_name: Some("example.org".into()),
             library_name: Some("OpenSSL".into()),
             library_version: Some("3.0.22".into()),
         }

@@ -1,0 +1,159 @@
+//! Sizes of what was written, read, sent and received lately, and whether they agree.
+
+use std::collections::VecDeque;
+
+/// How many of a kind are remembered.
+const LENGTH: usize = 48;
+/// What encryption adds to each record: TLS 1.3, 1.2 with AES-GCM, 1.2 with ChaCha20.
+const OVERHEADS: [u64; 3] = [22, 29, 21];
+/// Plaintext of one record.
+const RECORD: u64 = 16384;
+
+/// The last of its kind: number of the event and bytes, the oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct History(VecDeque<(u64, u64)>);
+
+impl History {
+    pub fn push(&mut self, event: u64, bytes: u64) {
+        if self.0.len() == LENGTH {
+            self.0.pop_front();
+        }
+        self.0.push_back((event, bytes));
+    }
+
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// From the newest to the oldest.
+    fn back(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.0.iter().rev().copied()
+    }
+
+    /// Number and sum of those after an event.
+    fn since(&self, event: u64) -> (u64, u64) {
+        self.back()
+            .take_while(|(at, _)| *at > event)
+            .fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes))
+    }
+}
+
+fn candidates(known: Option<u64>) -> impl Iterator<Item = u64> {
+    let others = if known.is_some() { &[][..] } else { &OVERHEADS };
+    known.into_iter().chain(others.iter().copied())
+}
+
+/// Do the writes, from some one on, make just what was sent since? By which overhead of a record?
+///
+/// Sums, so that partial sends and writes that leave together only delay an agreement.
+pub fn fits_sends(writes: &History, sent: &History, known: Option<u64>) -> Option<u64> {
+    if writes.is_empty() || sent.is_empty() {
+        return None;
+    }
+    candidates(known).find(|overhead| {
+        let mut sends = sent.back().peekable();
+        let (mut written, mut left) = (0_u64, 0_u64);
+        writes.back().any(|(event, bytes)| {
+            written = written.saturating_add(bytes + overhead * bytes.div_ceil(RECORD));
+            while let Some((_, bytes)) = sends.next_if(|(at, _)| *at > event) {
+                left = left.saturating_add(bytes);
+            }
+            written == left
+        })
+    })
+}
+
+/// Do the reads since some receive make just what was received since? By which overhead of a record?
+pub fn fits_receives(reads: &History, received: &History, known: Option<u64>) -> Option<u64> {
+    let mut arrived = 0_u64;
+    for (event, bytes) in received.back() {
+        arrived = arrived.saturating_add(bytes);
+        let (count, read) = reads.since(event);
+        let Some(added) = arrived.checked_sub(read).filter(|added| *added > 0) else {
+            continue;
+        };
+        if count == 0 {
+            continue;
+        }
+        let fits = candidates(known).find(|overhead| {
+            let records = added / overhead;
+            added % overhead == 0 && (read.div_ceil(RECORD)..=count).contains(&records)
+        });
+        if fits.is_some() {
+            return fits;
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history(events: &[(u64, u64)]) -> History {
+        let mut history = History::default();
+        events
+            .iter()
+            .for_each(|(event, bytes)| history.push(*event, *bytes));
+        history
+    }
+
+    #[test]
+    fn sends_agree_with_the_writes_before_them() {
+        let writes = history(&[(1, 100), (2, 50)]);
+        assert_eq!(fits_sends(&writes, &history(&[(3, 194)]), None), Some(22));
+        // Partial sends agree at the last of them.
+        assert_eq!(fits_sends(&writes, &history(&[(3, 94)]), None), None);
+        assert_eq!(
+            fits_sends(&writes, &history(&[(3, 94), (4, 100)]), None),
+            Some(22)
+        );
+        // Only the last write left.
+        assert_eq!(fits_sends(&writes, &history(&[(3, 79)]), None), Some(29));
+        assert_eq!(fits_sends(&writes, &history(&[(3, 79)]), Some(22)), None);
+        // Sent before it was written.
+        assert_eq!(
+            fits_sends(&history(&[(5, 100)]), &history(&[(3, 122)]), None),
+            None
+        );
+        // 16385 bytes are two records.
+        let large = history(&[(1, 16385)]);
+        assert_eq!(
+            fits_sends(&large, &history(&[(2, 16385 + 44)]), None),
+            Some(22)
+        );
+        assert_eq!(fits_sends(&large, &history(&[(2, 16385 + 22)]), None), None);
+    }
+
+    #[test]
+    fn receives_agree_with_the_reads_behind_them() {
+        let received = history(&[(1, 122), (3, 16000)]);
+        let reads = history(&[(2, 100)]);
+        assert_eq!(fits_receives(&reads, &history(&[(1, 122)]), None), Some(22));
+        assert_eq!(fits_receives(&reads, &received, None), None);
+        // Two records that came together, read one by one.
+        let reads = history(&[(2, 100), (3, 50)]);
+        assert_eq!(fits_receives(&reads, &history(&[(1, 194)]), None), Some(22));
+        // What came before (a session ticket) is left out.
+        let received = history(&[(1, 999), (2, 122)]);
+        assert_eq!(
+            fits_receives(&history(&[(3, 100)]), &received, None),
+            Some(22)
+        );
+        // More records than reads.
+        assert_eq!(
+            fits_receives(&history(&[(3, 100)]), &history(&[(1, 144)]), None),
+            None
+        );
+    }
+
+    #[test]
+    fn only_the_last_are_kept() {
+        let events: Vec<_> = (1..100).map(|event| (event, 1)).collect();
+        assert_eq!(history(&events).since(0), (LENGTH as u64, LENGTH as u64));
+    }
+}
