@@ -206,15 +206,7 @@ impl Pipeline {
 
     /// Lets records go that waited long enough, and gives up on holes.
     pub fn expire(&mut self, now: u64, out: Out<'_>) {
-        let is_due = |parked: &Parked| now.saturating_sub(parked.since) > PARKED_TIME;
-        let mut overdue: Vec<(u64, u32)> = self
-            .parked
-            .iter()
-            .filter(|(_, parked)| is_due(parked))
-            .map(|(pid, parked)| (parked.since, *pid))
-            .collect();
-        overdue.sort_unstable();
-        for (_, pid) in overdue {
+        for pid in self.parked_since(now.saturating_sub(PARKED_TIME)) {
             self.wait_no_longer(pid, out);
         }
         for id in self.backlog.overdue(now) {
@@ -230,9 +222,20 @@ impl Pipeline {
         }
     }
 
+    /// Processes whose records wait since before `limit`, in the order of these.
+    fn parked_since(&self, limit: u64) -> Vec<u32> {
+        let parked = self.parked.iter();
+        let mut parked: Vec<(u64, u32)> = parked
+            .map(|(pid, parked)| (parked.since, *pid))
+            .filter(|(since, _)| *since < limit)
+            .collect();
+        parked.sort_unstable();
+        parked.into_iter().map(|(_, pid)| pid).collect()
+    }
+
     /// The end of the input: whatever waits comes out.
     pub fn finish(&mut self, now: u64, out: Out<'_>) {
-        for pid in self.parked.keys().copied().collect::<Vec<_>>() {
+        for pid in self.parked_since(u64::MAX) {
             self.wait_no_longer(pid, out);
         }
         self.wait_for_no_names(out);
