@@ -118,8 +118,9 @@ impl Kernel {
         }
         let mut sessions = Vec::new();
         if link == Link::Session {
+            let object = session::Bound::to(&ebpf)?;
             for name in SESSIONS {
-                let loaded = Session::load(&ebpf, name);
+                let loaded = object.load(name);
                 sessions.push(loaded.with_context(|| format!("load the kernel program {name:?}"))?);
             }
         }
@@ -423,7 +424,7 @@ fn check_sessions(ebpf: &Ebpf) -> Vec<(String, Loaded)> {
         if !is_supported {
             return Loaded::NotHere("no session links");
         }
-        match Session::load(ebpf, name) {
+        match session::Bound::to(ebpf).and_then(|object| object.load(name)) {
             Ok(session) => match session.verified() {
                 Ok(count) => Loaded::Yes(format!("{count} instructions verified")),
                 Err(_) => Loaded::Yes("loaded".to_owned()),

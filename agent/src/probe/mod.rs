@@ -553,15 +553,7 @@ impl<'a> Half<'a> {
             let device = version.identity.device();
             self.workers.start(id, device, OPENING, open);
         }
-        // Refused once: the same for this process.
-        if let Some(File {
-            state: State::Refused(why),
-            ..
-        }) = self.files.get(&id)
-        {
-            let why = why.clone();
-            self.report(Report::Refused { file: id, why }, None);
-        }
+        self.say_refused(id);
         Ok(())
     }
 
@@ -619,21 +611,23 @@ impl<'a> Half<'a> {
         self.mapped
             .extend(users.into_iter().map(|pid| (pid, known)));
         self.report(Report::Same { file: id, known }, None);
-        match &self.files[&known] {
-            known if known.is_open() => {}
-            File {
-                state: State::Refused(why),
-                ..
-            } => {
-                let why = why.clone();
-                self.report(Report::Refused { file: known, why }, None);
-            }
-            _ => {}
-        }
         if self.files[&known].is_open() {
             self.holds.same(id, known);
-        } else {
-            self.let_go(id);
+            return;
+        }
+        self.say_refused(known);
+        self.let_go(id);
+    }
+
+    /// Refused once: the same for a process that comes later.
+    fn say_refused(&mut self, file: FileId) {
+        if let Some(File {
+            state: State::Refused(why),
+            ..
+        }) = self.files.get(&file)
+        {
+            let why = why.clone();
+            self.report(Report::Refused { file, why }, None);
         }
     }
 

@@ -44,9 +44,11 @@ const fn instruction(code: u8) -> bpf_insn {
     }
 }
 
-impl Session {
-    /// Loads a program of the object, bound to the maps of `ebpf`.
-    pub fn load(ebpf: &Ebpf, name: &CStr) -> Result<Session> {
+/// The object once more, bound to the maps that aya made.
+pub struct Bound(Object);
+
+impl Bound {
+    pub fn to(ebpf: &Ebpf) -> Result<Bound> {
         let mut object = Object::parse(OBJECT)?;
         let maps = std::mem::take(&mut object.maps);
         let functions: HashSet<usize> = object.functions.keys().map(|key| key.0).collect();
@@ -56,6 +58,12 @@ impl Session {
             .collect();
         object.relocate_maps(descriptors?.into_iter(), &functions)?;
         object.relocate_calls(&functions)?;
+        Ok(Bound(object))
+    }
+
+    /// Loads one of its programs.
+    pub fn load(&self, name: &CStr) -> Result<Session> {
+        let Bound(object) = self;
         let program = name.to_str().ok().and_then(|n| object.programs.get(n));
         let program = program.with_context(|| format!("no program {name:?} in the object"))?;
         let code = &object.functions[&program.function_key()].instructions;
@@ -69,7 +77,9 @@ impl Session {
                 anyhow!("{error}\n{}", log.to_string_lossy().trim_end())
             })
     }
+}
 
+impl Session {
     /// Probes all sites of a file, in one process or, with 0, in all.
     pub fn attach(&self, path: &CStr, sites: &[&Site], pid: u32) -> io::Result<OwnedFd> {
         let offsets: Vec<u64> = sites.iter().map(|site| site.offset).collect();
