@@ -40,6 +40,15 @@ fn short_lived_curls() {
     let truth = server.client_truth();
     assert_eq!(truth.len() as u64, count);
     run.assert_exact(&truth);
+    if bare() {
+        return;
+    }
+    for record in run.records().kind("coverage") {
+        let process = &record["process"];
+        if process["comm"] == "curl" {
+            assert_eq!(process["command_args"][0], "curl", "{record}");
+        }
+    }
 }
 
 #[test]

@@ -159,14 +159,38 @@ pub fn may_be_held(pid: u32, group_of_command: u32) -> bool {
     group == group_of_command || group == session
 }
 
-/// Process group and session.
-fn group_and_session(pid: u32) -> Option<(u32, u32)> {
+/// Is the process in the middle of exec? Its new program is mapped, and mappings are what we hear of; its
+/// command line is not there yet (fs/exec.c, `begin_new_exec`; fs/binfmt_elf.c, `create_elf_tables`).
+pub fn is_in_exec(pid: u32) -> bool {
+    const ENV_END: usize = 51;
+    // Who may not read the one sees zeros in the other.
+    arguments(pid).is_empty()
+        && fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+        && stat(pid).is_some_and(|stat| stat.field(ENV_END) == Some(0))
+}
+
+/// `/proc/PID/stat` from its third field on.
+struct Stat(String);
+
+fn stat(pid: u32) -> Option<Stat> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold anything.
     let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let rest = std::str::from_utf8(&stat[after..]).ok()?;
-    let mut fields = rest.split_ascii_whitespace().skip(2);
-    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    Some(Stat(std::str::from_utf8(&stat[after..]).ok()?.to_owned()))
+}
+
+impl Stat {
+    /// By its number in proc(5), from 4 on.
+    fn field<T: std::str::FromStr>(&self, number: usize) -> Option<T> {
+        let field = self.0.split_ascii_whitespace().nth(number - 3)?;
+        field.parse().ok()
+    }
+}
+
+/// Process group and session.
+fn group_and_session(pid: u32) -> Option<(u32, u32)> {
+    let stat = stat(pid)?;
+    Some((stat.field(5)?, stat.field(6)?))
 }
 
 pub fn group(pid: u32) -> Option<u32> {
@@ -246,6 +270,7 @@ mod tests {
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());
         assert!(may_be_held(facts.pid, group(facts.pid).unwrap()));
+        assert!(!is_in_exec(facts.pid) && stat(facts.pid).unwrap().field::<u64>(51) > Some(0));
         assert!(!mappings(facts.pid).is_empty());
         assert!(all_pids().contains(&facts.pid));
     }

@@ -110,6 +110,8 @@ struct Half<'a> {
     group: u32,
     /// Processes whose mappings are still to be looked at.
     to_scan: VecDeque<u32>,
+    /// What processes map that are in the middle of exec, and since when.
+    in_exec: VecDeque<(Instant, Mapping)>,
     /// Who was told of which file.
     mapped: HashSet<(u32, FileId)>,
     /// Happenings were lost, and that was said.
@@ -171,6 +173,11 @@ const OPENING: Duration = Duration::from_secs(2);
 const PLACING: Duration = Duration::from_secs(10);
 /// Orders between two looks at everything else: a flood of them must not keep anybody stopped.
 const ORDERS: usize = 64;
+/// How long an exec may take from its first mapping to its command line, how many may be under way, and
+/// how often we look whether they are through.
+const EXEC_TIME: Duration = Duration::from_secs(1);
+const EXECS_MAX: usize = 1024;
+const EXEC_STEP: Duration = Duration::from_millis(1);
 
 impl<'a> Half<'a> {
     fn new(kernel: Kernel, band: SideBand, socket: BorrowedFd<'a>) -> Result<Half<'a>> {
@@ -208,6 +215,7 @@ impl<'a> Half<'a> {
             cgroups: 0,
             group: 0,
             to_scan: VecDeque::new(),
+            in_exec: VecDeque::new(),
             mapped: HashSet::new(),
             has_lost: false,
         })
@@ -236,6 +244,9 @@ impl<'a> Half<'a> {
             if !self.to_scan.is_empty() && !self.is_behind() {
                 wake = now;
             }
+            if !self.in_exec.is_empty() {
+                wake = wake.min(now + EXEC_STEP);
+            }
             self.wait(wake.saturating_duration_since(now))?;
             self.kernel.flush_log();
             if !self.is_behind() {
@@ -244,6 +255,7 @@ impl<'a> Half<'a> {
                         self.happened(happening)?;
                     }
                 }
+                self.after_exec()?;
             }
             if !self.take_orders()? {
                 return Ok(());
@@ -294,7 +306,7 @@ impl<'a> Half<'a> {
 
     fn happened(&mut self, happening: Happening) -> Result<()> {
         match happening {
-            Happening::Mapped(mapping) => self.mapped(&mapping)?,
+            Happening::Mapped(mapping) => self.mapped(&mapping, Instant::now())?,
             Happening::Exec { pid } => self.forget(pid),
             Happening::Fork { pid, parent } => {
                 // It has its parent's mappings, and no event says so.
@@ -462,7 +474,7 @@ impl<'a> Half<'a> {
                 continue;
             }
             for mapping in facts::mappings(pid) {
-                self.mapped(&mapping)?;
+                self.mapped(&mapping, Instant::now())?;
             }
             if !self.flush()? {
                 return Ok(());
@@ -493,7 +505,16 @@ impl<'a> Half<'a> {
         self.mapped.retain(|(known, _)| *known != pid);
     }
 
-    fn mapped(&mut self, mapping: &Mapping) -> Result<()> {
+    /// Looks again at who was in the middle of exec.
+    fn after_exec(&mut self) -> Result<()> {
+        for (since, mapping) in std::mem::take(&mut self.in_exec) {
+            self.mapped(&mapping, since)?;
+        }
+        Ok(())
+    }
+
+    /// A process maps a file, as we have known since then.
+    fn mapped(&mut self, mapping: &Mapping, since: Instant) -> Result<()> {
         if mapping.inode == 0 || !self.is_wanted(mapping.pid) {
             return Ok(());
         }
@@ -519,6 +540,12 @@ impl<'a> Half<'a> {
         };
         if self.nothing.contains(&version) {
             return Ok(());
+        }
+        if !self.told.contains(&mapping.pid) && facts::is_in_exec(mapping.pid) {
+            if since.elapsed() < EXEC_TIME && self.in_exec.len() < EXECS_MAX {
+                self.in_exec.push_back((since, mapping.clone()));
+                return Ok(());
+            }
         }
         let known = self.held.get(&version).copied();
         let id = known.unwrap_or(self.next_file);
