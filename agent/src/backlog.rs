@@ -9,8 +9,10 @@ use crate::{
     record::Cause,
 };
 
-/// How long a piece waits, in nanoseconds.
+/// How long a piece waits, in nanoseconds; and how long if something speaks for a name and something else
+/// against it: connections that began in step are told apart by their next few requests.
 const PATIENCE: u64 = 100_000_000;
+const PATIENCE_CONTESTED: u64 = 500_000_000;
 /// What waits in all connections together, at most.
 const BYTES_MAX: usize = 4 << 20;
 const PIECES_MAX: usize = 4096;
@@ -76,8 +78,11 @@ impl Backlog {
     }
 
     /// Whose first piece has waited long enough.
-    pub fn overdue(&self, now: u64) -> Vec<HandleId> {
-        self.since(now.saturating_sub(PATIENCE))
+    pub fn overdue(&self, now: u64, is_contested: impl Fn(&HandleId) -> bool) -> Vec<HandleId> {
+        let mut overdue = self.since(now.saturating_sub(PATIENCE));
+        let limit = now.saturating_sub(PATIENCE_CONTESTED);
+        overdue.retain(|id| self.waiting[id][0].time < limit || !is_contested(id));
+        overdue
     }
 
     /// Everybody.
@@ -131,9 +136,14 @@ mod tests {
             assert!(backlog.push(piece(1, time, 1)));
         }
         backlog.push(piece(2, 8, 1));
-        assert!(backlog.overdue(5 + PATIENCE).is_empty());
-        let due = backlog.overdue(6 + PATIENCE);
-        assert_eq!(due.len(), 1);
+        let overdue = |now, contested| backlog.overdue(now, |_| contested).len();
+        assert_eq!([5, 6].map(|now| overdue(now + PATIENCE, false)), [0, 1]);
+        assert_eq!(overdue(6 + PATIENCE, true), 0);
+        assert_eq!(
+            [5, 6].map(|now| overdue(now + PATIENCE_CONTESTED, true)),
+            [0, 1]
+        );
+        let due = backlog.overdue(6 + PATIENCE, |_| false);
         let times: Vec<u64> = backlog
             .take(&due[0])
             .iter()

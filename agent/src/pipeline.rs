@@ -209,7 +209,8 @@ impl Pipeline {
         for pid in self.parked_since(now.saturating_sub(PARKED_TIME)) {
             self.wait_no_longer(pid, out);
         }
-        for id in self.backlog.overdue(now) {
+        let is_contested = |id: &HandleId| self.solver.is_contested(*id);
+        for id in self.backlog.overdue(now, is_contested) {
             if let Some(entry) = self.connections.get(&id) {
                 entry.waits += 1;
             }

@@ -153,13 +153,9 @@ fn client(test: &'static str, kind: &str, programs: &[&str], connections: u64) -
     let lab = Lab::with(test, programs)?;
     let servers = Servers::start(&lab, test)?;
     let requests = scaled("requests", 1000, 2 * connections).div_ceil(connections);
-    let mut agent = lab.agent();
-    if kind == "httpx" {
-        // anyio gives way between a TLS call and its socket: busy tasks go in step, and who goes in step
-        // can't be told apart.
-        agent = agent.env("E2E_PAUSE", "0.03");
-    }
-    let run = agent.run(servers.client(&lab, kind, connections, requests));
+    let run = lab
+        .agent()
+        .run(servers.client(&lab, kind, connections, requests));
     run.success();
     let ends = servers.ends();
     assert_eq!(ends.len() as u64, requests * connections);

@@ -194,6 +194,16 @@ impl Solver {
         }
     }
 
+    /// Does something speak for a name of this handle, and not enough yet?
+    pub fn is_contested(&self, id: HandleId) -> bool {
+        let process = self.processes.get(&id.pid);
+        let handle = process.and_then(|process| process.handles.get(&id.handle));
+        handle.is_some_and(|handle| {
+            let speaks = |(_, votes): &(Carrier, Votes)| votes.points() > 0;
+            handle.id == id && handle.name.is_none() && handle.votes.iter().any(speaks)
+        })
+    }
+
     /// Looks again at what was ignored for a while, if there is still somebody without a name.
     pub fn expire(&mut self, time: u64) {
         for process in self.processes.values_mut() {
@@ -781,10 +791,11 @@ impl Process {
 
     /// The most that speaks for this handle and another carrier, or this carrier and another handle.
     fn rival(&self, id: HandleId, carrier: Carrier) -> u32 {
+        let is_free = |of: &Carrier| self.sockets.get(of).is_some_and(|socket| !socket.is_named);
         let of_handle = self.handles[&id.handle]
             .votes
             .iter()
-            .filter(|(of, _)| *of != carrier)
+            .filter(|(of, _)| *of != carrier && is_free(of))
             .map(|(_, votes)| votes.points());
         let of_carrier = self
             .handles
