@@ -541,11 +541,13 @@ impl<'a> Half<'a> {
         if self.nothing.contains(&version) {
             return Ok(());
         }
-        if !self.told.contains(&mapping.pid) && facts::is_in_exec(mapping.pid) {
-            if since.elapsed() < EXEC_TIME && self.in_exec.len() < EXECS_MAX {
-                self.in_exec.push_back((since, mapping.clone()));
-                return Ok(());
-            }
+        if since.elapsed() < EXEC_TIME
+            && self.in_exec.len() < EXECS_MAX
+            && !self.told.contains(&mapping.pid)
+            && facts::is_in_exec(mapping.pid)
+        {
+            self.in_exec.push_back((since, mapping.clone()));
+            return Ok(());
         }
         let known = self.held.get(&version).copied();
         let id = known.unwrap_or(self.next_file);
