@@ -25,8 +25,7 @@ use crate::{
 /// One link for all points of a file (uprobe_multi, 6.6): the cookie says what each point is.
 #[uprobe(multi)]
 pub fn entry_multi(ctx: ProbeContext) -> u32 {
-    let cookie = attach_cookie(ctx.as_ptr());
-    enter::<false>(&ctx, cookie, cookie);
+    enter::<false>(&ctx, || attach_cookie(ctx.as_ptr()));
     0
 }
 
@@ -44,8 +43,7 @@ pub extern "C" fn call_session(ctx: *mut c_void) -> u32 {
     if is_return(&ctx) {
         return leave(&RetProbeContext::new(ctx.as_ptr()));
     }
-    let cookie = attach_cookie(ctx.as_ptr());
-    if enter::<true>(&ctx, cookie, cookie) {
+    if enter::<true>(&ctx, || attach_cookie(ctx.as_ptr())) {
         WITH_RETURN
     } else {
         WITHOUT_RETURN
@@ -68,8 +66,9 @@ macro_rules! perf_entry {
     ($name:ident, $direction:ident, $shape:ident) => {
         #[uprobe]
         pub fn $name(ctx: ProbeContext) -> u32 {
-            let what = agent_ebpf::cookie(0, Direction::$direction, Shape::$shape);
-            enter::<false>(&ctx, what, what);
+            enter::<false>(&ctx, || {
+                agent_ebpf::cookie(0, Direction::$direction, Shape::$shape)
+            });
             0
         }
     };
@@ -134,10 +133,10 @@ const SHAPE: u64 = 6;
 /// The bit of the shapes that carry no plaintext.
 const HANDSHAKE: u64 = (Shape::Handshake as u64) << 1;
 
-/// Opens a frame. `what` holds direction and shape as a cookie does. False: this call has none, and its
-/// return is of no interest. Only a `SESSION` can do without its return probe.
+/// Opens a frame. False: this call has none, and its return is of no interest. Only a `SESSION` can do
+/// without its return probe. The cookie is asked for late: until then it would take a register.
 #[inline(always)]
-fn enter<const SESSION: bool>(ctx: &ProbeContext, what: u64, cookie: u64) -> bool {
+fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> bool {
     if stopped() {
         return false;
     }
@@ -154,16 +153,17 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, what: u64, cookie: u64) -> boo
             return false;
         }
     };
+    let cookie = cookie();
     // SAFETY: the program's context, and a map value.
     unsafe {
         let depth = get!(thread, depth);
         if depth == 0 {
             count(counter::ENTRIES, 1);
             (*thread).depth = 1;
-            open(ctx, &raw mut (*thread).frames[0], what, cookie, 0);
+            open(ctx, &raw mut (*thread).frames[0], cookie, 0);
             true
         } else {
-            enter_nested::<SESSION>(ctx, thread, what, cookie)
+            enter_nested::<SESSION>(ctx, thread, cookie)
         }
     }
 }
@@ -174,7 +174,6 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, what: u64, cookie: u64) -> boo
 unsafe fn enter_nested<const SESSION: bool>(
     ctx: &ProbeContext,
     thread: *mut Thread,
-    what: u64,
     cookie: u64,
 ) -> bool {
     // SAFETY: the caller's.
@@ -182,7 +181,7 @@ unsafe fn enter_nested<const SESSION: bool>(
         if SESSION && is_other_stack_open(thread, (*ctx.regs).rsp) {
             count(counter::ENTRIES, 1);
             count(counter::UNMATCHED + unmatched::OTHER_STACK, 1);
-            if what & HANDSHAKE == 0 {
+            if cookie & HANDSHAKE == 0 {
                 skip(thread, ctx.arg(0).unwrap_or(0), cookie);
             }
             return false;
@@ -200,13 +199,15 @@ unsafe fn enter_nested<const SESSION: bool>(
                     slot = i as u64;
                     reused = true;
                 } else if get!(frame, handle) == handle
-                    && get!(frame, flags) & DIRECTION == what & DIRECTION
+                    && get!(frame, flags) & DIRECTION == cookie & DIRECTION
                 {
                     inner = FRAME_INNER;
                 }
             }
             i += 1;
         }
+        // Free between two calls; registers across the helper calls below would be too many.
+        (*thread).tail = inner;
         if reused {
             let frame = &raw const (*thread).frames[(slot & 3) as usize];
             if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
@@ -230,12 +231,12 @@ unsafe fn enter_nested<const SESSION: bool>(
             }
             count(counter::UNMATCHED + unmatched::ABANDONED, 1);
         }
-        if inner == 0 {
+        if get!(thread, tail) == 0 {
             count(counter::ENTRIES, 1);
         }
         (*thread).depth = slot + 1;
         let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
-        open(ctx, frame, what, cookie, inner);
+        open(ctx, frame, cookie, get!(thread, tail));
         true
     }
 }
@@ -346,7 +347,7 @@ unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
 }
 
 #[inline(always)]
-unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, inner: u64) {
+unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, cookie: u64, inner: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*frame).sp = (*ctx.regs).rsp;
@@ -357,7 +358,7 @@ unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, in
         // context, which the verifier refuses.
         let fourth = opaque(ctx.arg(3).unwrap_or(0));
         let fifth = opaque(ctx.arg(4).unwrap_or(0));
-        (*frame).out = if what & SHAPE == (Shape::OutFifth as u64) << 1 {
+        (*frame).out = if cookie & SHAPE == (Shape::OutFifth as u64) << 1 {
             fifth
         } else {
             fourth
@@ -366,7 +367,7 @@ unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, what: u64, cookie: u64, in
         (*frame).socket = opaque(0); // zeros side by side would be a call of `memset`
         // Sizes above 2^48 don't exist; a library may pass one all the same.
         let size = ctx.arg::<u64>(2).unwrap_or(0) & (u64::MAX >> FRAME_SIZE);
-        (*frame).flags = what & (DIRECTION | SHAPE | HANDSHAKE) | inner | size << FRAME_SIZE;
+        (*frame).flags = cookie & (DIRECTION | SHAPE | HANDSHAKE) | inner | size << FRAME_SIZE;
     }
 }
 

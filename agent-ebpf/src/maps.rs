@@ -54,6 +54,10 @@ pub static LATEST: Array<Latest> = Array::with_max_entries(1, 0);
 #[map]
 pub static SOCKETS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0);
 
+/// Cookie and ports of sockets by their address, where the kernel gives them no cookie (below 5.12).
+#[map]
+pub static SOCKET_IDS: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(16384, 0);
+
 /// The filter's members; see `filter.rs`.
 #[map]
 pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(64, 0);

@@ -12,15 +12,18 @@ use agent_ebpf::{
     Transfer, kind, side, socket,
 };
 use aya_ebpf::{
-    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, generated,
+    },
+    macros::{btf_tracepoint, fexit},
+    programs::{BtfTracePointContext, FExitContext},
 };
 
 use crate::{
     emit::{NO_WAKEUP, reserve, reserve_spare, standing, wake_flags},
     maps::{
-        PROCESSES, SOCKETS, STREAMS, THREADS, address, get, hide, lookup, offset, opaque, stopped,
+        PROCESSES, SOCKET_IDS, SOCKETS, STREAMS, THREADS, address, get, hide, insert, lookup,
+        offset, opaque, stopped,
     },
 };
 
@@ -36,12 +39,140 @@ pub fn socket_receive(ctx: BtfTracePointContext) -> i32 {
     used(&ctx, Direction::Received)
 }
 
+/// `int tcp_sendmsg(struct sock *sk, struct msghdr *msg, size_t size)`, 5.10 to 7.2. Where the tracepoints
+/// are missing; nothing of MPTCP passes here.
+#[fexit(function = "tcp_sendmsg")]
+pub fn tcp_send(ctx: FExitContext) -> i32 {
+    used(&Exit::<NO_FLAGS, 3, false>(ctx), Direction::Sent)
+}
+
+/// `int tcp_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int flags, int *addr_len)`, 5.19 to 7.2.
+#[fexit(function = "tcp_recvmsg")]
+pub fn tcp_receive(ctx: FExitContext) -> i32 {
+    used(&Exit::<3, 5, false>(ctx), Direction::Received)
+}
+
+/// As `tcp_send`, where no helper tells a socket's cookie (5.12).
+#[fexit(function = "tcp_sendmsg")]
+pub fn tcp_send_old(ctx: FExitContext) -> i32 {
+    used(&Exit::<NO_FLAGS, 3, true>(ctx), Direction::Sent)
+}
+
+/// `int tcp_recvmsg(struct sock *sk, struct msghdr *msg, size_t len, int nonblock, int flags, int *addr_len)`,
+/// up to 5.18. One argument more than later: refused there, because its result is none.
+#[fexit(function = "tcp_recvmsg")]
+pub fn tcp_receive_old(ctx: FExitContext) -> i32 {
+    used(&Exit::<4, 6, true>(ctx), Direction::Received)
+}
+
 const IPPROTO_TCP: u16 = 6;
 const IPPROTO_MPTCP: u16 = 262;
+/// Looks without taking, and takes what is no data.
 const MSG_PEEK: i32 = 2;
+const MSG_ERRQUEUE: i32 = 0x2000;
+
+/// Where the kernel tells of a socket that sent or received.
+trait Use {
+    fn socket(&self) -> *const c_void;
+    /// Bytes, or why there are none.
+    fn transferred(&self) -> i32;
+    fn flags(&self) -> i32;
+    /// Which socket it is, for as long as the machine runs.
+    fn cookie(&self, thread: *mut Thread, socket: *const c_void) -> u64;
+}
+
+impl Use for BtfTracePointContext {
+    #[inline(always)]
+    fn socket(&self) -> *const c_void {
+        self.arg(0)
+    }
+
+    #[inline(always)]
+    fn transferred(&self) -> i32 {
+        self.arg(1)
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> i32 {
+        self.arg(2)
+    }
+
+    #[inline(always)]
+    fn cookie(&self, _: *mut Thread, socket: *const c_void) -> u64 {
+        kernels_cookie(socket)
+    }
+}
+
+/// The end of a function whose argument `FLAGS` is its flags, and whose result is behind the arguments.
+struct Exit<const FLAGS: usize, const RESULT: usize, const OWN_COOKIES: bool>(FExitContext);
+
+const NO_FLAGS: usize = usize::MAX;
+
+impl<const FLAGS: usize, const RESULT: usize, const OWN_COOKIES: bool> Use
+    for Exit<FLAGS, RESULT, OWN_COOKIES>
+{
+    #[inline(always)]
+    fn socket(&self) -> *const c_void {
+        self.0.arg(0)
+    }
+
+    #[inline(always)]
+    fn transferred(&self) -> i32 {
+        self.0.arg(RESULT)
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> i32 {
+        if FLAGS == NO_FLAGS {
+            return 0;
+        }
+        self.0.arg(FLAGS)
+    }
+
+    #[inline(always)]
+    fn cookie(&self, thread: *mut Thread, socket: *const c_void) -> u64 {
+        if OWN_COOKIES {
+            return own_cookie(thread, socket);
+        }
+        kernels_cookie(socket)
+    }
+}
 
 #[inline(always)]
-fn used(ctx: &BtfTracePointContext, direction: Direction) -> i32 {
+fn kernels_cookie(socket: *const c_void) -> u64 {
+    // SAFETY: the verifier knows the argument as a socket.
+    unsafe { generated::bpf_get_socket_cookie(socket.cast_mut()) }
+}
+
+/// The time at which the socket was first met, and the CPU: nobody else's. By its address, which is used
+/// again: what we know of it goes with the socket, and a socket with other ports is another one.
+#[inline(always)]
+fn own_cookie(thread: *mut Thread, socket: *const c_void) -> u64 {
+    // SAFETY: a map value, of which `buf` and `call` are free as `tail` is; they hold a key and a value.
+    unsafe {
+        (*thread).buf = socket as u64;
+        let known: *mut [u64; 2] = lookup(
+            address(&SOCKET_IDS),
+            (&raw const (*hide(thread)).buf).cast(),
+        );
+        (*thread).call.pending = u64::from(read_u16(socket, offset!(sock_num))) << 16
+            | u64::from(read_u16(socket, offset!(sock_dport)));
+        if !known.is_null() && (*known)[1] == get!(thread, call.pending) {
+            return (*known)[0];
+        }
+        let cpu = bpf_get_smp_processor_id() & 0xff;
+        (*thread).call.position = bpf_ktime_get_boot_ns() << 8 | u64::from(cpu);
+        insert(
+            address(&SOCKET_IDS),
+            (&raw const (*hide(thread)).buf).cast(),
+            (&raw const (*hide(thread)).call).cast(),
+        );
+        get!(thread, call.position)
+    }
+}
+
+#[inline(always)]
+fn used(usage: &impl Use, direction: Direction) -> i32 {
     if stopped() {
         return 0;
     }
@@ -52,39 +183,37 @@ fn used(ctx: &BtfTracePointContext, direction: Direction) -> i32 {
     };
     // SAFETY: a map value.
     let is_inside = unsafe { get!(thread, depth) != 0 && !works_in_memory(thread) };
-    let transferred: i32 = ctx.arg(1);
+    let transferred = usage.transferred();
     // Inside a call a socket that had nothing to give was asked all the same.
-    if !is_inside && (transferred <= 0 || ctx.arg::<i32>(2) & MSG_PEEK != 0) {
+    if !is_inside && (transferred <= 0 || usage.flags() & (MSG_PEEK | MSG_ERRQUEUE) != 0) {
         return 0;
     }
     // SAFETY: a map value; the field is free, because no call is returning.
     unsafe { (*thread).tail = transferred as u64 };
-    let sk: *const c_void = ctx.arg(0);
+    let sk = usage.socket();
     let protocol = read_u16(sk, offset!(sock_protocol));
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
         return 0;
     }
-    // SAFETY: the verifier knows the argument as a socket.
-    let cookie = unsafe { generated::bpf_get_socket_cookie(sk.cast_mut()) };
+    // SAFETY: a map value; `call` is free as `tail` is.
+    let known: *mut u64 = unsafe {
+        (*thread).call.position = usage.cookie(thread, sk);
+        lookup(address(&SOCKETS), cookie_of(thread))
+    };
     if is_inside {
-        stamp(thread, cookie);
-    }
-    let known = SOCKETS.get_ptr_mut(&cookie);
-    if is_inside {
-        if known.is_none() {
-            announce(sk, &cookie, protocol, socket::OPEN);
+        stamp(thread);
+        if known.is_null() {
+            announce(sk, thread, protocol);
         }
         return 0;
     }
-    // SAFETY: a map value.
-    let state = known.map_or(UNKNOWN, |state| unsafe { *state });
-    if state == socket::NAMED {
-        // SAFETY: a map value.
-        unsafe { (*thread).skipped = 1 };
-        return 0;
-    }
-    // SAFETY: a map value. `full` is free as `tail` is.
+    // SAFETY: a map value, as `thread` is, whose `full` is free as `tail` is.
     unsafe {
+        let state = if known.is_null() { UNKNOWN } else { *known };
+        if state == socket::NAMED {
+            (*thread).skipped = 1;
+            return 0;
+        }
         let generation = generation(thread);
         if generation == 0 {
             return 0;
@@ -94,12 +223,19 @@ fn used(ctx: &BtfTracePointContext, direction: Direction) -> i32 {
             return 0;
         }
         (*thread).full = generation;
+        if state == UNKNOWN {
+            announce(sk, thread, protocol);
+        }
     }
-    if state == UNKNOWN {
-        announce(sk, &cookie, protocol, socket::OPEN);
-    }
-    tell(thread, cookie, direction);
+    tell(thread, direction);
     0
+}
+
+/// Where the cookie of the socket in use is, as a key.
+#[inline(always)]
+fn cookie_of(thread: *mut Thread) -> *const c_void {
+    // SAFETY: inside a map value.
+    unsafe { (&raw const (*hide(thread)).call.position).cast() }
 }
 
 /// How many handles of the process work in memory.
@@ -139,7 +275,7 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// Sends what a socket transferred: `thread.tail` bytes, in the generation `thread.full`.
 #[inline(always)]
-fn tell(thread: *mut Thread, cookie: u64, direction: Direction) {
+fn tell(thread: *mut Thread, direction: Direction) {
     // SAFETY: a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         (*thread).sequence = get!(thread, sequence) + 1;
@@ -154,7 +290,7 @@ fn tell(thread: *mut Thread, cookie: u64, direction: Direction) {
             time: bpf_ktime_get_boot_ns(),
         };
         (*record).pid_tgid = get!(thread, pid_tgid);
-        (*record).socket = cookie;
+        (*record).socket = get!(thread, call.position);
         (*record).length = get!(thread, tail) as u32;
         (*record).generation = get!(thread, full) as u32;
         (*record).place = standing(thread);
@@ -171,11 +307,18 @@ pub fn socket_closed(ctx: BtfTracePointContext) -> i32 {
     }
     let sk: *const c_void = ctx.arg(0);
     let mut cookie = 0u64;
-    // SAFETY: the helper fails on a wrong address; eight bytes. Not the helper for cookies: it would give
-    // one to each socket of the machine, just before its end.
-    unsafe {
-        let from = (sk as u64 + offset!(sock_cookie)) as *const c_void;
-        generated::bpf_probe_read_kernel((&raw mut cookie).cast(), 8, from);
+    let key = sk as u64;
+    if let Some(known) = SOCKET_IDS.get_ptr(&key) {
+        // SAFETY: a map value.
+        cookie = unsafe { (*known)[0] };
+        let _ = SOCKET_IDS.remove(&key);
+    } else {
+        // SAFETY: the helper fails on a wrong address; eight bytes. Not the helper for cookies: it would
+        // give one to each socket of the machine, just before its end.
+        unsafe {
+            let from = (sk as u64 + offset!(sock_cookie)) as *const c_void;
+            generated::bpf_probe_read_kernel((&raw mut cookie).cast(), 8, from);
+        }
     }
     if cookie == 0 || SOCKETS.get_ptr(&cookie).is_none() {
         return 0;
@@ -201,7 +344,7 @@ pub fn socket_closed(ctx: BtfTracePointContext) -> i32 {
 
 /// Nested calls of one thread all end at this socket.
 #[inline(always)]
-fn stamp(thread: *mut Thread, cookie: u64) {
+fn stamp(thread: *mut Thread) {
     let mut i = 0;
     while i < FRAMES {
         // SAFETY: a map value; i < FRAMES.
@@ -209,6 +352,7 @@ fn stamp(thread: *mut Thread, cookie: u64) {
             if i as u64 >= get!(thread, depth) {
                 return;
             }
+            let cookie = get!(thread, call.position);
             let socket = &raw mut (*thread).frames[i].socket;
             if *socket == 0 {
                 *socket = cookie;
@@ -222,7 +366,7 @@ fn stamp(thread: *mut Thread, cookie: u64) {
 
 /// Sends the two ends of the socket. If the ring is full the next use tries again.
 #[inline(always)]
-fn announce(sk: *const c_void, cookie: &u64, protocol: u16, state: u64) {
+fn announce(sk: *const c_void, thread: *mut Thread, protocol: u16) {
     const AF_INET6: u16 = 10;
     let side = side_of(sk);
     let record: *mut Socket = reserve(size_of::<Socket>() as u64).cast();
@@ -237,7 +381,7 @@ fn announce(sk: *const c_void, cookie: &u64, protocol: u16, state: u64) {
             len: 0,
             time: bpf_ktime_get_boot_ns(),
         };
-        (*record).cookie = *cookie;
+        (*record).cookie = get!(thread, call.position);
         (*record).side = side;
         let family = read_u16(sk, offset!(sock_family));
         (*record).family = family;
@@ -258,8 +402,10 @@ fn announce(sk: *const c_void, cookie: &u64, protocol: u16, state: u64) {
             read::<4>(peer, sk, offset!(sock_daddr));
         }
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
+        (*thread).buf = socket::OPEN;
+        let value = (&raw const (*hide(thread)).buf).cast();
+        insert(address(&SOCKETS), cookie_of(thread), value);
     }
-    let _ = SOCKETS.insert(cookie, &state, 0);
 }
 
 /// Did the program connect this socket or accept it? Told by what the kernel keeps anyway, so that it is

@@ -38,6 +38,9 @@ const TESTS: &[&str] = &[
     "python_http_client",
     "openssl_s_client",
     "writers_are_not_mixed",
+    "attribution_of_asyncio",
+    "attribution_of_threads",
+    "addresses_of_ipv6",
 ];
 
 /// Those that watch the whole machine, and so run here only.

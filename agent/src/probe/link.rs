@@ -15,7 +15,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{CgroupArray, HashMap, Map, MapData},
     programs::{
-        BtfTracePoint, Program, ProgramError, RawTracePoint, UProbe,
+        Program, ProgramError, RawTracePoint, UProbe,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
     sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported},
@@ -42,12 +42,20 @@ const PERF_ENTRIES: [(u64, &str); 6] = [
     (8, "entry_handshake"),
 ];
 const WHAT: u64 = 15;
-/// The first two came with 6.3.
-const SOCKET_TRACEPOINTS: [(&str, &str); 3] = [
-    ("socket_send", "sock_send_length"),
-    ("socket_receive", "sock_recv_length"),
-    ("socket_closed", "tcp_destroy_sock"),
+/// Programs that see sockets used, and what they hang on: the first pair that this kernel takes. The
+/// tracepoints came with 6.3. The old pair is refused where it does not belong, the new one is not.
+const SOCKET_USES: [[(&str, &str); 2]; 3] = [
+    [
+        ("socket_send", "sock_send_length"),
+        ("socket_receive", "sock_recv_length"),
+    ],
+    [
+        ("tcp_send_old", "tcp_sendmsg"),
+        ("tcp_receive_old", "tcp_recvmsg"),
+    ],
+    [("tcp_send", "tcp_sendmsg"), ("tcp_receive", "tcp_recvmsg")],
 ];
+const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 6;
 const CONTROL: u64 = 10;
@@ -342,17 +350,46 @@ impl Programs {
     }
 }
 
-/// The tracepoints that tell which socket a call used came with 6.3.
+/// Attaches what sees sockets: those that end in any case, and the first pair for those that are used.
 fn follow_sockets(ebpf: &mut Ebpf) -> Result<()> {
     let btf = Btf::from_sys_fs()?;
-    for (name, tracepoint) in SOCKET_TRACEPOINTS {
-        let program: &mut BtfTracePoint = program(ebpf, name)?;
-        program
-            .load(tracepoint, &btf)
-            .and_then(|()| program.attach())
-            .with_context(|| format!("attach to the tracepoint {tracepoint}"))?;
+    load_socket_program(ebpf, SOCKET_END, &btf)?;
+    let mut refusals = Vec::new();
+    for uses in SOCKET_USES {
+        let loaded: Result<()> = uses
+            .into_iter()
+            .try_for_each(|program| load_socket_program(ebpf, program, &btf));
+        if let Err(error) = loaded {
+            refusals.push(format!("{error:#}"));
+            continue;
+        }
+        for (name, hook) in [SOCKET_END].into_iter().chain(uses) {
+            let program = ebpf.program_mut(name).context("it was loaded above")?;
+            let attached = match program {
+                Program::BtfTracePoint(program) => program.attach().map(drop),
+                Program::FExit(program) => program.attach().map(drop),
+                _ => unreachable!("nothing else is loaded above"),
+            };
+            attached.with_context(|| format!("attach to {hook}"))?;
+        }
+        return Ok(());
     }
-    Ok(())
+    bail!("{}", refusals.join("; "))
+}
+
+fn load_socket_program(ebpf: &mut Ebpf, (name, hook): (&str, &str), btf: &Btf) -> Result<()> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("no program {name} in the object"))?;
+    load_on(program, hook, btf).map_err(|error| anyhow!("{hook}: {}", in_a_line(&error)))
+}
+
+fn load_on(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), ProgramError> {
+    match program {
+        Program::BtfTracePoint(program) => program.load(hook, btf),
+        Program::FExit(program) => program.load(hook, btf),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
 }
 
 /// What came of loading one program.
@@ -386,14 +423,12 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
                 continue;
             }
             Program::RawTracePoint(program) => program.load(),
-            Program::BtfTracePoint(program) => {
-                let tracepoint = SOCKET_TRACEPOINTS
-                    .iter()
-                    .find(|(known, _)| *known == name)
-                    .map(|(_, tracepoint)| *tracepoint)
-                    .with_context(|| format!("{name}: no tracepoint is known"))?;
+            Program::BtfTracePoint(_) | Program::FExit(_) => {
+                let mut hooks = SOCKET_USES.iter().flatten().chain([&SOCKET_END]);
+                let hook = hooks.find(|(known, _)| *known == name);
+                let (_, hook) = hook.with_context(|| format!("{name}: no hook is known"))?;
                 match &btf {
-                    Some(btf) => program.load(tracepoint, btf),
+                    Some(btf) => load_on(program, hook, btf),
                     None => {
                         results.push((name.to_owned(), Loaded::NotHere("no BTF")));
                         continue;
@@ -415,7 +450,25 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
         };
         results.push((name.to_owned(), result));
     }
+    accept_alternatives(&mut results);
     Ok(results)
+}
+
+/// One pair of the programs that see sockets is enough.
+fn accept_alternatives(results: &mut [(String, Loaded)]) {
+    let is_loaded = |(wanted, _): &(&str, &str)| {
+        let mut results = results.iter();
+        results.any(|(name, loaded)| name == wanted && matches!(loaded, Loaded::Yes(_)))
+    };
+    if !SOCKET_USES.iter().any(|pair| pair.iter().all(is_loaded)) {
+        return;
+    }
+    for (name, loaded) in results {
+        let is_use = SOCKET_USES.iter().flatten().any(|(use_, _)| use_ == name);
+        if is_use && matches!(loaded, Loaded::No(_)) {
+            *loaded = Loaded::NotHere("another pair sees sockets");
+        }
+    }
 }
 
 fn check_sessions(ebpf: &Ebpf) -> Vec<(String, Loaded)> {
