@@ -257,6 +257,51 @@ fn attribution_of_curl() {
     assert_eq!((said.inferred, said.none), (0, 0), "{said:?}");
 }
 
+/// Many streams of HTTP/2 on each connection, by Node (in memory) and by curl (its own BIO). Which bytes are
+/// whose is told by the bodies.
+#[test]
+fn attribution_of_http2() {
+    let test = "attribution_of_http2";
+    let Some(lab) = Lab::with(test, &["node", "curl"]) else {
+        return;
+    };
+    if !has_ipv6(test) {
+        return;
+    }
+    let program = lab.program("http2.mjs");
+    let (cert, key) = lab.certificate();
+    let hosts = ["127.0.0.1", "127.0.0.2", "::1"];
+    let mut serve = argv!["node", &program, "serve", &lab.dir, "server", cert, key];
+    serve.extend(hosts.map(OsString::from));
+    let server = lab.spawn(lab.command(serve), "server");
+    let port = lab.port("server", &server);
+    let urls = ["127.0.0.1", "127.0.0.2", "[::1]"].map(|host| format!("https://{host}:{port}"));
+
+    let mut node = argv!["node", &program, "ask", "8", "125"];
+    node.extend(urls.iter().map(OsString::from));
+    let mut curl = argv!["curl", "-sk", "--http2", "--parallel", "--max-time", "60"];
+    for number in 0..300 {
+        // Behind those of Node, which has eight connections.
+        let nonce = format!("nonce-{:04}-{:04}", 8 + number % 3, number);
+        curl.push(format!("{}/{nonce}", urls[number % 3]).into());
+    }
+    let mut all = Vec::new();
+    for client in [node, curl] {
+        let run = lab.agent().run(client);
+        run.success();
+        let ends = ends(&lab.path("server.accepted"));
+        if !bare() {
+            all.push(said(&run, &ends, "client"));
+        }
+    }
+    let ends = ends(&lab.path("server.accepted"));
+    assert_eq!(ends.len(), 1300);
+    if let [node, curl] = all[..] {
+        node.assert_named(99);
+        assert_eq!((curl.inferred, curl.none), (0, 0), "{curl:?}");
+    }
+}
+
 /// Who moves the bytes of several connections in one go gives no evidence, and gets no name.
 #[test]
 fn attribution_of_those_who_can_not_be_told_apart() {
