@@ -187,6 +187,9 @@ fn as_root(
         sh::say(&format!("  in the VMs only: {}", vm::ALONE.join(", ")));
         command.args(vm::ALONE.iter().flat_map(|test| ["--skip", test]));
     }
+    // Agents beside each other wait for each other: one that detaches keeps the others from attaching.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    command.arg(format!("--test-threads={}", processors.div_ceil(2)));
     // As cargo would: in the package's directory.
     libtest(
         command.args(filter).current_dir(sh::root().join("agent")),
