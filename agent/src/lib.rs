@@ -10,6 +10,7 @@ pub mod complain;
 pub mod config;
 pub mod confine;
 pub mod connection;
+pub mod container;
 pub mod coverage;
 pub mod doctor;
 pub mod escape;
