@@ -203,7 +203,6 @@ fn run(name: &str, scenario: &Scenario) -> String {
             _ => Policy::Redacted,
         },
         exes: scenario.exes.clone(),
-        containers: Vec::new(),
         uids: Vec::new(),
         comms: Vec::new(),
         key: 1,

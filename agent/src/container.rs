@@ -4,18 +4,19 @@
 //! is in a path, and which hierarchies have it, differs: so all lines of `/proc/PID/cgroup` are looked at
 //! and nothing is expected of a path but an id.
 
+use crate::cgroup::{Line, lines};
+
 /// The innermost container of a process, from its `/proc/PID/cgroup`.
 ///
 /// Hierarchies may disagree: a runtime need not join all of them, and a daemon in a container may join
 /// fewer than the one that started it. The line that tells of most containers within each other knows
 /// most; among equals version 2 comes first, then systemd's own.
 pub fn id(groups: &str) -> Option<&str> {
-    let lines = groups.lines().filter_map(Line::of);
-    let told = lines.filter_map(|line| {
+    let told = lines(groups).filter_map(|line| {
         let mut ids = line.path.split('/').filter_map(id_in);
         let first = ids.next()?;
         let (more, innermost) = ids.fold((0, first), |(more, _), id| (more + 1, id));
-        Some((more, line.rank(), innermost))
+        Some((more, rank(&line), innermost))
     });
     let best = told.reduce(|best, other| {
         let is_better = (other.0, other.1) > (best.0, best.1);
@@ -24,42 +25,11 @@ pub fn id(groups: &str) -> Option<&str> {
     best.map(|(_, _, id)| id)
 }
 
-/// Is the process in this group, or in one below it? In any hierarchy: who writes a path as
-/// `/proc/PID/cgroup` has it does not say which.
-pub fn is_below(groups: &str, path: &str) -> bool {
-    let path = path.trim_end_matches('/');
-    let mut lines = groups.lines().filter_map(Line::of);
-    lines.any(|line| {
-        let below = line.path.strip_prefix(path);
-        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
-    })
-}
-
-/// `4:memory:/a/b`; `0::/a/b` of version 2.
-struct Line<'a> {
-    controllers: &'a str,
-    number: &'a str,
-    path: &'a str,
-}
-
-impl<'a> Line<'a> {
-    fn of(line: &'a str) -> Option<Line<'a>> {
-        let mut fields = line.splitn(3, ':');
-        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        Some(Line {
-            controllers,
-            number,
-            // The group was removed, the process is a zombie.
-            path: path.strip_suffix(" (deleted)").unwrap_or(path),
-        })
-    }
-
-    fn rank(&self) -> u8 {
-        match (self.number, self.controllers) {
-            ("0", "") => 2,
-            (_, "name=systemd") => 1,
-            _ => 0,
-        }
+fn rank(line: &Line<'_>) -> u8 {
+    match (line.number, line.controllers) {
+        ("0", "") => 2,
+        (_, "name=systemd") => 1,
+        _ => 0,
     }
 }
 
@@ -290,31 +260,6 @@ mod tests {
     #[test]
     fn a_zombie_of_a_removed_group() {
         assert_id("0::/system.slice/docker-{A}.scope (deleted)\n", Some(A));
-    }
-
-    #[test]
-    fn below_a_group() {
-        let groups = "4:memory:/jobs/7\n1:name=systemd:/\n0::/app.slice/web.service\n";
-        for path in [
-            "/jobs",
-            "/jobs/",
-            "/jobs/7",
-            "/app.slice",
-            "/app.slice/web.service",
-            "/",
-            "",
-        ] {
-            assert!(is_below(groups, path), "{path}");
-        }
-        for path in [
-            "/job",
-            "/jobs/8",
-            "/jobs/7/1",
-            "/web.service",
-            "/app.slice/web",
-        ] {
-            assert!(!is_below(groups, path), "{path}");
-        }
     }
 
     /// Whatever the cut, no panic.

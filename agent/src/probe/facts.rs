@@ -5,11 +5,11 @@ use std::{fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 use super::mapping::Mapping;
 use crate::{
     container,
-    half::{Facts, clip},
+    half::{Facts, Filter, clip},
 };
 
 /// Everything that can still be read: the process may be ending.
-pub fn of(pid: u32) -> Facts {
+pub fn of(pid: u32, filter: &Filter) -> Facts {
     let mut facts = Facts {
         pid,
         ..Facts::default()
@@ -28,7 +28,9 @@ pub fn of(pid: u32) -> Facts {
         // The last one is the id in the innermost namespace.
         facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != pid);
     }
-    facts.container_id = container::id(&groups(pid)).map(str::to_owned);
+    let groups = groups(pid);
+    facts.container_id = container::id(&groups).map(str::to_owned);
+    facts.is_outside = !filter.holds(&groups);
     facts
 }
 
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_facts_about_ourselves() {
-        let facts = of(std::process::id());
+        let facts = of(std::process::id(), &Filter::default());
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());
