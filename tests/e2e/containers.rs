@@ -79,13 +79,11 @@ fn curl(lab: &Lab, server: &Server<'_>, before: &str, name: &str, body: &str) {
 }
 
 fn has_sent(running: &Running, text: &str) -> bool {
-    let records = running.records();
-    let found = records.kind("data").any(|record| {
+    running.records().kind("data").any(|record| {
         record["text"]
             .as_str()
             .is_some_and(|sent| sent.contains(text))
-    });
-    found
+    })
 }
 
 /// Started after the agent, by a runtime that moves itself into the group and calls exec. Nobody else is
