@@ -390,7 +390,6 @@ impl Bench {
             emit: BTreeSet::from([Kind::Data, Kind::Gap, Kind::Coverage, Kind::Stats]),
             content,
             exes: Vec::new(),
-            containers: Vec::new(),
             uids: Vec::new(),
             comms: Vec::new(),
             key: 1,

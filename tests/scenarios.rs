@@ -153,6 +153,14 @@ enum Step {
     Clock {
         at: u64,
     },
+    /// Somebody sets the wall clock: seconds since 1970 at boot.
+    Wall {
+        boot: u64,
+    },
+    Renamed {
+        pid: u32,
+        comm: String,
+    },
     Missed {
         pid: u32,
         path: String,
@@ -203,7 +211,6 @@ fn run(name: &str, scenario: &Scenario) -> String {
             _ => Policy::Redacted,
         },
         exes: scenario.exes.clone(),
-        containers: Vec::new(),
         uids: Vec::new(),
         comms: Vec::new(),
         key: 1,
@@ -466,6 +473,8 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             *now = ms(*at);
             line.expire(*now, out);
         }
+        Step::Wall { boot } => line.set_clock(boot * 1_000_000_000),
+        Step::Renamed { pid, comm } => line.renamed(*pid, comm),
         Step::Missed { pid, path } => line.missed(*pid, path, time, out),
         Step::Ended { pid } => line.ended(*pid, time, out),
         Step::Finish {} => line.finish(time, out),
@@ -546,5 +555,6 @@ scenarios! {
     other_stack
     redacted
     reused_handle
+    set_clock
     wrong_order
 }

@@ -2,7 +2,7 @@
 
 use core::{ffi::c_void, ptr};
 
-use agent_ebpf::{Process, Thread, WANTED, control, filter, unmatched};
+use agent_ebpf::{MEMBER, OURS, Process, Thread, WANTED, control, filter, unmatched};
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, generated,
 };
@@ -11,6 +11,8 @@ use crate::maps::{
     CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, insert, lookup, new_thread, offset,
     opaque,
 };
+
+const _: () = assert!(filter::PROCESS == WANTED && filter::MEMBER == MEMBER);
 
 /// What becomes of a call.
 pub enum Admission {
@@ -41,14 +43,14 @@ pub fn admit(id: &u64) -> Admission {
     let tgid: *const c_void = unsafe { ptr::from_ref(id).cast::<u8>().add(4) }.cast();
     // SAFETY: a key of PROCESSES.
     let mut process: *mut Process = unsafe { lookup(address(&PROCESSES), tgid) };
-    if active & filter::PROCESS != 0 {
-        if process.is_null() {
+    let needed = active & (filter::PROCESS | filter::MEMBER);
+    if process.is_null() {
+        if needed != 0 {
             return Admission::Filtered;
         }
-        // SAFETY: checked for null, a map value lives on until the program ends.
-        if unsafe { (*process).flags } & WANTED == 0 {
-            return Admission::Filtered;
-        }
+    // SAFETY: checked for null, a map value lives on until the program ends.
+    } else if unsafe { (*process).flags } & (needed | OURS) != needed {
+        return Admission::Filtered;
     }
     if !changeable_pass(active) {
         return Admission::Filtered;

@@ -143,15 +143,17 @@ pub mod control {
 
 /// Bits of [`control::FILTER`]. A call passes if each active filter lets it pass.
 pub mod filter {
-    /// Only processes in the map of processes that are marked [`super::WANTED`].
+    /// Only processes in the map of processes that are marked [`super::WANTED`]: the same bit.
     pub const PROCESS: u64 = 1;
-    pub const UID: u64 = 2;
+    /// Likewise [`super::MEMBER`].
+    pub const MEMBER: u64 = 2;
+    pub const UID: u64 = 4;
     /// The leader's comm.
-    pub const COMM: u64 = 4;
+    pub const COMM: u64 = 8;
     /// cgroup v2.
-    pub const CGROUP: u64 = 8;
+    pub const CGROUP: u64 = 16;
     /// Children of wanted processes are wanted.
-    pub const FOLLOW: u64 = 16;
+    pub const FOLLOW: u64 = 32;
 }
 
 /// Start of every ring record.
@@ -328,7 +330,7 @@ pub mod socket {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Process {
     pub born: u64,
-    /// [`WANTED`] or 0; from [`HANDLES`] on the number of handles that made a call without a socket, ever:
+    /// [`WANTED`], [`MEMBER`], [`OURS`]; from [`HANDLES`] on the number of handles that made a call without a socket, ever:
     /// while it is 0 nobody asks where the sockets of this process belong. Counted without a lock, so now
     /// and then two count as one.
     pub flags: u64,
@@ -336,6 +338,10 @@ pub struct Process {
 /// Bits of [`Process::flags`] below the number of handles.
 pub const HANDLES: u64 = 32;
 pub const WANTED: u64 = 1;
+/// It is in a container or control group that is watched, as user space found; children are born there.
+pub const MEMBER: u64 = 2;
+/// One of the agent's own processes: nothing of it is ever recorded.
+pub const OURS: u64 = 4;
 
 /// What a process used of the ring's upper half, in the window of time with this number.
 #[repr(C)]

@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{Process, WANTED, control, counter, filter, unmatched};
+use agent_ebpf::{MEMBER, Process, WANTED, control, counter, filter, unmatched};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
     macros::raw_tracepoint,
@@ -30,20 +30,19 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if read != 0 || tgid == parent {
         return 0;
     }
-    let followed = control(control::FILTER) & filter::FOLLOW != 0
+    let inherited = match control(control::FILTER) & filter::FOLLOW {
+        0 => MEMBER,
+        _ => MEMBER | WANTED,
+    };
+    let flags = match PROCESSES.get_ptr(&parent) {
         // SAFETY: a map value.
-        && PROCESSES.get_ptr(&parent).is_some_and(|p| unsafe { (*p).flags } & WANTED != 0);
-    if followed {
+        Some(parent) => (unsafe { (*parent).flags }) & inherited,
+        None => 0,
+    };
+    if flags != 0 {
         // SAFETY: no arguments.
         let born = unsafe { bpf_ktime_get_boot_ns() };
-        let _ = PROCESSES.insert(
-            &tgid,
-            &Process {
-                born,
-                flags: WANTED,
-            },
-            0,
-        );
+        let _ = PROCESSES.insert(&tgid, &Process { born, flags }, 0);
     } else {
         // Whoever had this id before is dead.
         let _ = PROCESSES.remove(&tgid);

@@ -44,9 +44,8 @@ pub enum Action {
 /// Without CMD it watches the machine until it is interrupted. With CMD it starts it as the calling
 /// user, watches it and its children only, and ends with its exit status.
 ///
-/// Filters: the same one twice means "or", different ones mean "and". --pid, --comm, --uid and
-/// --cgroup act in the kernel, from the first byte: what they turn away is never copied. --exe and
-/// --container act on what was copied.
+/// Filters: the same one twice means "or", different ones mean "and". --pid, --comm, --uid, --cgroup and
+/// --container act in the kernel: what they turn away is never copied. --exe acts on what was copied.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_AFTER, after_long_help = RUN_AFTER)]
 pub struct Run {
@@ -233,7 +232,7 @@ mod tests {
     #[test]
     fn every_flag_arrives() {
         let run = run(
-            "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container ab \
+            "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container abcd \
              --emit data,gap --emit stats --content full --output json -o f --ring-size 262144 \
              --stats-interval 500ms --no-hold --color never -vv",
         );
@@ -242,8 +241,8 @@ mod tests {
         assert_eq!(config.filter.uids, [0, 0]);
         assert_eq!(config.filter.comms, ["a"]);
         assert_eq!(config.filter.exes, ["/usr/*"]);
-        assert_eq!(config.filter.containers, ["ab"]);
-        assert_eq!(config.filter.cgroups, [PathBuf::from("/sys/fs/cgroup/x")]);
+        assert_eq!(config.filter.containers, ["abcd"]);
+        assert_eq!(config.filter.cgroups, [PathBuf::from("/x")]);
         assert_eq!(
             config.emit.into_iter().collect::<Vec<_>>(),
             [Kind::Data, Kind::Gap, Kind::Stats]

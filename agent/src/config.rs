@@ -42,8 +42,9 @@ pub struct Filter {
     pub comms: Vec<String>,
     pub exes: Vec<String>,
     pub uids: Vec<u32>,
-    /// Absolute, below [`CGROUP_ROOT`], without `..`.
+    /// Absolute, without `..`: as `/proc/PID/cgroup` has them, or directories.
     pub cgroups: Vec<PathBuf>,
+    /// Beginnings of ids, at least [`CONTAINER_MIN`] bytes each.
     pub containers: Vec<String>,
 }
 
@@ -71,7 +72,8 @@ impl Config {
 
 /// The kernel's TASK_COMM_LEN without the final NUL.
 pub const COMM_MAX: usize = 15;
-pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+/// A shorter beginning would be shared by too many.
+pub const CONTAINER_MIN: usize = 4;
 
 /// Some of the largest records must fit.
 const RING_MIN: u64 = 256 << 10;
@@ -152,22 +154,20 @@ fn uid(owner: Owner) -> Result<u32, ConfigError> {
     }
 }
 
-/// Takes a group as `/proc/PID/cgroup` names it (`/system.slice`) or as the file system does.
 fn cgroup(path: PathBuf) -> Result<PathBuf, ConfigError> {
     let plain = |c: Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
     if !path.is_absolute() || !path.components().all(plain) {
         return Err(ConfigError::Cgroup(path));
     }
-    if path.starts_with(CGROUP_ROOT) {
-        return Ok(path);
-    }
-    let below = path.strip_prefix("/").unwrap_or(&path);
-    Ok(Path::new(CGROUP_ROOT).join(below))
+    Ok(path)
 }
 
+/// An id as runtimes print it, shortened or not. A name would wait forever for a container.
 fn container(id: String) -> Result<String, ConfigError> {
-    if id.is_empty() {
-        return Err(ConfigError::Empty("--container"));
+    // Fargate's have a number behind a hyphen.
+    let is_part = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    if id.len() < CONTAINER_MIN || !id.bytes().all(is_part) {
+        return Err(ConfigError::Container(id));
     }
     Ok(id)
 }
@@ -202,12 +202,13 @@ pub struct Settings {
     #[arg(long, value_name = "UID|NAME", help_heading = FILTERS)]
     pub uid: Option<Vec<Owner>>,
 
-    /// Watch processes in this control group (v2) or below it, as in /proc/PID/cgroup. Filters in the
-    /// kernel, from the first byte
+    /// Watch processes in this control group or below it: as in /proc/PID/cgroup, or its directory.
+    /// Version 2 filters in the kernel, from the first byte; version 1 as --container does
     #[arg(long, value_name = "PATH", help_heading = FILTERS)]
     pub cgroup: Option<Vec<PathBuf>>,
 
-    /// Watch processes of the container whose id starts so. Filters after the copy
+    /// Watch processes of the container whose id begins so (4 characters or more), also one that starts
+    /// later. Filters in the kernel, by a set that processes join when they start or call exec
     #[arg(long, value_name = "ID", help_heading = FILTERS)]
     pub container: Option<Vec<String>>,
 
@@ -407,6 +408,11 @@ pub enum ConfigError {
     },
     #[error("--cgroup {}: write the path as in /proc/PID/cgroup, such as /system.slice", .0.display())]
     Cgroup(PathBuf),
+    #[error(
+        "--container {0}: write the container's id, or at least {CONTAINER_MIN} characters of its \
+         beginning, as `docker ps` or `crictl ps` shows it"
+    )]
+    Container(String),
     #[error("--ring-size {0}: must be a power of two from {RING_MIN} to {RING_MAX}")]
     RingSize(u64),
 }
@@ -475,6 +481,15 @@ mod tests {
             ("uid = [\"no-such-user-here\"]", &["no-such-user-here"]),
             ("cgroup = [\"/a/../b\"]", &["/proc/PID/cgroup"]),
             ("cgroup = [\"a\"]", &["/proc/PID/cgroup"]),
+            (
+                "container = [\"\"]",
+                &["--container", "4 characters", "docker ps"],
+            ),
+            (
+                "container = [\"c0f\"]",
+                &["--container c0f", "4 characters"],
+            ),
+            ("container = [\"my-web\"]", &["--container my-web", "id"]),
         ] {
             let error = config(text).expect_err(text).to_string();
             for part in parts {
@@ -482,15 +497,6 @@ mod tests {
             }
             assert!(!error.contains('\n'), "{error:?} is one line");
         }
-    }
-
-    #[test]
-    fn both_spellings_of_a_cgroup() {
-        let config = config("cgroup = [\"/a.slice\", \"/sys/fs/cgroup/a.slice\"]").unwrap();
-        let [one, other] = &config.filter.cgroups[..] else {
-            panic!("two groups")
-        };
-        assert_eq!(one, other);
     }
 
     #[test]

@@ -17,11 +17,12 @@ use serde_json::Value;
 
 use crate::{
     ahead::installed,
+    cgroup::{Hierarchies, Layout},
     cli::Doctor,
     complain::complain,
     escape,
     locate::{Instruction, Point, Pread, Refusal, locate},
-    redact,
+    namespace, redact,
     self_test::MARKER,
 };
 
@@ -80,6 +81,8 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
         lockdown(),
         privileges(),
         perf(),
+        namespace(),
+        cgroups(),
     ];
     checks.extend(libraries());
     checks.push(self_test());
@@ -265,6 +268,52 @@ fn perf() -> Check {
             "perf",
             format!("/proc/sys/kernel/perf_event_paranoid: {error}"),
             "a kernel with CONFIG_PERF_EVENTS and /proc mounted is needed",
+        ),
+    }
+}
+
+fn namespace() -> Check {
+    const NAME: &str = "namespace";
+    if namespace::is_initial() {
+        return ok(NAME, "the initial pid namespace");
+    }
+    let way_out = "run vortex-agent on the host, or with `hostPID: true` (Kubernetes) or `--pid=host` \
+                   (docker, podman)";
+    failed(
+        NAME,
+        "a pid namespace of its own: nothing can be watched",
+        way_out,
+    )
+}
+
+/// Where `--cgroup` acts, and whether containers can be told from each other.
+fn cgroups() -> Check {
+    const NAME: &str = "cgroups";
+    let hierarchies = match Hierarchies::read() {
+        Ok(hierarchies) => hierarchies,
+        Err(error) => {
+            let way_out = "mount /proc";
+            return limited(NAME, format!("/proc/self/mountinfo: {error}"), way_out);
+        }
+    };
+    let by_members = "processes are noticed when they start, call exec, or within seconds";
+    match hierarchies.layout() {
+        Layout::Version2 => ok(
+            NAME,
+            "version 2: --cgroup filters in the kernel, from the first byte",
+        ),
+        Layout::Hybrid => ok(
+            NAME,
+            format!(
+                "version 2 and version 1: --cgroup filters in the kernel for groups of version 2; in \
+                 others {by_members}"
+            ),
+        ),
+        Layout::Version1 => ok(NAME, format!("version 1: with --cgroup, {by_members}")),
+        Layout::Nothing => limited(
+            NAME,
+            "no hierarchy is mounted",
+            "--cgroup finds no group, --container works; mount /sys/fs/cgroup into this container",
         ),
     }
 }

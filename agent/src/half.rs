@@ -16,6 +16,8 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::{cgroup::is_below, container};
+
 /// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
 pub type FileId = u64;
 pub const OWN_FILE: FileId = 1 << 63;
@@ -63,6 +65,11 @@ pub enum Report {
     /// A process that waited goes on.
     Continued {
         pid: u32,
+    },
+    /// What the process' leader calls itself from now on.
+    Renamed {
+        pid: u32,
+        comm: String,
     },
     /// The process is gone.
     Ended {
@@ -147,10 +154,30 @@ pub struct Filter {
     pub follow: bool,
     pub uids: Vec<u32>,
     pub comms: Vec<String>,
+    /// Control groups, as `/proc/PID/cgroup` names them.
+    pub groups: Vec<String>,
+    /// Beginnings of container ids.
+    pub containers: Vec<String>,
+    /// The kernel side is told who is in `groups` and `containers`: it can't find out itself.
+    pub members: bool,
     /// Look at what is mapped already.
     pub scan: bool,
     /// Hold processes of the tree while a new file of theirs is looked at.
     pub hold: bool,
+}
+
+impl Filter {
+    /// Is a process with this `/proc/PID/cgroup` in what is watched?
+    pub fn holds(&self, groups: &str) -> bool {
+        let Filter {
+            groups: wanted,
+            containers,
+            ..
+        } = self;
+        let is_in = |id: &str| containers.iter().any(|start| id.starts_with(start));
+        (wanted.is_empty() || wanted.iter().any(|path| is_below(groups, path)))
+            && (containers.is_empty() || container::id(groups).is_some_and(is_in))
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -175,6 +202,8 @@ pub struct Facts {
     pub owner_uid: Option<u32>,
     pub parent_pid: Option<u32>,
     pub container_id: Option<String>,
+    /// It is not in the control groups that are watched.
+    pub is_outside: bool,
 }
 
 /// One probe to place.
@@ -300,4 +329,29 @@ pub fn receive<M: DeserializeOwned>(socket: impl AsFd) -> io::Result<Received<M>
     let message = postcard::from_bytes(&bytes[..received.bytes])
         .map_err(|error| io::Error::other(format!("a message of the other half: {error}")))?;
     Ok(Received::Message(message, fds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_and_containers() {
+        let id = "c0ffee00".repeat(8);
+        let groups = format!("4:memory:/jobs/7\n0::/system.slice/docker-{id}.scope\n");
+        let holds = |wanted: &[&str], containers: &[&str]| {
+            let owned = |list: &[&str]| list.iter().map(|one| one.to_string()).collect();
+            let filter = Filter {
+                groups: owned(wanted),
+                containers: owned(containers),
+                ..Filter::default()
+            };
+            filter.holds(&groups)
+        };
+        assert!(holds(&[], &[]));
+        assert!(holds(&[], &["beef", "c0ffee"]) && holds(&["/no", "/jobs"], &[]));
+        assert!(holds(&["/jobs"], &[&id]));
+        assert!(!holds(&["/jobs"], &["beef"]) && !holds(&["/no"], &["c0ff"]));
+        assert!(!holds(&[], &["0ffee"]), "a beginning, not a part");
+    }
 }

@@ -32,8 +32,6 @@ pub struct Wanted {
     pub content: Policy,
     /// Patterns of executables; a process passes if one matches. Empty: everybody.
     pub exes: Vec<String>,
-    /// Container ids, or their beginnings.
-    pub containers: Vec<String>,
     /// What the kernel filters by; here for coverage only.
     pub uids: Vec<u32>,
     pub comms: Vec<String>,
@@ -74,6 +72,8 @@ struct Who {
     passes: bool,
     /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
     covered: bool,
+    /// It is not in the control groups that are watched.
+    is_outside: bool,
 }
 
 /// Records of a process that nobody has told us about: its facts are on their way by the other channel.
@@ -787,6 +787,7 @@ impl Pipeline {
         let who = Who {
             passes: passes(&self.wanted, &facts),
             covered: is_covered(&self.wanted, &facts),
+            is_outside: facts.is_outside,
             facts: self.clear(&facts),
         };
         self.processes.insert(pid, who);
@@ -795,6 +796,22 @@ impl Pipeline {
                 self.event(event, out);
             }
         }
+    }
+
+    /// The process' leader calls itself something else, from the next record on.
+    pub fn renamed(&mut self, pid: u32, comm: &str) {
+        let clear = self.redactor.string(comm);
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        who.facts.comm = Some(clear);
+        let facts = Facts {
+            owner_uid: who.facts.owner_uid,
+            comm: Some(comm.to_owned()),
+            is_outside: who.is_outside,
+            ..Facts::default()
+        };
+        who.covered = is_covered(&self.wanted, &facts);
     }
 
     /// The process is gone, and so are its connections.
@@ -967,13 +984,7 @@ fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'
 
 fn passes(wanted: &Wanted, facts: &Facts) -> bool {
     let exe = || facts.executable.as_deref().unwrap_or_default();
-    let container = || facts.container_id.as_deref().unwrap_or_default();
-    (wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe())))
-        && (wanted.containers.is_empty()
-            || wanted
-                .containers
-                .iter()
-                .any(|id| container().starts_with(id.as_str())))
+    wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe()))
 }
 
 /// Would the kernel's filters let its calls pass?
@@ -986,7 +997,7 @@ fn is_covered(wanted: &Wanted, facts: &Facts) -> bool {
         .comm
         .as_ref()
         .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
-    has_uid && has_comm
+    has_uid && has_comm && !facts.is_outside
 }
 
 /// `*` is any text, `?` any character. Linear in time for each star: only the last one is tried again.

@@ -9,19 +9,20 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use agent_ebpf::{cause, control, counter, filter, socket};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
     time::{
         ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
-        clock_gettime, timerfd_create, timerfd_settime,
+        timerfd_create, timerfd_settime,
     },
 };
 use tokio::{
@@ -32,7 +33,9 @@ use tokio::{
 use crate::{
     ahead::{Ahead, ahead},
     attribute::Attention,
+    cgroup::{Group, Hierarchies},
     cli::{Attach, Run},
+    clock::{nanoseconds, since_boot as now, to_wall},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
     complain::complain,
     config::{Color, Config, Output},
@@ -42,6 +45,7 @@ use crate::{
     launch::{self, Half},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, locate},
+    namespace,
     pipeline::{Pipeline, Wanted},
     record::Stats,
     redact::{Clear, Key, Policy},
@@ -87,6 +91,9 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
         AGENT_FAILED
     });
 
+    if !namespace::is_initial() {
+        return Err(agent_failed(anyhow!(namespace::NOT_INITIAL)));
+    }
     let core = harden()
         .context("make the process undumpable")
         .map_err(agent_failed)?;
@@ -176,7 +183,9 @@ fn open_target(config: &Config, with_command: bool) -> Result<(Target, Format)> 
 struct Watched {
     /// By pid, so that we know when the last of them is gone.
     processes: Vec<(u32, OwnedFd)>,
-    cgroups: Vec<OwnedFd>,
+    groups: Vec<Group>,
+    /// Where the kernel side can ask for all of `groups` itself.
+    directories: Vec<OwnedFd>,
 }
 
 fn open_watched(config: &Config) -> Result<Watched> {
@@ -185,27 +194,44 @@ fn open_watched(config: &Config) -> Result<Watched> {
         .pids
         .iter()
         .map(|pid| {
+            if *pid == std::process::id() {
+                bail!("watch process {pid}: that is this agent, which never records itself");
+            }
             let raw = Pid::from_raw(*pid as i32).context("a process id is above 0")?;
             let fd = pidfd_open(raw, PidfdFlags::empty())
                 .with_context(|| format!("watch process {pid}: is it running, and a process?"))?;
             Ok((*pid, fd))
         })
         .collect::<Result<_>>()?;
-    let cgroups = config
-        .filter
-        .cgroups
-        .iter()
-        .map(|path| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            open(path, flags, Mode::empty()).with_context(|| {
-                format!(
-                    "open the cgroup {}: it must be a cgroup v2 directory",
-                    path.display()
-                )
-            })
+    let groups = find_groups(&config.filter.cgroups)?;
+    let directories: Option<Vec<_>> = groups.iter().map(|one| one.directory.as_ref()).collect();
+    let directories = directories.unwrap_or_default();
+    let open = |path: &PathBuf| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open(path, flags, Mode::empty())
+            .with_context(|| format!("open the control group {}", path.display()))
+    };
+    Ok(Watched {
+        processes,
+        directories: directories.into_iter().map(open).collect::<Result<_>>()?,
+        groups,
+    })
+}
+
+fn find_groups(paths: &[PathBuf]) -> Result<Vec<Group>> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    let hierarchies = Hierarchies::read().context("read /proc/self/mountinfo")?;
+    let find = |path: &PathBuf| {
+        hierarchies.find(path, Path::is_dir).with_context(|| {
+            format!(
+                "--cgroup {}: no control group has this path; /proc/PID/cgroup shows a process' own",
+                path.display()
+            )
         })
-        .collect::<Result<_>>()?;
-    Ok(Watched { processes, cgroups })
+    };
+    paths.iter().map(find).collect()
 }
 
 /// CMD behind its barrier, and the files to probe before it runs.
@@ -337,20 +363,21 @@ impl<'a> Session<'a> {
             signals_as: owner,
             ..Identity::default()
         };
+        let clock = to_wall();
         lock_in(identity, SeccompMode::Enforce)?;
         if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }
-        let pipeline = Pipeline::new(Wanted {
+        let mut pipeline = Pipeline::new(Wanted {
             emit: config.emit.clone(),
             content: config.content,
             exes: config.filter.exes.clone(),
-            containers: config.filter.containers.clone(),
             uids: config.filter.uids.clone(),
             comms: config.filter.comms.clone(),
             key: u128::from_ne_bytes(key),
             secret_key: Key::new(secret_key),
         });
+        pipeline.set_clock(clock);
         let now = Instant::now();
         Ok(Session {
             config,
@@ -757,6 +784,7 @@ impl<'a> Session<'a> {
                 self.held.remove(&pid);
                 self.pipeline.continued(pid);
             }
+            (Report::Renamed { pid, comm }, 0) => self.pipeline.renamed(pid, &comm),
             (Report::Ended { pid }, 0) => self.ended.push(pid),
             (Report::Missed { pid, path }, 0) => {
                 if is_libssl(&path) {
@@ -801,15 +829,16 @@ impl<'a> Session<'a> {
         let limits = hello.limits.iter();
         self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
         let wanted = self.filter();
+        let bits = self.filter_bits(&wanted);
         shared.control.set(control::AWAKE, 1);
         if hello.sees_sockets {
             self.pipeline.expect_sockets();
             shared.control.set(control::SOCKETS, 1);
         }
-        shared.control.set(control::FILTER, self.filter_bits());
+        shared.control.set(control::FILTER, bits);
         self.shared = Some(shared);
-        for cgroup in std::mem::take(&mut self.watched.cgroups) {
-            self.order(Order::Cgroup, Some(cgroup.into()))?;
+        for directory in std::mem::take(&mut self.watched.directories) {
+            self.order(Order::Cgroup, Some(directory.into()))?;
         }
         self.order(Order::Filter(wanted), None)?;
         self.probe_ahead()
@@ -817,6 +846,11 @@ impl<'a> Session<'a> {
 
     fn filter(&self) -> Filter {
         let of = &self.config.filter;
+        let Watched {
+            groups,
+            directories,
+            ..
+        } = &self.watched;
         let command = self
             .command
             .as_ref()
@@ -826,30 +860,25 @@ impl<'a> Session<'a> {
             follow: command.is_some(),
             uids: of.uids.clone(),
             comms: of.comms.clone(),
+            groups: groups.iter().map(|group| group.path.clone()).collect(),
+            containers: of.containers.clone(),
+            members: !of.containers.is_empty() || !groups.is_empty() && directories.is_empty(),
             scan: command.is_none(),
             hold: command.is_some() && self.config.hold,
         }
     }
 
-    fn filter_bits(&self) -> u64 {
-        let of = &self.config.filter;
-        let mut bits = 0;
-        if self.command.is_some() {
-            bits |= filter::PROCESS | filter::FOLLOW;
-        }
-        if !of.pids.is_empty() {
-            bits |= filter::PROCESS;
-        }
-        if !of.uids.is_empty() {
-            bits |= filter::UID;
-        }
-        if !of.comms.is_empty() {
-            bits |= filter::COMM;
-        }
-        if !of.cgroups.is_empty() {
-            bits |= filter::CGROUP;
-        }
-        bits
+    fn filter_bits(&self, wanted: &Filter) -> u64 {
+        let bits = [
+            (!wanted.pids.is_empty(), filter::PROCESS),
+            (wanted.follow, filter::FOLLOW),
+            (wanted.members, filter::MEMBER),
+            (!wanted.uids.is_empty(), filter::UID),
+            (!wanted.comms.is_empty(), filter::COMM),
+            (!self.watched.directories.is_empty(), filter::CGROUP),
+        ];
+        let active = bits.into_iter().filter(|(is_active, _)| *is_active);
+        active.map(|(_, bit)| bit).sum()
     }
 
     /// Located now and not when they were opened: what others wrote is parsed after the lock-in only.
@@ -996,9 +1025,7 @@ impl<'a> Session<'a> {
         let at = Instant::now();
         if at >= self.next_clock {
             self.next_clock = at + CLOCK_INTERVAL;
-            let boot = now();
-            self.pipeline
-                .set_clock(nanoseconds(ClockId::Realtime).wrapping_sub(boot));
+            self.pipeline.set_clock(to_wall());
         }
         if at >= self.next_stats {
             self.next_stats = at + self.config.stats_interval;
@@ -1183,16 +1210,6 @@ fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
         tv_nsec: 0,
     };
     poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
-}
-
-/// Nanoseconds since boot, suspend included.
-fn now() -> u64 {
-    nanoseconds(ClockId::Boottime)
-}
-
-fn nanoseconds(clock: ClockId) -> u64 {
-    let time = clock_gettime(clock);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Resident memory in bytes; the file was opened before the lock-in.

@@ -1,12 +1,8 @@
 //! Filters: of two clients in one tree, one is wanted. The other must leave nothing but a count.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
-
 use crate::{
-    harness::{Lab, PYTHON, argv, bare, skip},
+    containers::Group,
+    harness::{End, Lab, PYTHON, argv, bare, skip},
     records::Records,
 };
 
@@ -127,38 +123,41 @@ fn cgroup_is_version_2() {
     if bare() {
         return;
     }
-    let Some(group) = Group::new() else {
+    let Some(group) = Group::new("cgroup2", TEST) else {
         return skip(TEST, "no writable cgroup v2 hierarchy is mounted");
     };
-    let enter = format!("echo $$ > {}/cgroup.procs;", group.0.display());
-    check(TEST, argv!["--cgroup", group.0.clone()], &enter);
+    check(TEST, argv!["--cgroup", group.directory()], &group.enter());
 }
 
-/// A cgroup of our own, removed afterwards.
-struct Group(PathBuf);
-
-impl Group {
-    fn new() -> Option<Group> {
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        let root = mounts.lines().find_map(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let (path, kind) = (fields.next()?, fields.next()?);
-            (kind == "cgroup2").then(|| Path::new(path).to_owned())
-        })?;
-        let group = root.join(format!("vortex-e2e-{}", std::process::id()));
-        fs::create_dir(&group).ok()?;
-        Some(Group(group))
+/// Told to the kernel side by the shell's fork, which comes after it has moved.
+#[test]
+fn cgroup_of_version_1() {
+    const TEST: &str = "cgroup_of_version_1";
+    if bare() {
+        return;
     }
+    let Some(group) = Group::new("cgroup", TEST) else {
+        return skip(TEST, "no writable cgroup v1 hierarchy is mounted");
+    };
+    let path = format!("/{}", group.name());
+    check(TEST, argv!["--cgroup", path], &group.enter());
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        // Its last process may just be ending.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.0).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+/// A typing error must not look like silence.
+#[test]
+fn a_cgroup_that_is_not_there() {
+    let Some(lab) = Lab::new("a_cgroup_that_is_not_there") else {
+        return;
+    };
+    if bare() {
+        return;
     }
+    let options = argv!["--cgroup", "/no/such/group"];
+    let run = lab.quiet_agent().options(options).run(argv!["true"]);
+    assert_eq!(run.end, End::Code(125));
+    let said = run.process.err();
+    assert!(
+        said.contains("--cgroup /no/such/group") && said.contains("/proc/PID/cgroup"),
+        "{said}"
+    );
 }

@@ -58,6 +58,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("swap.c", include_str!("../programs/swap.c")),
     ("abandon.c", include_str!("../programs/abandon.c")),
     ("victim.c", include_str!("../programs/victim.c")),
+    ("talker.c", include_str!("../programs/talker.c")),
+    ("names.py", include_str!("../programs/names.py")),
     ("silent.c", include_str!("../programs/silent.c")),
 ];
 
@@ -302,6 +304,15 @@ impl Lab {
 
     /// A C program of `tests/programs`, compiled.
     pub(crate) fn compiled(&self, name: &str) -> PathBuf {
+        self.compiled_as(name, &[])
+    }
+
+    /// The same, to be preloaded.
+    pub(crate) fn preload(&self, name: &str) -> PathBuf {
+        self.compiled_as(name, &["-shared", "-fPIC"])
+    }
+
+    fn compiled_as(&self, name: &str, options: &[&str]) -> PathBuf {
         let binary = self.path(name);
         if binary.exists() {
             return binary;
@@ -322,9 +333,12 @@ impl Lab {
                 "-Wno-deprecated-declarations",
                 "-o",
             ]);
-            cc.arg(&binary)
-                .arg(source)
-                .args(["-lssl", "-lcrypto", "-lpthread", "-ldl"]);
+            cc.arg(&binary).args(options).arg(source).args([
+                "-lssl",
+                "-lcrypto",
+                "-lpthread",
+                "-ldl",
+            ]);
             self.finish(cc, "cc");
         }
         binary
@@ -767,6 +781,18 @@ impl Agent<'_> {
         let command = self.command(Vec::new(), Vec::new());
         let running = self.launch(command);
         running.wait_for_coverage(pid);
+        running
+    }
+
+    /// Starts `run` with a filter by control group in which nobody is yet, and waits until it says so.
+    #[track_caller]
+    pub(crate) fn watch_group(self) -> Running {
+        let command = self.command(Vec::new(), Vec::new());
+        let running = self.launch(command);
+        wait_for("an agent that waits for a container", seconds(20), || {
+            let said = running.process.err();
+            said.contains("waiting for one").then_some(())
+        });
         running
     }
 

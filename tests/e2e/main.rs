@@ -13,6 +13,7 @@
 mod addresses;
 mod attribution;
 mod cli;
+mod containers;
 mod files;
 mod filters;
 mod halves;
@@ -22,6 +23,7 @@ mod identity;
 mod libraries;
 mod lifecycle;
 mod loss;
+mod namespaces;
 mod preemption;
 mod proc;
 mod records;

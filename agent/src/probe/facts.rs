@@ -3,10 +3,13 @@
 use std::{fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 
 use super::mapping::Mapping;
-use crate::half::{Facts, clip};
+use crate::{
+    container,
+    half::{Facts, Filter, clip},
+};
 
 /// Everything that can still be read: the process may be ending.
-pub fn of(pid: u32) -> Facts {
+pub fn of(pid: u32, filter: &Filter) -> Facts {
     let mut facts = Facts {
         pid,
         ..Facts::default()
@@ -25,15 +28,16 @@ pub fn of(pid: u32) -> Facts {
         // The last one is the id in the innermost namespace.
         facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != pid);
     }
-    if let Ok(groups) = fs::read(format!("/proc/{pid}/cgroup")) {
-        let groups = String::from_utf8_lossy(&groups);
-        facts.container_id = groups
-            .lines()
-            .filter_map(|group| group.splitn(3, ':').nth(2))
-            .find_map(container_id)
-            .map(str::to_owned);
-    }
+    let groups = groups(pid);
+    facts.container_id = container::id(&groups).map(str::to_owned);
+    facts.is_outside = !filter.holds(&groups);
     facts
+}
+
+/// The control groups of a process, a line for each hierarchy; empty if it is gone.
+pub fn groups(pid: u32) -> String {
+    let groups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    String::from_utf8_lossy(&groups).into_owned()
 }
 
 /// How much of a command line is kept: enough to know it by, little enough for a message.
@@ -83,18 +87,6 @@ impl Status {
         let words = self.field(name).split(u8::is_ascii_whitespace);
         words.filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
     }
-}
-
-/// Docker, containerd, CRI-O and Podman all end the path with 64 hexadecimal digits, with a prefix and
-/// `.scope` under systemd.
-fn container_id(path: &str) -> Option<&str> {
-    const LEN: usize = 64;
-    let name = path.rsplit('/').find(|name| name.len() >= LEN)?;
-    let name = name.strip_suffix(".scope").unwrap_or(name);
-    let id = name.get(name.len().checked_sub(LEN)?..)?;
-    id.bytes()
-        .all(|byte| byte.is_ascii_hexdigit())
-        .then_some(id)
 }
 
 /// The files that a process maps executable now.
@@ -209,29 +201,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn container_ids_in_their_spellings() {
-        let id = "0123456789abcdef".repeat(4);
-        for path in [
-            format!("/docker/{id}"),
-            format!("/system.slice/docker-{id}.scope"),
-            format!("/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope"),
-            format!("/kubepods/burstable/pod1/{id}"),
-            format!("/machine.slice/libpod-{id}.scope/container"),
-            format!("/kubepods.slice/crio-{id}.scope"),
-        ] {
-            assert_eq!(container_id(&path), Some(id.as_str()), "{path}");
-        }
-        for path in [
-            "/",
-            "",
-            "/user.slice/user-1000.slice",
-            &format!("/docker/{}", "g".repeat(64)),
-        ] {
-            assert_eq!(container_id(path), None, "{path}");
-        }
-    }
-
-    #[test]
     fn command_lines() {
         assert_eq!(split_arguments(b"curl\0-s\0\0x\0"), ["curl", "-s", "", "x"]);
         assert_eq!(split_arguments(b"[kworker]"), ["[kworker]"]);
@@ -265,7 +234,7 @@ mod tests {
 
     #[test]
     fn the_facts_about_ourselves() {
-        let facts = of(std::process::id());
+        let facts = of(std::process::id(), &Filter::default());
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());

@@ -17,6 +17,11 @@ pub enum Happening {
     Exec {
         pid: u32,
     },
+    /// Its leader calls itself something else.
+    Renamed {
+        pid: u32,
+        comm: String,
+    },
     Fork {
         pid: u32,
         parent: u32,
@@ -273,6 +278,15 @@ fn parse(record: &[u8]) -> Option<Happening> {
     match u32_at(0)? {
         LOST => Some(Happening::Lost),
         COMM if misc & MISC_COMM_EXEC != 0 => Some(Happening::Exec { pid: u32_at(8)? }),
+        // pid, tid, name: another thread's name is not its process'.
+        COMM if u32_at(8)? == u32_at(12)? => {
+            let name = record.get(16..record.len().checked_sub(8)?)?;
+            let name = name.split(|byte| *byte == 0).next()?;
+            Some(Happening::Renamed {
+                pid: u32_at(8)?,
+                comm: String::from_utf8_lossy(name).into_owned(),
+            })
+        }
         // pid, ppid, tid, ptid: a thread has its process' pid and another tid.
         FORK if u32_at(8)? == u32_at(16)? => Some(Happening::Fork {
             pid: u32_at(8)?,
@@ -306,6 +320,35 @@ mod tests {
         assert_eq!(cpu_list("0\n"), [0]);
         assert_eq!(cpu_list("0-3,5\n"), [0, 1, 2, 3, 5]);
         assert!(cpu_list("").is_empty());
+    }
+
+    /// A COMM record of this process and thread, with its time.
+    fn comm(misc: u16, pid: u32, tid: u32) -> Vec<u8> {
+        let mut record = 3u32.to_le_bytes().to_vec();
+        record.extend(misc.to_le_bytes());
+        record.extend(40u16.to_le_bytes());
+        record.extend([pid, tid].map(u32::to_le_bytes).concat());
+        record.extend(b"worker\xff\0\0\0\0\0\0\0\0\0");
+        record.extend(7u64.to_le_bytes());
+        record
+    }
+
+    #[test]
+    fn names_are_the_leaders() {
+        let renamed = Happening::Renamed {
+            pid: 8,
+            comm: "worker\u{fffd}".to_owned(),
+        };
+        assert_eq!(parse(&comm(0, 8, 8)), Some(renamed));
+        assert_eq!(parse(&comm(0, 8, 9)), None);
+        assert_eq!(
+            parse(&comm(1 << 13, 8, 8)),
+            Some(Happening::Exec { pid: 8 })
+        );
+        let whole = comm(0, 8, 8);
+        for len in 0..whole.len() {
+            parse(&whole[..len]);
+        }
     }
 
     #[test]

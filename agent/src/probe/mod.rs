@@ -25,12 +25,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{Process, Stream, StreamKey, WANTED};
+use agent_ebpf::{MEMBER, OURS, Process, Stream, StreamKey, WANTED};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
-    time::{ClockId, clock_gettime},
+    time::ClockId,
 };
 
 pub use self::link::{Loaded, OBJECT, check_all};
@@ -43,6 +43,7 @@ use self::{
     mapping::{Happening, Mapping, SideBand},
 };
 use crate::{
+    clock::{nanoseconds, since_boot as now},
     half::{
         self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
         Report, Site, Survey,
@@ -110,6 +111,11 @@ struct Half<'a> {
     group: u32,
     /// Processes whose mappings are still to be looked at.
     to_scan: VecDeque<u32>,
+    /// Those who joined the watched control groups: what they map already is looked at soon. Not at once:
+    /// most are in exec, and the kernel reports what that maps.
+    joined: Vec<u32>,
+    /// Processes that may have moved between control groups.
+    to_check: VecDeque<u32>,
     /// What processes map that are in the middle of exec, and since when.
     in_exec: VecDeque<(Instant, Mapping)>,
     /// Who was told of which file.
@@ -167,6 +173,9 @@ const LINKS_PER_PROCESS: usize = 8;
 const READER_NICE: i32 = -10;
 const TICK: Duration = Duration::from_secs(1);
 const NOTHING_LIMIT: usize = 65536;
+/// How many processes are asked for their control groups each second, should they have moved without a
+/// fork and without an exec: 20 µs each.
+const CHECKS: usize = 256;
 /// How long a file system may take to open a file, and how long all may take to place its probes: more
 /// than a loaded machine does.
 const OPENING: Duration = Duration::from_secs(2);
@@ -215,6 +224,8 @@ impl<'a> Half<'a> {
             cgroups: 0,
             group: 0,
             to_scan: VecDeque::new(),
+            joined: Vec::new(),
+            to_check: VecDeque::new(),
             in_exec: VecDeque::new(),
             mapped: HashSet::new(),
             has_lost: false,
@@ -269,6 +280,7 @@ impl<'a> Half<'a> {
                 tick = Instant::now() + TICK;
                 self.let_go_of_left();
                 self.give_way();
+                self.check_some_members()?;
                 self.band.refresh()?;
                 self.forget_ended()?;
             }
@@ -307,19 +319,29 @@ impl<'a> Half<'a> {
     fn happened(&mut self, happening: Happening) -> Result<()> {
         match happening {
             Happening::Mapped(mapping) => self.mapped(&mapping, Instant::now())?,
-            Happening::Exec { pid } => self.forget(pid),
+            Happening::Exec { pid } => {
+                self.forget(pid);
+                self.check_member(pid)?;
+            }
             Happening::Fork { pid, parent } => {
+                // A child can be born into another group (CLONE_INTO_CGROUP).
+                self.check_member(pid)?;
                 // It has its parent's mappings, and no event says so.
                 if self.told.contains(&parent) && self.is_wanted(parent) {
                     self.tell(pid);
                 }
-                if !self.kernel.follows && self.filter.follow && self.in_tree(parent) {
-                    self.want(pid)?;
+                if !self.kernel.follows && self.filter.follow && self.has(parent, WANTED) {
+                    self.mark(pid, WANTED)?;
                 }
             }
             Happening::Exit { pid } => {
                 self.forget(pid);
                 self.ended.push_back((Instant::now(), pid));
+            }
+            Happening::Renamed { pid, comm } => {
+                if self.told.contains(&pid) {
+                    self.report(Report::Renamed { pid, comm }, None);
+                }
             }
             Happening::Lost => {
                 if !std::mem::replace(&mut self.has_lost, true) {
@@ -327,7 +349,7 @@ impl<'a> Half<'a> {
                                    went meanwhile may be missing from coverage";
                     self.report(Report::Warning(warning.to_owned()), None);
                 }
-                self.catch_up();
+                self.catch_up()?;
             }
         }
         Ok(())
@@ -408,8 +430,11 @@ impl<'a> Half<'a> {
     }
 
     fn set_filter(&mut self, filter: Filter) -> Result<()> {
+        for pid in self.own.clone() {
+            self.mark(pid, OURS)?;
+        }
         for pid in &filter.pids {
-            self.want(*pid)?;
+            self.mark(*pid, WANTED)?;
         }
         for uid in &filter.uids {
             self.kernel.map::<u32, u8>("UIDS").insert(uid, &1, 0)?;
@@ -429,20 +454,92 @@ impl<'a> Half<'a> {
             self.group = facts::group(pid).unwrap_or_default();
         }
         self.filter = filter;
+        self.check_members()?;
+        if self.filter.members && self.filter.scan && self.joined.is_empty() {
+            let warning =
+                "no process is in the control groups that are to be watched: waiting for one";
+            self.report(Report::Warning(warning.to_owned()), None);
+        }
+        self.joined.clear();
         self.is_filter_set = true;
         self.report(Report::FilterSet, None);
         Ok(())
     }
 
-    /// A process that the filter names, or a child of one.
-    fn want(&mut self, pid: u32) -> Result<()> {
-        let process = Process {
+    /// What the kernel side knows of a process.
+    fn known(&mut self, pid: u32) -> Option<Process> {
+        let processes = self.kernel.map::<u32, Process>("PROCESSES");
+        processes.get(&pid, 0).ok()
+    }
+
+    fn has(&mut self, pid: u32, flags: u64) -> bool {
+        flags == 0
+            || self
+                .known(pid)
+                .is_some_and(|one| one.flags & flags == flags)
+    }
+
+    /// Tells the kernel side what a process is, beside what it is already.
+    fn mark(&mut self, pid: u32, flags: u64) -> Result<()> {
+        let mut process = self.known(pid).unwrap_or(Process {
             born: now(),
-            flags: WANTED,
-        };
-        self.kernel
-            .map::<u32, Process>("PROCESSES")
-            .insert(&pid, &process, 0)?;
+            flags: 0,
+        });
+        process.flags |= flags;
+        self.set(pid, process)
+    }
+
+    fn set(&mut self, pid: u32, process: Process) -> Result<()> {
+        let mut processes = self.kernel.map::<u32, Process>("PROCESSES");
+        Ok(processes.insert(&pid, &process, 0)?)
+    }
+
+    /// Puts a process into the set of the watched control groups, or takes it out.
+    fn check_member(&mut self, pid: u32) -> Result<()> {
+        if !self.filter.members || self.own.contains(&pid) {
+            return Ok(());
+        }
+        let is_member = self.filter.holds(&facts::groups(pid));
+        let known = self.known(pid);
+        if is_member == known.is_some_and(|process| process.flags & MEMBER != 0) {
+            return Ok(());
+        }
+        if is_member {
+            self.joined.push(pid);
+            return self.mark(pid, MEMBER);
+        }
+        match known {
+            Some(process) => {
+                let flags = process.flags & !MEMBER;
+                self.set(pid, Process { flags, ..process })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn check_members(&mut self) -> Result<()> {
+        if !self.filter.members {
+            return Ok(());
+        }
+        for pid in facts::all_pids() {
+            self.check_member(pid)?;
+        }
+        Ok(())
+    }
+
+    /// Each second: looks at what the new members map, and asks some processes again where they are.
+    fn check_some_members(&mut self) -> Result<()> {
+        if !self.filter.members {
+            return Ok(());
+        }
+        if self.to_check.is_empty() {
+            self.to_check = facts::all_pids().into();
+        }
+        let count = self.to_check.len().min(CHECKS);
+        for pid in self.to_check.drain(..count).collect::<Vec<_>>() {
+            self.check_member(pid)?;
+        }
+        self.to_scan.extend(std::mem::take(&mut self.joined));
         Ok(())
     }
 
@@ -456,13 +553,14 @@ impl<'a> Half<'a> {
         }
     }
 
-    fn in_tree(&mut self, pid: u32) -> bool {
-        let process = self.kernel.map::<u32, Process>("PROCESSES").get(&pid, 0);
-        process.is_ok_and(|process| process.flags & WANTED != 0)
-    }
-
     fn is_wanted(&mut self, pid: u32) -> bool {
-        !self.own.contains(&pid) && (self.filter.pids.is_empty() || self.in_tree(pid))
+        let by_pid = if self.filter.pids.is_empty() {
+            0
+        } else {
+            WANTED
+        };
+        let by_group = if self.filter.members { MEMBER } else { 0 };
+        !self.own.contains(&pid) && self.has(pid, by_pid | by_group)
     }
 
     /// Looks at what processes map already, as long as the pipeline keeps up.
@@ -484,7 +582,8 @@ impl<'a> Half<'a> {
     }
 
     /// Happenings were lost: who maps what, and who is gone, is asked again.
-    fn catch_up(&mut self) {
+    fn catch_up(&mut self) -> Result<()> {
+        self.check_members()?;
         let pids = facts::all_pids();
         let gone: Vec<u32> = self
             .told
@@ -497,6 +596,7 @@ impl<'a> Half<'a> {
             self.ended.push_back((Instant::now(), pid));
         }
         self.to_scan = pids.into();
+        Ok(())
     }
 
     /// The process is another program now, or gone.
@@ -824,7 +924,7 @@ impl<'a> Half<'a> {
 
     fn tell(&mut self, pid: u32) {
         if self.told.insert(pid) {
-            let facts: Facts = facts::of(pid);
+            let facts: Facts = facts::of(pid, &self.filter);
             self.report(Report::Process(facts), None);
         }
     }
@@ -1011,13 +1111,6 @@ fn raise_descriptor_limit() {
     );
 }
 
-/// Nanoseconds since boot, suspend included.
-fn now() -> u64 {
-    let time = clock_gettime(ClockId::Boottime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 fn own_cpu_micros() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+    nanoseconds(ClockId::ProcessCPUTime) / 1000
 }

@@ -1,7 +1,7 @@
 //! Text for people: like `curl -v`, for the whole machine.
 //!
 //! ```text
-//! 09:30:01.250000 curl[4242] → 127.0.0.1:443: 41 bytes
+//! 09:30:01.250000 curl[4242] → localhost (127.0.0.1:443): 41 bytes
 //!   > GET / HTTP/1.1
 //!   > Host: localhost
 //!   >
@@ -17,7 +17,8 @@ use agent_ebpf::Direction;
 use super::instruction_name;
 use crate::escape;
 use crate::record::{
-    Body, Bytes, Calls, Cause, Content, Coverage, CoverageStatus, Process, Record, Stats, WallTime,
+    Attribution, Body, Bytes, Calls, Cause, Connection, Content, Coverage, CoverageStatus, Process,
+    Record, Stats, WallTime,
 };
 use crate::redact::Shown;
 
@@ -84,12 +85,9 @@ impl Encoder {
                     }
                 ),
             );
-            match record.connection.and_then(|connection| connection.peer) {
-                Some(peer) => {
-                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    print(out, format_args!("{peer}"));
-                }
-                None => print(out, format_args!("unknown peer")),
+            match record.connection {
+                Some(connection) => peer(connection, out),
+                None => out.extend_from_slice(UNKNOWN),
             }
         });
         out.extend_from_slice(b": ");
@@ -410,14 +408,49 @@ fn functions(coverage: &Coverage, out: &mut Vec<u8>) {
     }
 }
 
-/// `curl[4242]`
+const UNKNOWN: &[u8] = b"unknown peer";
+
+/// The other end: the name that the client asked for, and the address. A question mark is behind an
+/// address that was inferred.
+fn peer(connection: &Connection, out: &mut Vec<u8>) {
+    let address = connection.peer.map(|peer| {
+        let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        let doubt = match connection.attribution {
+            Attribution::Inferred => "?",
+            Attribution::Exact | Attribution::None => "",
+        };
+        format!("{peer}{doubt}")
+    });
+    match (&connection.server_name, address) {
+        (Some(name), Some(address)) => {
+            escape::visible(name, out);
+            print(out, format_args!(" ({address})"));
+        }
+        (Some(name), None) => {
+            escape::visible(name, out);
+            out.extend_from_slice(b" (unknown address)");
+        }
+        (None, Some(address)) => print(out, format_args!("{address}")),
+        (None, None) => out.extend_from_slice(UNKNOWN),
+    }
+}
+
+/// `curl[4242]`, and its container as people write it
 fn process(process: Option<&Process>, out: &mut Vec<u8>) {
     let Some(process) = process else {
         return out.push(b'?');
     };
     escape::visible(process.comm.as_deref().unwrap_or("?"), out);
     print(out, format_args!("[{}]", process.pid));
+    if let Some(id) = &process.container_id {
+        let short = &id[..id.floor_char_boundary(CONTAINER)];
+        out.extend_from_slice(b" in ");
+        escape::visible(short, out);
+    }
 }
+
+/// As `docker ps` and `crictl ps` shorten ids.
+const CONTAINER: usize = 12;
 
 /// Time of day in UTC, to the microsecond.
 fn time(moment: WallTime, out: &mut Vec<u8>) {
@@ -469,7 +502,7 @@ mod tests {
     use super::super::sample;
     use super::*;
     use crate::locate::Instruction;
-    use crate::record::{Calls, Connection, Ledger, Lost, SinkCount, Unmatched};
+    use crate::record::{Ledger, Lost, SinkCount, Unmatched};
     use crate::redact::Policy;
 
     fn block(record: &Record<'_>) -> String {
@@ -492,7 +525,7 @@ mod tests {
         let record = sample::data(&process, &connection, request, Policy::Full);
         assert_eq!(
             block(&record),
-            "01:20:29.000000 curl[4242] → [::1]:443: 44 bytes\n  \
+            "01:20:29.000000 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n  \
              > GET / HTTP/1.1\n  \
              > Host: localhost\n  \
              > \n  \
@@ -501,8 +534,36 @@ mod tests {
         let record = sample::data(&process, &connection, request, Policy::None);
         assert_eq!(
             block(&record),
-            "01:20:29.000000 curl[4242] → [::1]:443: 44 bytes\n"
+            "01:20:29.000000 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n"
         );
+    }
+
+    /// Name and address of the other end, as far as they are known and how surely.
+    #[test]
+    fn with_whom() {
+        let mut process = sample::process();
+        process.container_id = Some("c0ffee0123456789".into());
+        let mut connection = sample::connection();
+        let head = |process: &Process, connection: &Connection| {
+            let block = block(&sample::data(process, connection, b"", Policy::None));
+            let head = block.strip_prefix("01:20:29.000000 ").unwrap();
+            head.strip_suffix(": 0 bytes\n").unwrap().to_owned()
+        };
+        let who = "curl[4242] in c0ffee012345 →";
+        let exact = head(&process, &connection);
+        assert_eq!(exact, format!("{who} example.org ([::1]:443)"));
+        connection.attribution = Attribution::Inferred;
+        let inferred = head(&process, &connection);
+        assert_eq!(inferred, format!("{who} example.org ([::1]:443?)"));
+        connection.peer = None;
+        connection.attribution = Attribution::None;
+        let unknown = head(&process, &connection);
+        assert_eq!(unknown, format!("{who} example.org (unknown address)"));
+        connection.server_name = None;
+        process.container_id = None;
+        assert_eq!(head(&process, &connection), "curl[4242] → unknown peer");
+        connection.peer = Some("[::ffff:127.0.0.1]:443".parse().unwrap());
+        assert_eq!(head(&process, &connection), "curl[4242] → 127.0.0.1:443");
     }
 
     #[test]
@@ -572,7 +633,7 @@ mod tests {
                 },
             ))
         };
-        let head = "01:20:29.000000 curl[4242] ← unknown peer: 512 bytes missing";
+        let head = "01:20:29.000000 curl[4242] in c0ffee ← unknown peer: 512 bytes missing";
         assert_eq!(
             gap(Some(9)),
             format!("{head} at 9: the ring buffer was full\n")
@@ -587,7 +648,7 @@ mod tests {
         let mut coverage = sample::coverage();
         assert_eq!(
             line(coverage.clone()),
-            "curl[4242] libssl.so.3 OpenSSL 3.0.22: \
+            "curl[4242] in c0ffee libssl.so.3 OpenSSL 3.0.22: \
              probed at ssl_read_internal, ssl_write_internal (emulated), from its start\n  $ curl -s\n"
         );
         coverage.functions[1].instruction = Instruction::Stepped;
@@ -596,7 +657,7 @@ mod tests {
         coverage.reason = Some("SSL_sendfile\x1b[2J".into());
         assert_eq!(
             line(coverage.clone()),
-            "curl[4242] libssl.so.3 OpenSSL 3.0.22: partly probed at ssl_read_internal (emulated), \
+            "curl[4242] in c0ffee libssl.so.3 OpenSSL 3.0.22: partly probed at ssl_read_internal (emulated), \
              ssl_write_internal (stepped), from 01:20:29.000000 on: SSL_sendfile\\x1b[2J\n  $ curl -s\n"
         );
         coverage.functions.clear();
@@ -606,7 +667,7 @@ mod tests {
         coverage.reason = Some("a 32-bit program".into());
         assert_eq!(
             line(coverage),
-            "curl[4242] libssl.so.3: refused: a 32-bit program\n  $ curl -s\n"
+            "curl[4242] in c0ffee libssl.so.3: refused: a 32-bit program\n  $ curl -s\n"
         );
     }
 
@@ -679,10 +740,12 @@ mod tests {
             let evil = format!("a{c}b");
             let process = Process {
                 comm: Some(evil.as_str().into()),
+                container_id: Some(evil.as_str().into()),
                 ..sample::process()
             };
             let connection = Connection {
                 id: evil.clone(),
+                server_name: Some(evil.as_str().into()),
                 ..sample::connection()
             };
             let coverage = Coverage {

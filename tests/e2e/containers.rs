@@ -1,0 +1,219 @@
+//! Containers, as far as the kernel sees them: control groups with a runtime's names.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::harness::{Lab, Running, Server, argv, bare, seconds, skip, wait_for};
+
+/// A control group of our own, removed afterwards.
+pub(crate) struct Group(PathBuf);
+
+impl Group {
+    /// In the first hierarchy of this kind, named after the test.
+    pub(crate) fn new(kind: &str, test: &str) -> Option<Group> {
+        Group::named(kind, &format!("vortex-e2e-{}-{test}", std::process::id()))
+    }
+
+    fn named(kind: &str, name: &str) -> Option<Group> {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        let mut roots = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (path, this_kind) = (fields.next()?, fields.next()?);
+            // A group of `cpuset` takes nobody before it has processors.
+            (this_kind == kind && !path.ends_with("cpuset")).then(|| Path::new(path).to_owned())
+        });
+        let group = roots.next()?.join(name);
+        fs::create_dir(&group).ok()?;
+        Some(Group(group))
+    }
+
+    /// What a runtime makes for the container `id`.
+    fn of_container(id: &str) -> Option<Group> {
+        let name = format!("docker-{id}.scope");
+        Group::named("cgroup2", &name).or_else(|| Group::named("cgroup", &name))
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.0.file_name().unwrap().to_str().unwrap().to_owned()
+    }
+
+    /// The beginning of a shell's script.
+    pub(crate) fn enter(&self) -> String {
+        format!("echo $$ > {}/cgroup.procs;", self.0.display())
+    }
+
+    fn take(&self, pid: u32) {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Its last process may just be ending.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// An id that no other test has, and no container.
+fn id(number: u32) -> String {
+    format!("{:08x}{number:08x}", std::process::id()).repeat(4)
+}
+
+/// Runs curl to its end; `before` is what the shell does first.
+fn curl(lab: &Lab, server: &Server<'_>, before: &str, name: &str, body: &str) {
+    let url = server.url("/echo");
+    let script = format!("{before} exec curl -sk --http1.1 --data-binary {body} {url}");
+    lab.finish(lab.command(argv!["sh", "-c", script]), name);
+}
+
+fn has_sent(running: &Running, text: &str) -> bool {
+    running.records().kind("data").any(|record| {
+        record["text"]
+            .as_str()
+            .is_some_and(|sent| sent.contains(text))
+    })
+}
+
+/// Started after the agent, by a runtime that moves itself into the group and calls exec. Nobody else is
+/// seen, though everybody meets the probes.
+#[test]
+fn a_container_that_starts_later() {
+    const TEST: &str = "a_container_that_starts_later";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let server = lab.server(&[]);
+    let id = id(1);
+    let running = lab
+        .agent()
+        .options(argv!["--container", &id[..20]])
+        .watch_group();
+    let Some(group) = Group::of_container(&id) else {
+        return skip(TEST, "no control group can be made");
+    };
+    // Its library becomes known; it may be through with it before that.
+    curl(&lab, &server, &group.enter(), "first", "first");
+    wait_for("coverage of the container", seconds(10), || {
+        let records = running.records();
+        let found = records.kind("coverage").next().is_some();
+        found.then_some(())
+    });
+    curl(&lab, &server, "", "stranger", "stranger");
+    curl(&lab, &server, &group.enter(), "second", "second");
+    wait_for("the second request", seconds(10), || {
+        has_sent(&running, "second").then_some(())
+    });
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(20));
+    run.success();
+    let records = run.records();
+    for record in records.kind("data").chain(records.kind("coverage")) {
+        assert_eq!(record["container"]["id"], *id, "{record:.300}");
+        assert_eq!(record["process"]["comm"], "curl", "{record:.300}");
+    }
+    let sent = |text: &str| {
+        let mut data = records.kind("data");
+        data.find(|record| {
+            record["text"]
+                .as_str()
+                .is_some_and(|sent| sent.contains(text))
+        })
+    };
+    assert_eq!(sent("stranger"), None);
+    // All of it, from its first byte.
+    let second = sent("second").expect("waited for");
+    assert_eq!(second["connection"]["joined"], "start", "{second:.300}");
+    assert_eq!(second["complete"], true, "{second:.300}");
+    let calls = &records.last_stats().unwrap()["ledger"]["calls"];
+    assert!(
+        calls["filtered"].as_u64() > Some(0),
+        "the stranger's calls: {calls}"
+    );
+    records.check_ledger().unwrap();
+}
+
+/// Moved while it runs, with neither fork nor exec: seen within seconds, not at all before.
+#[test]
+fn a_process_that_joins_a_container() {
+    const TEST: &str = "a_process_that_joins_a_container";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let id = id(2);
+    let Some(group) = Group::of_container(&id) else {
+        return skip(TEST, "no control group can be made");
+    };
+    // Ends before the group does, which can't be removed before.
+    let server = lab.server(&[]);
+    let running = lab.agent().options(argv!["--container", &id]).watch_group();
+    curl(&lab, &server, "", "before", "before");
+    group.take(server.pid());
+    running.wait_for_coverage(server.pid());
+    curl(&lab, &server, "", "after", "after");
+    wait_for("what the server received", seconds(10), || {
+        has_sent(&running, "after").then_some(())
+    });
+}
+
+/// An agent in the very container that it watches, with a libssl in both of its processes: it sees the
+/// client and not itself.
+#[test]
+fn the_agent_is_never_recorded() {
+    const TEST: &str = "the_agent_is_never_recorded";
+    let Some(lab) = Lab::with(TEST, &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let id = id(3);
+    let Some(group) = Group::of_container(&id) else {
+        return skip(TEST, "no control group can be made");
+    };
+    let talker = lab.preload("talker");
+    let enter = group.enter();
+    let running = lab
+        .agent()
+        .before(argv!["sh", "-c", format!("{enter} exec \"$@\""), "sh"])
+        .env("LD_PRELOAD", &talker)
+        // The privileged half; the other one may have no thread before it is locked in.
+        .env("TALK", "--ring-size")
+        .options(argv!["--container", &id])
+        .watch_group();
+    // The same in somebody else's process is seen.
+    let mut client = lab.command(argv!["sh", "-c", format!("{enter} exec sleep 3")]);
+    client.env("LD_PRELOAD", &talker).env("TALK", "sleep");
+    lab.finish(client, "client");
+    let records = running.records();
+    let comms: Vec<&str> = records
+        .kind("data")
+        .chain(records.kind("coverage"))
+        .map(|record| record["process"]["comm"].as_str().unwrap_or_default())
+        .collect();
+    assert!(comms.contains(&"sleep"), "{comms:?}");
+    assert!(!comms.contains(&"vortex-agent"), "{comms:?}");
+    let talked = fs::read_dir(&lab.dir).unwrap().flatten().filter(|entry| {
+        let name = entry.file_name();
+        name.to_str()
+            .is_some_and(|name| name.starts_with("client-") && name.ends_with(".sent"))
+    });
+    assert_eq!(talked.count(), 2, "the agent's own TLS and the client's");
+}
