@@ -258,6 +258,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 direction,
                 shape: Shape::OutFourth,
                 instruction: Instruction::Emulated,
+                references: 0,
                 bytes: [0; 16],
             };
             let points = vec![
@@ -406,6 +407,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                     "map_full" => cause::MAP_FULL,
                     "call_too_long" => cause::CALL_TOO_LONG,
                     "over_budget" => cause::OVER_BUDGET,
+                    "sendfile" => cause::SENDFILE,
                     other => panic!("{other}"),
                 }),
             };
