@@ -92,7 +92,7 @@ const PARKED_BYTES: usize = 1 << 20;
 
 /// How long a connection outlives its handle, in nanoseconds: what tells its name, and what the half says of
 /// its end, may come later.
-const FREED_TIME: u64 = 2_000_000_000;
+const FREED_TIME: u64 = 1_000_000_000;
 
 /// How often a connection waits for a name in vain before it waits no more.
 const WAITS_MAX: u32 = 16;
