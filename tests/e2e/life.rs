@@ -1,12 +1,12 @@
 //! Handles that are made, used again, shared and given up; processes that become others. One connection
 //! is one id, whatever its handle's address meant before.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use serde_json::Value;
 
 use crate::{
-    harness::{End, Lab, Run, argv, bare, scaled, seconds, skip},
+    harness::{End, Lab, Run, argv, bare, random, scaled, seconds, skip},
     records::{self, Truth, compare, digest, total},
 };
 
@@ -152,7 +152,7 @@ fn more_handles_than_places() {
 /// One object for four connections, one after the other: by `SSL_clear` or by another socket alone.
 #[test]
 fn a_handle_is_used_again() {
-    let Some(lab) = Lab::with("a_handle_is_used_again", &["cc"]) else {
+    let Some(lab) = Lab::new("a_handle_is_used_again") else {
         return;
     };
     let server = lab.server(&["--mode", "frames"]);
@@ -188,7 +188,7 @@ fn a_handle_is_used_again() {
 /// Of two owners one gives the handle up: it is the same connection.
 #[test]
 fn a_handle_has_two_owners() {
-    let Some(lab) = Lab::with("a_handle_has_two_owners", &["cc"]) else {
+    let Some(lab) = Lab::new("a_handle_has_two_owners") else {
         return;
     };
     let run = life(&lab, &["owners"]);
@@ -265,7 +265,7 @@ fn an_id_comes_again() {
 /// kernel is played: few machines have kTLS.
 #[test]
 fn sent_from_a_file() {
-    let Some(lab) = Lab::with("sent_from_a_file", &["cc"]) else {
+    let Some(lab) = Lab::new("sent_from_a_file") else {
         return;
     };
     // The second one is negative as a 32-bit number.
@@ -311,6 +311,51 @@ fn sent_from_a_file() {
         let shown: Vec<_> = behind.map(|data| records::content(data).unwrap()).collect();
         assert_eq!(shown, [&truth[1000..]]);
     }
+}
+
+/// The same where the kernel really does the TLS: what the other end got is what the program says it sent.
+#[test]
+#[ignore = "needs kTLS, a kernel module: in a virtual machine only, by `cargo xtask vm`"]
+fn sent_from_a_file_by_the_kernel() {
+    let lab = Lab::alone("sent_from_a_file_by_the_kernel");
+    if !Path::new("/vm/modules/tls.ko").exists() {
+        return println!("no module for TLS in the kernel: nothing to test on this one");
+    }
+    for module in ["gf128mul", "ghash-generic", "ctr", "gcm", "tls"] {
+        let file = format!("/vm/modules/{module}.ko");
+        if Path::new(&file).exists() {
+            lab.finish(lab.command(argv!["busybox", "insmod", file]), module);
+        }
+    }
+    let file = lab.file("file", random(300_001, 5));
+    let run = life(&lab, &["ktls", file.to_str().unwrap()]);
+    run.success();
+    let mut truth = both_truths(&lab);
+    assert_eq!(truth[0].sent.len(), 5 + 300_001 + 5);
+    // The server's end is whole.
+    run.assert_accounted(&truth, &["sendfile"]);
+    let records = run.records();
+    let sent = truth.swap_remove(0).sent;
+    let connections = records.connections().unwrap();
+    let gaps: Vec<_> = connections
+        .iter()
+        .flat_map(|connection| connection.gaps())
+        .collect();
+    let missing: u64 = gaps.iter().map(|gap| gap.2).sum();
+    assert_eq!((missing, gaps[0].0), (300_001, 5), "{gaps:?}");
+    assert_eq!(
+        records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["sendfile"],
+        300_001
+    );
+    let tail = records
+        .kind("data")
+        .filter(|data| number(data, "offset") == 300_006);
+    let tail: Vec<_> = tail
+        .filter(|data| data["direction"] == "sent")
+        .map(|data| records::content(data).unwrap())
+        .collect();
+    assert_eq!(tail, [&sent[300_006..]]);
+    println!("{} gaps of sendfile", gaps.len());
 }
 
 fn number(record: &Value, field: &str) -> u64 {

@@ -8,9 +8,11 @@
 //        life pair NUMBER [kill]   one pair, whose truth has this number; then dies by SIGKILL
 //        life exec                 the same, in two programs of one process
 //        life pids                 the same, in two processes with one id, one after the other
+//        life ktls FILE            both ends of a socket whose TLS is the kernel's; the client sends FILE, too
 //        life sendfile BYTES       a pair whose client calls SSL_sendfile, too; the kernel that sends is played
 #include "tls.h"
 #include <linux/sched.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -233,11 +235,12 @@ static void pids(void) {
 }
 
 // libssl asks the BIO whether the kernel does the TLS, and then calls this instead of libc's.
-static int is_kernel_tls;
+static int is_kernel_tls; // 2: it really does
 static ssize_t kernel_sends;
 
 ssize_t sendfile(int to, int from, off_t *offset, size_t size) {
-    (void)to, (void)from, (void)offset, (void)size;
+    if (is_kernel_tls == 2)
+        return syscall(SYS_sendfile, to, from, offset, size);
     if (kernel_sends < 0)
         errno = EAGAIN;
     return kernel_sends;
@@ -270,6 +273,69 @@ static void sendfile_in_between(ssize_t size) {
     is_kernel_tls = 0;
     exchange(&pair, 1000, 2);
     end(&pair);
+}
+
+static int listening;
+
+// What came is the truth of this end. The first line is answered.
+static void *serve(void *nothing) {
+    int fd = accept(listening, NULL, NULL);
+    CHECK(fd >= 0);
+    SSL *ssl = SSL_new(server);
+    TLS_CHECK(ssl && SSL_set_fd(ssl, fd) == 1 && SSL_accept(ssl) == 1);
+    struct truth truth = truth_open("server", 0);
+    char buffer[20000];
+    size_t got;
+    for (int turn = 0; SSL_read_ex(ssl, buffer, sizeof buffer, &got) == 1; turn++) {
+        note(truth.received, buffer, got);
+        if (turn == 0)
+            write_all(ssl, &truth, "go on\n", 6);
+    }
+    TLS_CHECK(SSL_get_error(ssl, 0) == SSL_ERROR_ZERO_RETURN);
+    SSL_free(ssl);
+    close(fd);
+    return nothing;
+}
+
+static void by_the_kernel(const char *path) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t length = sizeof address;
+    listening = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(listening >= 0 && bind(listening, (struct sockaddr *)&address, length) == 0 && listen(listening, 1) == 0);
+    CHECK(getsockname(listening, (struct sockaddr *)&address, &length) == 0);
+    pthread_t thread;
+    CHECK(pthread_create(&thread, NULL, serve, NULL) == 0);
+
+    SSL_CTX_set_options(client, SSL_OP_ENABLE_KTLS);
+    SSL *ssl = SSL_new(client);
+    int fd = connect_to(ntohs(address.sin_port)), file = open(path, O_RDONLY | O_CLOEXEC);
+    TLS_CHECK(ssl && SSL_set_fd(ssl, fd) == 1 && SSL_connect(ssl) == 1);
+    CHECK(file >= 0);
+    if (!BIO_get_ktls_send(SSL_get_wbio(ssl)))
+        _exit(77);
+    is_kernel_tls = 2;
+    struct truth truth = truth_open("client", 0);
+    write_all(ssl, &truth, "head\n", 5);
+    read_all(ssl, &truth, 6);
+    char data[20000];
+    for (off_t offset = 0;;) {
+        ssize_t sent = SSL_sendfile(ssl, file, offset, 1 << 20, 0);
+        TLS_CHECK(sent >= 0);
+        if (sent == 0)
+            break;
+        for (ssize_t left = sent; left;) {
+            ssize_t part = pread(file, data, left < 20000 ? left : 20000, offset);
+            CHECK(part > 0);
+            note(truth.sent, data, part);
+            offset += part;
+            left -= part;
+        }
+    }
+    write_all(ssl, &truth, "tail\n", 5);
+    SSL_shutdown(ssl);
+    CHECK(pthread_join(thread, NULL) == 0);
+    SSL_free(ssl);
+    close(fd);
 }
 
 int main(int count, char **arguments) {
@@ -305,6 +371,9 @@ int main(int count, char **arguments) {
         CHECK(!"exec");
     } else if (strcmp(kind, "pids") == 0) {
         pids();
+    } else if (strcmp(kind, "ktls") == 0) {
+        CHECK(count == 3);
+        by_the_kernel(arguments[2]);
     } else if (strcmp(kind, "sendfile") == 0) {
         CHECK(count == 3);
         sendfile_in_between(atoll(arguments[2]));
