@@ -151,8 +151,8 @@ fn more_handles_than_places() {
 
 /// One object for four connections, one after the other: by `SSL_clear` or by another socket alone.
 #[test]
-fn a_handle_is_used_again() {
-    let Some(lab) = Lab::new("a_handle_is_used_again") else {
+fn four_connections_of_one_handle() {
+    let Some(lab) = Lab::new("four_connections_of_one_handle") else {
         return;
     };
     let server = lab.server(&["--mode", "frames"]);

@@ -41,7 +41,7 @@ const TESTS: &[&str] = &[
     "attribution_of_asyncio",
     "attribution_of_threads",
     "addresses_of_ipv6",
-    "a_handle_is_used_again",
+    "four_connections_of_one_handle",
     "a_handle_has_two_owners",
     "sent_from_a_file",
 ];

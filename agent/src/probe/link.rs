@@ -259,6 +259,12 @@ impl Programs {
         matches!(mapped, Some(Ok(false)))
     }
 
+    /// Is there a program for this point? Where the object counts its owners is in the cookie: without, there
+    /// is none for that.
+    pub fn takes(&self, site: &Site) -> bool {
+        self.link != Link::Perf || site.cookie & WHAT != FREED
+    }
+
     /// Does every process that maps a file meet the probes that are attached for `only`?
     ///
     /// A session link of one process lets the calls of others have their return probe: where two such
@@ -314,9 +320,7 @@ impl Programs {
                 groups.push(("created_perf", creators));
                 groups.push(("control_perf", of(CONTROL)));
                 groups.push(("cleared_perf", of(CLEARED)));
-                if self.link == Link::PerfCookie {
-                    groups.push(("freed_perf", of(FREED)));
-                }
+                groups.push(("freed_perf", of(FREED)));
                 groups
             }
         };
