@@ -35,9 +35,9 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 27] = [
+const PROGRAMS: [(&str, &str); 30] = [
     ("call_session", "uprobe.multi"),
-    ("control_multi", "uprobe.multi"),
+    ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
     ("created_multi", "uretprobe.multi"),
     ("created_perf", "uretprobe"),
@@ -46,11 +46,14 @@ const PROGRAMS: [(&str, &str); 27] = [
     ("entry_multi", "uprobe.multi"),
     ("entry_read", "uprobe"),
     ("entry_read_fourth", "uprobe"),
+    ("entry_sendfile", "uprobe"),
     ("entry_write", "uprobe"),
     ("entry_write_fifth", "uprobe"),
     ("entry_write_fourth", "uprobe"),
+    ("event_multi", "uprobe.multi"),
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
+    ("freed_perf", "uprobe"),
     ("process_exec", "raw_tp/sched_process_exec"),
     ("process_exit", "raw_tp/sched_process_exit"),
     ("process_fork", "raw_tp/sched_process_fork"),
@@ -181,7 +184,7 @@ impl Program {
     fn is_newer(&self) -> bool {
         self.section.ends_with(".multi")
             || self.section.starts_with("tp_btf/")
-            || self.name == "file_identity"
+            || matches!(self.name.as_str(), "file_identity" | "freed_perf")
     }
 }
 
@@ -611,7 +614,9 @@ fn doctored_objects_are_refused() {
             14
         };
         let bytes = doctor(program, call(helper), |i| i.imm = 174);
-        let newer = section.ends_with(".multi") || section.starts_with("tp_btf/");
+        let newer = section.ends_with(".multi")
+            || section.starts_with("tp_btf/")
+            || program == "freed_perf";
         assert_eq!(
             judge(&bytes).is_empty(),
             newer,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use agent_ebpf::{
-    Closed, Data, Direction, Gap, Head, Name, Opened, Place, Shape, Socket, Touch, Transfer,
+    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, Shape, Socket, Touch, Transfer,
     Unseen, cause, cookie, kind,
 };
 use clap::ValueEnum as _;
@@ -91,6 +91,14 @@ enum Step {
         sequence: u32,
     },
     Opened {
+        pid: u32,
+        handle: u64,
+        born: u64,
+        /// By `SSL_clear`.
+        #[serde(default)]
+        again: bool,
+    },
+    Freed {
         pid: u32,
         handle: u64,
         born: u64,
@@ -265,6 +273,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 direction,
                 shape: Shape::OutFourth,
                 instruction: Instruction::Emulated,
+                references: 0,
                 bytes: [0; 16],
             };
             let points = vec![
@@ -328,15 +337,30 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 out,
             );
         }
-        Step::Opened { pid, handle, born } => {
+        Step::Opened {
+            pid,
+            handle,
+            born,
+            again,
+        } => {
+            let kind = if *again { kind::CLEARED } else { kind::OPENED };
             let opened = Opened {
-                head: head(kind::OPENED, Direction::Received, 0, time),
+                head: head(kind, Direction::Received, 0, time),
                 pid_tgid: both(*pid),
                 born: *born,
                 handle: *handle,
                 cookie: cookie(1, Direction::Received, Shape::Created),
             };
             line.record(opened.as_bytes(), time, out);
+        }
+        Step::Freed { pid, handle, born } => {
+            let freed = Freed {
+                head: head(kind::FREED, Direction::Received, 0, time),
+                pid_tgid: both(*pid),
+                born: *born,
+                handle: *handle,
+            };
+            line.record(freed.as_bytes(), time, out);
         }
         Step::Touch {
             pid,
@@ -413,6 +437,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                     "map_full" => cause::MAP_FULL,
                     "call_too_long" => cause::CALL_TOO_LONG,
                     "over_budget" => cause::OVER_BUDGET,
+                    "sendfile" => cause::SENDFILE,
                     other => panic!("{other}"),
                 }),
             };
@@ -546,6 +571,7 @@ scenarios! {
     content_none
     forked_child
     gone_before_a_look
+    handle_again
     inferred_socket
     late_facts
     loss

@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, Shape, Thread, counter,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, Shape, Thread, counter, kind,
     unmatched,
 };
 use aya_ebpf::{
@@ -79,6 +79,7 @@ perf_entry!(entry_write, Sent, Returned);
 perf_entry!(entry_write_fourth, Sent, OutFourth);
 perf_entry!(entry_write_fifth, Sent, OutFifth);
 perf_entry!(entry_handshake, Received, Handshake);
+perf_entry!(entry_sendfile, Sent, Sendfile);
 
 #[uretprobe]
 pub fn return_perf(ctx: RetProbeContext) -> u32 {
@@ -123,15 +124,16 @@ pub fn created_perf(ctx: RetProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn attach_cookie(ctx: *mut c_void) -> u64 {
+pub fn attach_cookie(ctx: *mut c_void) -> u64 {
     // SAFETY: the program's own context.
     unsafe { generated::bpf_get_attach_cookie(ctx) }
 }
 
 const DIRECTION: u64 = 1;
 const SHAPE: u64 = 6;
-/// The bit of the shapes that carry no plaintext.
+/// The bit of the shapes whose bytes are in no buffer, most of which have none.
 const HANDSHAKE: u64 = (Shape::Handshake as u64) << 1;
+const SENDFILE: u64 = (Shape::Sendfile as u64) << 1;
 
 /// Opens a frame. False: this call has none, and its return is of no interest. Only a `SESSION` can do
 /// without its return probe. The cookie is asked for late: until then it would take a register.
@@ -181,7 +183,7 @@ unsafe fn enter_nested<const SESSION: bool>(
         if SESSION && is_other_stack_open(thread, (*ctx.regs).rsp) {
             count(counter::ENTRIES, 1);
             count(counter::UNMATCHED + unmatched::OTHER_STACK, 1);
-            if cookie & HANDSHAKE == 0 {
+            if cookie & (SHAPE | HANDSHAKE) != HANDSHAKE {
                 skip(thread, ctx.arg(0).unwrap_or(0), cookie);
             }
             return false;
@@ -414,7 +416,12 @@ fn leave(ctx: &RetProbeContext) -> u32 {
         }
         take(thread);
         if ctx.ret::<i32>() <= 0 || get!(frame(thread), flags) & HANDSHAKE != 0 {
-            emit::touch(thread);
+            if get!(frame(thread), flags) & (SHAPE | HANDSHAKE) == SENDFILE && ctx.ret::<i64>() > 0
+            {
+                send_file(thread, ctx.ret());
+            } else {
+                emit::touch(thread);
+            }
             return 0;
         }
         if get!(frame(thread), flags) & SHAPE == 0 {
@@ -448,6 +455,21 @@ fn leave(ctx: &RetProbeContext) -> u32 {
     0
 }
 
+/// Bytes of a file, which no buffer of the program ever held.
+#[inline(always)]
+unsafe fn send_file(thread: *mut Thread, length: u64) {
+    // SAFETY: a map value.
+    unsafe {
+        if length > get!(frame(thread), out) || length > u64::MAX >> FRAME_SIZE {
+            count(counter::UNREADABLE, 1);
+            return;
+        }
+        (*thread).call.position = length;
+        count(counter::SEEN, length);
+        emit::send_file(thread);
+    }
+}
+
 /// The frame that was just closed: the one behind those that are still open.
 #[inline(always)]
 unsafe fn frame(thread: *mut Thread) -> *mut Frame {
@@ -477,7 +499,7 @@ fn created(ctx: &RetProbeContext, cookie: u64) -> u32 {
         // Here and not in the hot programs: a log line takes stack that they don't have.
         #[cfg(feature = "log")]
         aya_log_ebpf::debug!(ctx, "handle {:x} of process {}", handle, id >> 32);
-        emit::opened(thread);
+        emit::opened(thread, kind::OPENED);
     }
     0
 }

@@ -3,8 +3,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Data, Direction, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX, RECORDS_PER_CALL,
-    Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter, kind,
+    Data, Direction, Freed, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX,
+    RECORDS_PER_CALL, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -13,7 +13,8 @@ use aya_ebpf::{
 
 use crate::budget;
 use crate::maps::{
-    PROCESSES, RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque, ring_size,
+    PROCESSES, RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque, remove,
+    ring_size,
 };
 
 const HEADER: u64 = size_of::<Data>() as u64;
@@ -52,7 +53,7 @@ pub fn call(thread: *mut Thread) {
             (*thread).sequence = get!(thread, sequence) + 1;
         }
         budget::note(thread);
-        if !place(thread) {
+        if !place::<true>(thread) {
             return;
         }
         let len = get!(thread, call.position);
@@ -84,6 +85,35 @@ pub fn call(thread: *mut Thread) {
     }
 }
 
+/// The call of `thread` moved `call.position` bytes that were in no buffer: a hole from the start.
+#[inline(always)]
+pub fn send_file(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
+    unsafe {
+        if get!(thread, socket) == 0 {
+            (*thread).sequence = get!(thread, sequence) + 1;
+        }
+        if !place::<false>(thread) {
+            return;
+        }
+        let len = get!(thread, call.position);
+        let gap = reserve(size_of::<Gap>() as u64);
+        if gap.is_null() {
+            lose(thread, len);
+            return;
+        }
+        fill_gap(
+            thread,
+            gap.cast(),
+            get!(thread, position),
+            len,
+            cause::SENDFILE,
+        );
+        count(counter::LOST + cause::SENDFILE as usize, len);
+        generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+    }
+}
+
 #[inline(always)]
 unsafe fn stream(thread: *mut Thread) -> *mut Stream {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
@@ -91,9 +121,9 @@ unsafe fn stream(thread: *mut Thread) -> *mut Stream {
 }
 
 /// Finds the call's position in its stream and sends what is pending there. False if the call can't be
-/// sent: then it is counted.
+/// sent: then it is counted. Only what is `COPIED` into the ring is anybody's budget.
 #[inline(always)]
-unsafe fn place(thread: *mut Thread) -> bool {
+unsafe fn place<const COPIED: bool>(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value; `key` and `call` are a key and a value of STREAMS.
     unsafe {
         (*thread).position = 0;
@@ -121,7 +151,7 @@ unsafe fn place(thread: *mut Thread) -> bool {
             (*thread).handle_born = get!(stream, opened);
         }
         (*stream).position = position + get!(thread, call.position);
-        if budget::is_over(thread) {
+        if COPIED && budget::is_over(thread) {
             let len = get!(thread, call.position);
             lose_at(stream, len, cause::OVER_BUDGET);
             return false;
@@ -181,10 +211,81 @@ unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -
     }
 }
 
-/// A new handle: ends the streams of whoever had its address, and says so. If a hole at their end can't be
-/// told now they go on instead: a connection that is not told apart is better than bytes unaccounted for.
+/// The handle lives on, for another connection. The library does this by itself, too, when it makes an object
+/// and before each first handshake: what has carried nothing is as good as new.
 #[inline(always)]
-pub unsafe fn opened(thread: *mut Thread) {
+pub unsafe fn cleared(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value.
+    unsafe {
+        (*thread).key.direction = Direction::Sent as u32;
+        if !has_carried(thread) {
+            (*thread).key.direction = Direction::Received as u32;
+            if !has_carried(thread) {
+                return;
+            }
+        }
+        opened(thread, kind::CLEARED);
+    }
+}
+
+#[inline(always)]
+unsafe fn has_carried(thread: *mut Thread) -> bool {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        let stream = stream(thread);
+        !stream.is_null() && get!(stream, position) | get!(stream, touches) != 0
+    }
+}
+
+/// The handle is gone, and its place in the map with it. Only if its making was seen: the streams of one that
+/// is older share their names with whatever gets the address next unseen, and have to go on. And only if that
+/// can be said now: else the next handle at the address will say it.
+#[inline(always)]
+pub unsafe fn freed(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS; `record` is a reservation of this size, every
+    // field is written.
+    unsafe {
+        (*thread).key.direction = Direction::Sent as u32;
+        let stream = stream(thread);
+        if stream.is_null() || get!(stream, opened) == 0 || !told_all(thread) {
+            return;
+        }
+        (*thread).key.direction = Direction::Received as u32;
+        if !told_all(thread) {
+            return;
+        }
+        let record: *mut Freed = reserve(size_of::<Freed>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::FREED,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).born = get!(thread, handle_born);
+        (*record).handle = get!(thread, key.handle);
+        // Nobody waits for it.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
+        forget(thread);
+        (*thread).key.direction = Direction::Sent as u32;
+        forget(thread);
+    }
+}
+
+#[inline(always)]
+unsafe fn forget(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe { remove(address(&STREAMS), (&raw const (*hide(thread)).key).cast()) };
+}
+
+/// A new connection: ends the streams of whoever had the handle before, and says so. If a hole at their end
+/// can't be told now they go on instead: a connection that is not told apart is better than bytes unaccounted
+/// for.
+#[inline(always)]
+pub unsafe fn opened(thread: *mut Thread, kind: u16) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         budget::note(thread);
@@ -211,7 +312,7 @@ pub unsafe fn opened(thread: *mut Thread) {
             return;
         }
         (*record).head = Head {
-            kind: kind::OPENED,
+            kind,
             direction: Direction::Received as u16,
             len: 0,
             time: bpf_ktime_get_boot_ns(),

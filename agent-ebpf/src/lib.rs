@@ -32,6 +32,13 @@ pub enum Shape {
     Handshake = 4,
     /// `long SSL_ctrl(handle, int command, long, void *)`: may say the server's name. No return.
     Control = 5,
+    /// `int SSL_clear(handle)`: what it carried is over. No return.
+    Cleared = 6,
+    /// `ssize_t SSL_sendfile(handle, int fd, off_t, size_t, int)`: the return value, if positive, of bytes
+    /// that were in no buffer.
+    Sendfile = 7,
+    /// `void SSL_free(handle)`: one owner less. No return.
+    Freed = 8,
 }
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
@@ -42,11 +49,14 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 3 are the [`Shape`], bits 8 and up are the
-/// number that user space gave to the probe point.
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bits 8 and up are the
+/// number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`] on where
+/// the object counts its owners.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
     point << 8 | (shape as u64) << 1 | direction as u64
 }
+
+pub const REFERENCES: u64 = 48;
 
 /// Kinds of ring records ([`Head::kind`]).
 pub mod kind {
@@ -68,6 +78,11 @@ pub mod kind {
     pub const NAME: u16 = 8;
     /// A call that nobody sees: [`super::Unseen`].
     pub const UNSEEN: u16 = 5;
+    /// A handle that means a new connection from here on, with the settings of the one before:
+    /// [`super::Opened`].
+    pub const CLEARED: u16 = 10;
+    /// A handle that means nothing any more: [`super::Freed`].
+    pub const FREED: u16 = 11;
 }
 
 /// Why bytes of a stream were not copied ([`Gap::cause`]); also the index of the counter, counted
@@ -84,7 +99,9 @@ pub mod cause {
     pub const CALL_TOO_LONG: u16 = 3;
     /// The process had used its share of a ring that was more than half full, and others needed it.
     pub const OVER_BUDGET: u16 = 4;
-    pub const COUNT: usize = 5;
+    /// The kernel took the bytes from a file: nobody's buffer had them. Nothing went wrong.
+    pub const SENDFILE: u16 = 5;
+    pub const COUNT: usize = 6;
 }
 
 /// Indices into one CPU's row of the counters, each a u64 that only grows.
@@ -227,6 +244,16 @@ pub struct Opened {
     pub handle: u64,
     /// Attach cookie of the probe point, 0 where the kernel has no cookies.
     pub cookie: u64,
+}
+
+/// The last owner of a handle gave it up. What the kernel side knew of it is forgotten.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Freed {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
 }
 
 /// A call that was let pass without a return probe: bytes of its handle are missing, and nobody knows how
@@ -397,7 +424,7 @@ pub struct Frame {
     pub ip: u64,
     pub handle: u64,
     pub buf: u64,
-    /// Where the library stores the byte count, 0 for [`Shape::Returned`].
+    /// Where the library stores the byte count; for [`Shape::Sendfile`] the most that it can be.
     pub out: u64,
     pub cookie: u64,
     /// Cookie of the socket used inside the call; [`SEVERAL_SOCKETS`] if more than one was.

@@ -21,6 +21,7 @@ mod call;
 mod emit;
 mod filter;
 mod identity;
+mod life;
 mod maps;
 mod name;
 mod process;

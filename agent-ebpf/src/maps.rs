@@ -199,6 +199,14 @@ pub unsafe fn insert(map: *const c_void, key: *const c_void, value: *const c_voi
     unsafe { generated::bpf_map_update_elem(map.cast_mut(), key, value, 0) == 0 }
 }
 
+/// # Safety
+/// As [`lookup`].
+#[inline(always)]
+pub unsafe fn remove(map: *const c_void, key: *const c_void) {
+    // SAFETY: the caller's promise.
+    unsafe { generated::bpf_map_delete_elem(map.cast_mut(), key) };
+}
+
 pub fn address<T>(map: &'static T) -> *const c_void {
     core::ptr::from_ref(map).cast()
 }

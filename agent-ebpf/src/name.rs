@@ -19,18 +19,13 @@ use crate::{
 /// `SSL_ctrl` with. All versions and relatives.
 const SET_HOST_NAME: i32 = 55;
 
-#[uprobe(multi)]
-pub fn control_multi(ctx: ProbeContext) -> u32 {
-    named(&ctx)
-}
-
 #[uprobe]
 pub fn control_perf(ctx: ProbeContext) -> u32 {
     named(&ctx)
 }
 
 #[inline(always)]
-fn named(ctx: &ProbeContext) -> u32 {
+pub fn named(ctx: &ProbeContext) -> u32 {
     if ctx.arg::<i32>(1) != Some(SET_HOST_NAME) || stopped() {
         return 0;
     }

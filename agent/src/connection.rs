@@ -127,6 +127,11 @@ impl Connections {
         }
     }
 
+    /// The name of its server, whoever has the handle next.
+    pub fn server_name(&self, id: &HandleId) -> Option<&Clear> {
+        self.entries.get(id)?.facts.server_name.as_ref()
+    }
+
     pub fn get(&mut self, id: &HandleId) -> Option<&mut Entry> {
         self.entries.get_mut(id)
     }

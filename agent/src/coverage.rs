@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use agent_ebpf::cookie;
+use agent_ebpf::{REFERENCES, cookie};
 
 use crate::{
     half::{FileId, Site},
@@ -119,7 +119,8 @@ impl Table {
         self.points.push((id, point.function));
         Site {
             offset: point.offset,
-            cookie: cookie(number, point.direction, point.shape),
+            cookie: cookie(number, point.direction, point.shape)
+                | u64::from(point.references) << REFERENCES,
             bytes: point.bytes,
         }
     }

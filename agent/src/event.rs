@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Closed, Data, Direction, Gap, Head, Name, Opened, SEVERAL_SOCKETS, Socket, Touch, Transfer,
-    Unseen, cause, kind, side,
+    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, SEVERAL_SOCKETS, Socket, Touch,
+    Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
 
@@ -37,12 +37,15 @@ pub enum Event<'a> {
         tid: u32,
         time: u64,
     },
-    /// The handle is a new connection from here on.
+    /// The handle is a new connection from here on. `again`: of the same object, with its settings.
     Opened {
         handle: HandleId,
+        again: bool,
         point: u64,
         time: u64,
     },
+    /// The handle is gone.
+    Freed { handle: HandleId, time: u64 },
     /// A call of the handle passed by, and its bytes with it. No handle: a call that makes one.
     Unseen {
         handle: HandleId,
@@ -99,6 +102,7 @@ impl Event<'_> {
             Event::Opened { handle, .. }
             | Event::Unseen { handle, .. }
             | Event::Touch { handle, .. }
+            | Event::Freed { handle, .. }
             | Event::Name { handle, .. } => Some(handle.pid),
             Event::Transfer { pid, .. } => Some(*pid),
             Event::Socket { .. } | Event::Closed { .. } => None,
@@ -176,7 +180,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 time: head.time,
             })
         }
-        kind::OPENED => {
+        kind::OPENED | kind::CLEARED => {
             let (opened, _) = Opened::read_from_prefix(record).map_err(|_| Malformed)?;
             let (pid, _) = ids(opened.pid_tgid);
             Ok(Event::Opened {
@@ -185,7 +189,20 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     born: opened.born,
                     handle: opened.handle,
                 },
+                again: head.kind == kind::CLEARED,
                 point: opened.cookie >> 8,
+                time: head.time,
+            })
+        }
+        kind::FREED => {
+            let (freed, _) = Freed::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(freed.pid_tgid);
+            Ok(Event::Freed {
+                handle: HandleId {
+                    pid,
+                    born: freed.born,
+                    handle: freed.handle,
+                },
                 time: head.time,
             })
         }
@@ -278,6 +295,7 @@ pub fn cause(number: u64) -> Result<Cause, Malformed> {
         cause::MAP_FULL => Cause::MapFull,
         cause::CALL_TOO_LONG => Cause::CallTooLong,
         cause::OVER_BUDGET => Cause::OverBudget,
+        cause::SENDFILE => Cause::Sendfile,
         _ => return Err(Malformed),
     })
 }

@@ -25,6 +25,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         copy_fault: lost(cause::COPY_FAULT),
         map_full: lost(cause::MAP_FULL),
         over_budget: lost(cause::OVER_BUDGET),
+        sendfile: lost(cause::SENDFILE),
         unknown: tally.unknown,
     };
     let over_limit = lost(cause::CALL_TOO_LONG);
@@ -38,14 +39,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
     let returns = kernel(counter::RETURNS);
     // The totals last: what comes in meanwhile is in flight, never negative.
     let (seen, entries) = (kernel(counter::SEEN), kernel(counter::ENTRIES));
-    let placed = over_limit
-        + tally.filtered
-        + tally.delivered
-        + lost_bytes.ring_full
-        + lost_bytes.copy_fault
-        + lost_bytes.map_full
-        + lost_bytes.over_budget
-        + lost_bytes.unknown;
+    let placed = over_limit + tally.filtered + tally.delivered + lost_bytes.sum();
     let ended = returns + unmatched.sum();
     Ledger {
         bytes: Bytes {
@@ -94,6 +88,7 @@ mod tests {
                 + bytes.lost.copy_fault
                 + bytes.lost.map_full
                 + bytes.lost.over_budget
+                + bytes.lost.sendfile
                 + bytes.lost.unknown
                 + bytes.delivered
                 + bytes.in_flight
@@ -103,7 +98,10 @@ mod tests {
             (1 << 24, 1 << 25)
         );
         assert_eq!((bytes.lost.map_full, bytes.over_limit), (1 << 26, 1 << 27));
-        assert_eq!(bytes.lost.over_budget, 1 << 28);
+        assert_eq!(
+            (bytes.lost.over_budget, bytes.lost.sendfile),
+            (1 << 28, 1 << 29)
+        );
         let calls = &ledger.calls;
         let unmatched = &calls.unmatched;
         assert_eq!(

@@ -1,7 +1,7 @@
 //! The line, stage by stage: ring records and the half's reports in, output records out. Pure: no clock,
 //! no file, no socket. Time comes with the events.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use agent_ebpf::Direction;
 
@@ -55,6 +55,8 @@ pub struct Pipeline {
     /// Streams in which something waits for a hole to be explained.
     waiting: HashSet<StreamId>,
     parked: HashMap<u32, Parked>,
+    /// Connections whose handle is gone, and since when.
+    freed: VecDeque<(u64, HandleId)>,
     tally: Tally,
     /// Bytes lost to a full ring that gaps have told of.
     told_late: u64,
@@ -88,6 +90,10 @@ struct Parked {
 const PARKED_TIME: u64 = 250_000_000;
 const PARKED_BYTES: usize = 1 << 20;
 
+/// How long a connection outlives its handle, in nanoseconds: what tells its name, and what the half says of
+/// its end, may come later.
+const FREED_TIME: u64 = 1_000_000_000;
+
 /// How often a connection waits for a name in vain before it waits no more.
 const WAITS_MAX: u32 = 16;
 
@@ -109,6 +115,7 @@ impl Pipeline {
             coverage: Table::default(),
             waiting: HashSet::new(),
             parked: HashMap::new(),
+            freed: VecDeque::new(),
             tally: Tally::default(),
             told_late: 0,
             malformed: 0,
@@ -217,6 +224,14 @@ impl Pipeline {
             self.let_go(id, out);
         }
         self.solver.expire(now);
+        while let Some(&(since, id)) = self.freed.front()
+            && now.saturating_sub(since) > FREED_TIME
+        {
+            self.freed.pop_front();
+            if self.connections.contains(&id) {
+                self.close(id, now, out);
+            }
+        }
         self.give_up(|stream| stream.is_overdue(now), now, out);
         for id in self.redactor.due(now) {
             self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
@@ -298,8 +313,10 @@ impl Pipeline {
                     self.judge(out);
                 }
             }
+            Event::Freed { handle, time } => self.freed.push_back((time, handle)),
             Event::Opened {
                 handle,
+                again,
                 point,
                 time,
             } => {
@@ -309,7 +326,14 @@ impl Pipeline {
                         // Says how a forked child is seen.
                         self.joined(handle, file, time, out);
                     }
+                    // The object that is used again wants the same server.
+                    let before = self.connections.at(handle.pid, handle.handle);
+                    let name = before.filter(|_| again);
+                    let name = name.and_then(|id| self.connections.server_name(&id).cloned());
                     self.begin(handle, Joined::Start, file, time, out);
+                    if let Some(entry) = self.connections.get(&handle) {
+                        entry.facts.server_name = name;
+                    }
                     self.solver.opened(handle);
                 }
             }
@@ -401,7 +425,9 @@ impl Pipeline {
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
-                self.solver.lost(stream.handle.pid);
+                if cause != Cause::Sendfile {
+                    self.solver.lost(stream.handle.pid);
+                }
                 let Some(offset) = offset else {
                     self.unplaced(stream, tid, length, cause, time, out);
                     return;
@@ -653,7 +679,10 @@ impl Pipeline {
                     match cause {
                         Cause::RingFull | Cause::OverBudget => *told_late += length,
                         Cause::Unknown => tally.unknown += length,
-                        Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
+                        Cause::CopyFault
+                        | Cause::MapFull
+                        | Cause::CallTooLong
+                        | Cause::Sendfile => {}
                     }
                     redactor.gap(id, length, &mut data(id.direction, &mut say));
                     say(Body::Gap {

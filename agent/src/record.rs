@@ -169,6 +169,8 @@ pub enum Cause {
     CallTooLong,
     /// The process flooded the ring, and others needed it.
     OverBudget,
+    /// The kernel sent them from a file, past every buffer. Nothing went wrong.
+    Sendfile,
     /// The stream jumped and nobody said why. 0 in every test.
     Unknown,
 }
@@ -229,6 +231,7 @@ pub struct Lost {
     pub copy_fault: u64,
     pub map_full: u64,
     pub over_budget: u64,
+    pub sendfile: u64,
     pub unknown: u64,
 }
 
@@ -248,6 +251,17 @@ pub struct Unmatched {
     pub map_full: u64,
     pub exited: u64,
     pub other_stack: u64,
+}
+
+impl Lost {
+    pub const fn sum(&self) -> u64 {
+        self.ring_full
+            + self.copy_fault
+            + self.map_full
+            + self.over_budget
+            + self.sendfile
+            + self.unknown
+    }
 }
 
 impl Unmatched {

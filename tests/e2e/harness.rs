@@ -48,6 +48,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("common.h", include_str!("../programs/common.h")),
     ("tls.h", include_str!("../programs/tls.h")),
     ("mix.c", include_str!("../programs/mix.c")),
+    ("life.c", include_str!("../programs/life.c")),
     ("letters.c", include_str!("../programs/letters.c")),
     ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),

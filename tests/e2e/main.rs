@@ -21,6 +21,7 @@ mod harness;
 mod hostile;
 mod identity;
 mod libraries;
+mod life;
 mod lifecycle;
 mod loss;
 mod namespaces;

@@ -291,6 +291,7 @@ impl Records {
                 "copy_fault",
                 "map_full",
                 "over_budget",
+                "sendfile",
                 "unknown",
             ],
         )?;
@@ -557,7 +558,7 @@ mod tests {
             "ledger": {
                 "bytes": {
                     "seen": seen, "filtered": 0, "over_limit": 0, "delivered": delivered, "in_flight": 0,
-                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "over_budget": 0, "unknown": 0},
+                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "over_budget": 0, "sendfile": 0, "unknown": 0},
                 },
                 "calls": {
                     "entries": 3, "returns": 2, "in_flight": 0, "filtered": 0,

@@ -34,8 +34,8 @@ struct pair {
     struct truth client_truth, server_truth;
 };
 
-static inline struct pair pair_new(SSL_CTX *client, SSL_CTX *server, int number) {
-    struct pair pair = {SSL_new(client), SSL_new(server), truth_open("client", number), truth_open("server", number)};
+static inline struct pair pair_in_memory(SSL_CTX *client, SSL_CTX *server) {
+    struct pair pair = {.client = SSL_new(client), .server = SSL_new(server)};
     TLS_CHECK(pair.client && pair.server);
     BIO *up = BIO_new(BIO_s_mem()), *down = BIO_new(BIO_s_mem());
     TLS_CHECK(up && down);
@@ -46,6 +46,13 @@ static inline struct pair pair_new(SSL_CTX *client, SSL_CTX *server, int number)
     SSL_set_bio(pair.server, up, down);
     SSL_set_connect_state(pair.client);
     SSL_set_accept_state(pair.server);
+    return pair;
+}
+
+static inline struct pair pair_new(SSL_CTX *client, SSL_CTX *server, int number) {
+    struct pair pair = pair_in_memory(client, server);
+    pair.client_truth = truth_open("client", number);
+    pair.server_truth = truth_open("server", number);
     return pair;
 }
 

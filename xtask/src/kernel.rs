@@ -1,4 +1,5 @@
-//! The kernels the tests run on: Debian's cloud images, taken out of their packages.
+//! The kernels the tests run on: Debian's cloud images, taken out of their packages, with the few modules
+//! that a test needs.
 
 use std::{
     fs,
@@ -19,7 +20,20 @@ pub(crate) struct Kernel {
     package: (&'static str, &'static str),
 }
 
-/// Since 6.19 the image is in `linux-binary-*`, and `linux-image-*` is empty.
+/// What a virtual machine runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    /// Not compressed, which QEMU starts faster.
+    pub(crate) image: PathBuf,
+    /// A directory with those of [`MODULES`] that there are.
+    pub(crate) modules: PathBuf,
+}
+
+/// TLS in the kernel and its cipher, each behind what it needs.
+const MODULES: [&str; 5] = ["gf128mul", "ghash-generic", "ctr", "gcm", "tls"];
+
+/// Since 6.19 the image is in `linux-binary-*`, its modules are in `linux-modules-*`, and `linux-image-*` is
+/// empty.
 const KERNELS: &[Kernel] = &[
     Kernel {
         version: "5.10",
@@ -61,19 +75,21 @@ impl Kernel {
         format!("{prefix}*{suffix} of {}", self.release)
     }
 
-    /// The uncompressed kernel, which QEMU starts faster than the packed one. It is kept, so that a
-    /// run repeats exactly, needs no network, and outlives the package. None: the archive has none.
-    pub(crate) fn image(&self, tools: &Path, update: bool) -> Result<Option<PathBuf>> {
+    /// They are kept, so that a run repeats exactly, needs no network, and outlives the package. None: the
+    /// archive has none.
+    pub(crate) fn files(&self, tools: &Path, update: bool) -> Result<Option<Files>> {
         let dir = sh::target().join("vm/kernels").join(self.version);
-        let image = dir.join("vmlinux");
-        if image.exists() && !update {
-            return Ok(Some(image));
+        let (image, modules) = (dir.join("vmlinux"), dir.join("modules"));
+        let files = Files { image, modules };
+        let is_there = files.image.exists() && files.modules.exists();
+        if is_there && !update {
+            return Ok(Some(files));
         }
         let _lock = apt::lock()?;
         let apt = Apt::open(self.release, update)?;
         let (prefix, suffix) = self.package;
         let Some(package) = apt.newest(prefix, suffix)? else {
-            return Ok(image.exists().then_some(image));
+            return Ok(is_there.then_some(files));
         };
         sh::say(&format!("  fetching {package}"));
         let tree = dir.join("tree");
@@ -82,13 +98,49 @@ impl Kernel {
         }
         fs::create_dir_all(&tree)?;
         apt.unpack_alone(&package, &tree)?;
+        if let Some(version) = package.strip_prefix("linux-binary-") {
+            apt.unpack_alone(&format!("linux-modules-{version}"), &tree)?;
+        }
+        let modules = dir.join("part-modules");
+        for old in [&modules, &files.modules] {
+            if old.exists() {
+                fs::remove_dir_all(old)?;
+            }
+        }
+        fs::create_dir(&modules)?;
+        take_modules(&tree, &modules, tools)?;
         extract(&packed(&tree)?, &dir.join("part"), tools)
             .with_context(|| format!("could not unpack the kernel of {package}"))?;
         fs::remove_dir_all(&tree)?;
         fs::write(dir.join("package"), format!("{package}\n"))?;
-        fs::rename(dir.join("part"), &image)?;
-        Ok(Some(image))
+        fs::rename(dir.join("part"), &files.image)?;
+        fs::rename(&modules, &files.modules)?;
+        Ok(Some(files))
     }
+}
+
+/// What of [`MODULES`] is below `[usr/]lib/modules/V`, not packed.
+fn take_modules(tree: &Path, to: &Path, tools: &Path) -> Result<()> {
+    let versions = ["lib/modules", "usr/lib/modules"].map(|modules| tree.join(modules));
+    let versions = versions
+        .iter()
+        .filter_map(|modules| fs::read_dir(modules).ok());
+    for version in versions.flatten().flatten() {
+        for name in MODULES {
+            for directory in ["crypto", "lib/crypto", "net/tls"] {
+                let plain = version.path().join(format!("kernel/{directory}/{name}.ko"));
+                let packed = plain.with_extension("ko.xz");
+                if packed.exists() {
+                    let mut busybox = sh::command(tools.join("usr/bin/busybox"));
+                    sh::run(busybox.arg("unxz").arg(&packed), MINUTE)?;
+                }
+                if plain.exists() {
+                    fs::copy(&plain, to.join(format!("{name}.ko")))?;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `boot/vmlinuz-V`, or since 6.19 `usr/lib/modules/V/vmlinuz`.

@@ -21,7 +21,7 @@ use crate::{
     apt,
     cpio::Cpio,
     fetch,
-    kernel::Kernel,
+    kernel::{Files, Kernel},
     sh::{self, MINUTE},
     tally::Tally,
     test,
@@ -41,17 +41,21 @@ const TESTS: &[&str] = &[
     "attribution_of_asyncio",
     "attribution_of_threads",
     "addresses_of_ipv6",
+    "four_connections_of_one_handle",
+    "a_handle_has_two_owners",
+    "sent_from_a_file",
 ];
 
-/// Those that watch the whole machine, and so run here only.
+/// Those that watch the whole machine or load a kernel module, and so run here only.
 pub(crate) const ALONE: &[&str] = &[
     "strangers_short_lived",
     "strangers_gone_before_a_look",
     "machine_wide",
+    "sent_from_a_file_by_the_kernel",
 ];
 
 /// C programs of `tests/programs` that the tests start. There is no compiler in the guest.
-const PROGRAMS: &[&str] = &["letters", "mix"];
+const PROGRAMS: &[&str] = &["letters", "life", "mix"];
 
 /// Loads each kernel program by itself, a line for each: `NAME: ok, …`.
 const LOAD_CHECK: &str = "load-check";
@@ -140,8 +144,8 @@ pub(crate) fn run(
     let mut outcomes = Vec::new();
     let mut ready = Vec::new();
     for (version, kernel) in machines {
-        match kernel.image(&tools, update)? {
-            Some(image) => ready.push((version, image)),
+        match kernel.files(&tools, update)? {
+            Some(files) => ready.push((version, files)),
             None => outcomes.push(Outcome {
                 version: version.to_owned(),
                 tally: Tally {
@@ -161,8 +165,8 @@ pub(crate) fn run(
     thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                while let Some((version, image)) = next() {
-                    let outcome = test_kernel(version, &image, &root, &tools, &tests);
+                while let Some((version, files)) = next() {
+                    let outcome = test_kernel(version, &files, &root, &tools, &tests);
                     done.lock().expect("no panic with the lock").push(outcome);
                 }
             });
@@ -415,12 +419,12 @@ fn words_of(version: &str) -> (&str, &str) {
     version.split_once('+').unwrap_or((version, ""))
 }
 
-fn test_kernel(version: &str, image: &Path, root: &Path, tools: &Path, tests: &[&str]) -> Outcome {
+fn test_kernel(version: &str, files: &Files, root: &Path, tools: &Path, tests: &[&str]) -> Outcome {
     let mut notes = Vec::new();
     for retry in [false, true] {
         let start = Instant::now();
         let mut watch = Watch::new(version, tests);
-        let result = boot(version, image, root, tools, &mut watch);
+        let result = boot(version, files, root, tools, &mut watch);
         sh::say(&format!(
             "[{version}] ended after {:.0} s",
             start.elapsed().as_secs_f32()
@@ -452,7 +456,7 @@ fn test_kernel(version: &str, image: &Path, root: &Path, tools: &Path, tests: &[
 }
 
 /// Runs one VM to its end; returns QEMU's exit code.
-fn boot(version: &str, image: &Path, root: &Path, tools: &Path, watch: &mut Watch) -> Result<i32> {
+fn boot(version: &str, files: &Files, root: &Path, tools: &Path, watch: &mut Watch) -> Result<i32> {
     let file = log_file(version);
     fs::create_dir_all(file.parent().context("the log has no directory")?)?;
     let mut log = fs::File::create(file)?;
@@ -488,7 +492,11 @@ fn boot(version: &str, image: &Path, root: &Path, tools: &Path, watch: &mut Watc
         "-device",
         "isa-debug-exit,iobase=0xf4,iosize=0x4",
     ]);
-    qemu.arg("-kernel").arg(image).arg("-initrd").arg(root);
+    let root = own_root(version, root, &files.modules)?;
+    qemu.arg("-kernel")
+        .arg(&files.image)
+        .arg("-initrd")
+        .arg(&root);
     let (_, more) = words_of(version);
     qemu.args(["-append", &format!("console=ttyS0 panic=-1 quiet {more}")]);
     let status = sh::lines(&mut qemu, 9 * MINUTE, |line| {
@@ -500,6 +508,23 @@ fn boot(version: &str, image: &Path, root: &Path, tools: &Path, watch: &mut Watc
         watch.see(line);
     })?;
     status.code().with_context(|| format!("QEMU: {status}"))
+}
+
+/// The root, and behind it an archive with what is this kernel's own.
+fn own_root(version: &str, root: &Path, modules: &Path) -> Result<PathBuf> {
+    let own = sh::target().join(format!("vm/root-{version}.cpio"));
+    let mut more = Cpio::default();
+    for module in fs::read_dir(modules)? {
+        let module = module?;
+        let name = module.file_name();
+        more.file(&format!("vm/modules/{}", name.display()), &module.path())?;
+    }
+    fs::copy(root, &own)?;
+    fs::OpenOptions::new()
+        .append(true)
+        .open(&own)?
+        .write_all(&more.finish())?;
+    Ok(own)
 }
 
 fn log_file(version: &str) -> PathBuf {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction as Decoded, InstructionInfoFactory, Mnemonic,
-    OpAccess, OpKind, Register,
+    Decoder, DecoderOptions, FlowControl, Instruction as Decoded, InstructionInfoFactory,
+    MemorySize, Mnemonic, OpAccess, OpKind, Register,
 };
 
 use super::{
@@ -142,6 +142,37 @@ impl Function {
             }
         }
         zero
+    }
+
+    /// Where, counted from the first argument, the function's first atomic instruction has its 32-bit operand.
+    pub(super) fn counts_at(&self) -> Option<u16> {
+        let mut factory = InstructionInfoFactory::new();
+        for instruction in &self.instructions {
+            if instruction.has_lock_prefix() {
+                let is_number = matches!(
+                    instruction.memory_size(),
+                    MemorySize::UInt32 | MemorySize::Int32
+                );
+                let is_field = instruction.memory_base() == Register::RDI
+                    && instruction.memory_index() == Register::None;
+                return u16::try_from(instruction.memory_displacement64())
+                    .ok()
+                    .filter(|_| is_number && is_field);
+            }
+            let info = factory.info(instruction);
+            let changes = info.used_registers().iter().any(|used| {
+                used.register().full_register() == Register::RDI && writes(used.access())
+            });
+            if changes
+                || matches!(
+                    instruction.flow_control(),
+                    FlowControl::Call | FlowControl::IndirectCall
+                )
+            {
+                return None;
+            }
+        }
+        None
     }
 
     /// The first instruction that the kernel emulates, with the stack pointer and the first `arguments`
@@ -338,6 +369,27 @@ mod tests {
         ]));
         // jmp to itself ends
         assert!(!takes(&[0xeb, 0xfe]));
+    }
+
+    #[test]
+    fn a_count_is_a_field_of_the_first_argument() {
+        let counts_at = |code: &[u8]| Function::decode(0x1000, 0, code.to_vec())?.counts_at();
+        // test %rdi,%rdi; je +9; lock xadd %eax,0x9e0(%rdi); ret
+        let locked = [0xf0, 0x0f, 0xc1, 0x87, 0xe0, 0x09, 0, 0, 0xc3];
+        let code = |before: &[u8]| [before, &locked].concat();
+        assert_eq!(
+            counts_at(&code(&[0x48, 0x85, 0xff, 0x74, 0x08])),
+            Some(0x9e0)
+        );
+        // lock decl 0x20(%rdi); and of %rbx
+        assert_eq!(counts_at(&[0xf0, 0xff, 0x4f, 0x20, 0xc3]), Some(0x20));
+        assert_eq!(counts_at(&[0xf0, 0xff, 0x4b, 0x20, 0xc3]), None);
+        // 64 bits wide
+        assert_eq!(counts_at(&[0xf0, 0x48, 0xff, 0x4f, 0x20, 0xc3]), None);
+        // mov %rax,%rdi; a call
+        assert_eq!(counts_at(&code(&[0x48, 0x89, 0xc7])), None);
+        assert_eq!(counts_at(&code(&[0xff, 0xd0])), None);
+        assert_eq!(counts_at(&[0x55, 0x5d, 0xc3]), None);
     }
 
     #[test]

@@ -63,7 +63,8 @@ pub struct Found {
     /// No call passes two of them.
     pub points: Vec<Point>,
     /// Functions that carry no plaintext and say something about a connection, as far as they are known:
-    /// where its object is made, where it shakes hands, where its server is named.
+    /// where its object is made, cleared and freed, where it shakes hands, where its server is named. And where
+    /// the kernel sends a file.
     pub others: Vec<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
@@ -81,6 +82,8 @@ pub struct Point {
     pub direction: Direction,
     pub shape: Shape,
     pub instruction: Instruction,
+    /// [`Shape::Freed`]: where in the object the number of its owners is; else 0.
+    pub references: u16,
     /// The bytes at `offset`, compared again before the probe is placed.
     pub bytes: [u8; 16],
 }

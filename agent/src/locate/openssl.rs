@@ -36,11 +36,16 @@ const WRITE_INTERNAL: &str = "ssl_write_internal";
 /// All versions and relatives; BoringSSL has no `SSL_ctrl`. `SSL_connect` and `SSL_accept` lead into
 /// `SSL_do_handshake`.
 #[rustfmt::skip]
-const OTHERS: [Carrier; 3] = [
+const OTHERS: [Carrier; 6] = [
     ("SSL_new",          Direction::Received, Shape::Created),
     ("SSL_do_handshake", Direction::Received, Shape::Handshake),
+    ("SSL_sendfile",     Direction::Sent,     Shape::Sendfile),
     ("SSL_ctrl",         Direction::Received, Shape::Control),
+    ("SSL_clear",        Direction::Received, Shape::Cleared),
+    ("SSL_free",         Direction::Received, Shape::Freed),
 ];
+/// Adds one to the number of an object's owners, of which `SSL_free` takes one away.
+const UP_REF: &str = "SSL_up_ref";
 const PEEKS: [&str; 2] = ["SSL_peek", "SSL_peek_ex"];
 /// Its relatives have no such function.
 const BORINGSSL_ONLY: &str = "SSL_CTX_set_grease_enabled";
@@ -54,6 +59,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     names.extend(PEEKS);
     names.push(BORINGSSL_ONLY);
     names.extend(OTHERS.map(|(name, ..)| name));
+    names.push(UP_REF);
     let symbols = elf.functions(&names)?;
     let exports = entries(elf, &symbols, &EXPORTS)?;
     let carries =
@@ -96,14 +102,29 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         let taken = addresses(&chosen);
         // Two return probes on one frame break each other.
         let shares_frames = |entry: &Entry| {
-            entry.leads_into(&taken)
-                || taken.contains(&entry.function.address)
-                || chosen
-                    .iter()
-                    .any(|carrier| carrier.leads_into(&[entry.function.address]))
+            let has_return = !matches!(entry.shape, Shape::Control | Shape::Cleared | Shape::Freed);
+            taken.contains(&entry.function.address)
+                || has_return
+                    && (entry.leads_into(&taken)
+                        || chosen
+                            .iter()
+                            .any(|carrier| carrier.leads_into(&[entry.function.address])))
         };
-        let mut entries = entries.iter().filter(|entry| !shares_frames(entry));
-        others.extend(entries.next().and_then(|entry| entry.point(elf).ok()));
+        let Some(entry) = entries.iter().find(|entry| !shares_frames(entry)) else {
+            continue;
+        };
+        let mut references = 0;
+        if entry.shape == Shape::Freed {
+            match references_of(elf, &symbols, entry) {
+                Some(known) => references = known,
+                None => continue,
+            }
+        }
+        let point = entry.point(elf).ok();
+        others.extend(point.map(|point| Point {
+            references,
+            ..point
+        }));
     }
     Ok(Found {
         library,
@@ -112,6 +133,14 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         others,
         partly,
     })
+}
+
+/// Where in an object the number of its owners is: one function adds to it, the other one takes away.
+fn references_of(elf: &Elf<'_>, symbols: &[Symbol], free: &Entry) -> Option<u16> {
+    let up_ref = [(UP_REF, free.direction, free.shape)];
+    let up_ref = entries(elf, symbols, &up_ref).ok()?.pop()?;
+    let references = free.function.counts_at()?;
+    (up_ref.function.counts_at()? == references).then_some(references)
 }
 
 /// A carrier in this file.
@@ -229,6 +258,7 @@ impl Entry {
             direction: self.direction,
             shape: self.shape,
             instruction: place.instruction,
+            references: 0,
             bytes,
         })
     }
@@ -237,8 +267,8 @@ impl Entry {
 /// Number of argument registers that the probe needs intact.
 fn arguments(shape: Shape) -> usize {
     match shape {
-        Shape::Created | Shape::Handshake => 1,
-        Shape::Control => 4,
+        Shape::Created | Shape::Handshake | Shape::Cleared | Shape::Freed => 1,
+        Shape::Control | Shape::Sendfile => 4,
         Shape::Returned => 3,
         Shape::OutFourth => 4,
         Shape::OutFifth => 5,
@@ -426,6 +456,10 @@ mod tests {
     const PUSH_FIVE: Piece = Bytes(&[0x55, 0x4c, 0x89, 0xc5, 0x5d, 0xc3]);
     const ENDBR_PUSH: Piece = Bytes(&[0xf3, 0x0f, 0x1e, 0xfa, 0x41, 0x57, 0x41, 0x5f, 0xc3]);
 
+    /// push; pop; lock xadd %eax,0x20(%rdi)
+    const COUNT: Piece = Bytes(&[0x55, 0x5d, 0xf0, 0x0f, 0xc1, 0x47, 0x20]);
+    const COUNT_ELSEWHERE: Piece = Bytes(&[0x55, 0x5d, 0xf0, 0x0f, 0xc1, 0x47, 0x24]);
+
     type Functions = Vec<(&'static str, &'static [Piece])>;
 
     /// As Debian's 3.0: two internal functions, a BIO that calls them, an error function that all call.
@@ -530,25 +564,43 @@ mod tests {
         functions.extend([
             ("SSL_new", &[PUSH] as &[Piece]),
             ("SSL_do_handshake", &[SUB, Call(".error"), RET]),
+            ("SSL_sendfile", &[PUSH]),
             ("SSL_ctrl", &[PUSH]),
+            ("SSL_clear", &[PUSH]),
+            ("SSL_free", &[COUNT, RET]),
+            ("SSL_up_ref", &[COUNT, RET]),
         ]);
         let others = |functions: &Functions| {
             let found = find(functions).unwrap();
             let others = found.others.iter();
             others
-                .map(|point| (point.function, point.shape))
+                .map(|point| (point.function, point.shape, point.references))
                 .collect::<Vec<_>>()
         };
-        let all = [
-            ("SSL_new", Shape::Created),
-            ("SSL_do_handshake", Shape::Handshake),
-            ("SSL_ctrl", Shape::Control),
+        let mut all = vec![
+            ("SSL_new", Shape::Created, 0),
+            ("SSL_do_handshake", Shape::Handshake, 0),
+            ("SSL_sendfile", Shape::Sendfile, 0),
+            ("SSL_ctrl", Shape::Control, 0),
+            ("SSL_clear", Shape::Cleared, 0),
+            ("SSL_free", Shape::Freed, 0x20),
         ];
         assert_eq!(others(&functions), all);
+        let mut becomes = |name, pieces| {
+            let mut known = functions.iter_mut();
+            known.find(|(known, _)| *known == name).unwrap().1 = pieces;
+            others(&functions)
+        };
         // Two return probes on one frame.
-        let handshake = functions.len() - 2;
-        functions[handshake].1 = &[Jump(".read")];
-        assert_eq!(others(&functions), [all[0], all[2]]);
+        all.remove(1);
+        assert_eq!(becomes("SSL_do_handshake", &[Jump(".read")]), all);
+        all.remove(1);
+        assert_eq!(becomes("SSL_sendfile", &[Jump(".write")]), all);
+        // Who counts somewhere else, or not at all, counts something else.
+        all.pop();
+        assert_eq!(becomes("SSL_up_ref", &[COUNT_ELSEWHERE, RET]), all);
+        assert_eq!(becomes("SSL_up_ref", &[PUSH]), all);
+        assert_eq!(becomes("SSL_free", &[PUSH]), all);
     }
 
     #[test]
@@ -812,6 +864,11 @@ mod tests {
         };
         let names: Vec<_> = found.points.iter().map(|point| point.function).collect();
         assert_eq!((names, found.partly), (INTERNALS.to_vec(), None));
+        let others = found.others.iter().map(|point| point.function);
+        assert_eq!(
+            others.collect::<Vec<_>>(),
+            OTHERS.map(|(name, ..)| name).to_vec()
+        );
         for point in &found.points {
             assert_eq!(
                 (point.offset, point.shape, point.instruction),

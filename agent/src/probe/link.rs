@@ -33,15 +33,16 @@ use crate::half::{Link, Site};
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
 /// Programs for perf links, by the low bits of the cookie: shape and direction.
-const PERF_ENTRIES: [(u64, &str); 6] = [
+const PERF_ENTRIES: [(u64, &str); 7] = [
     (0, "entry_read"),
     (1, "entry_write"),
     (2, "entry_read_fourth"),
     (3, "entry_write_fourth"),
     (5, "entry_write_fifth"),
     (8, "entry_handshake"),
+    (15, "entry_sendfile"),
 ];
-const WHAT: u64 = 15;
+const WHAT: u64 = 31;
 /// Programs that see sockets used, and what they hang on: the first pair that this kernel takes. The
 /// tracepoints came with 6.3. The old pair is refused where it does not belong, the new one is not.
 const SOCKET_USES: [[(&str, &str); 2]; 3] = [
@@ -59,6 +60,8 @@ const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 6;
 const CONTROL: u64 = 10;
+const CLEARED: u64 = 12;
+const FREED: u64 = 16;
 
 /// Programs for session links: for calls, and for creators.
 const SESSIONS: [&CStr; 2] = [c"call_session", c"created_session"];
@@ -256,6 +259,12 @@ impl Programs {
         matches!(mapped, Some(Ok(false)))
     }
 
+    /// Is there a program for this point? Where the object counts its owners is in the cookie: without, there
+    /// is none for that.
+    pub fn takes(&self, site: &Site) -> bool {
+        self.link != Link::Perf || site.cookie & WHAT != FREED
+    }
+
     /// Does every process that maps a file meet the probes that are attached for `only`?
     ///
     /// A session link of one process lets the calls of others have their return probe: where two such
@@ -268,14 +277,19 @@ impl Programs {
     ///
     /// By offset. All sites of a kind go in one call: the kernel's writer lock costs 5 to 28 ms once, 20 µs
     /// each after that. The return probes come first, so that no entry stays without its return. The
-    /// creators come last: a connection whose creation was seen counts as seen from its first byte.
+    /// creators and what makes an object new again come last: a connection whose beginning was seen counts as
+    /// seen from its first byte.
     ///
     /// With `only`, and where the kernel can, nobody else meets a breakpoint: no cost for bystanders.
     pub fn attach(&self, file: &OwnedFd, sites: &[Site], only: &[u32]) -> Result<Vec<Attachment>> {
-        let of = |what| move |site: &&Site| site.cookie & WHAT == what;
-        let creators: Vec<&Site> = sites.iter().filter(of(CREATED)).collect();
-        let controls: Vec<&Site> = sites.iter().filter(of(CONTROL)).collect();
-        let is_carrier = |site: &&Site| !matches!(site.cookie & WHAT, CREATED | CONTROL);
+        let of = |what| -> Vec<&Site> {
+            let sites = sites.iter();
+            sites.filter(|site| site.cookie & WHAT == what).collect()
+        };
+        let creators = of(CREATED);
+        let is_event = |site: &&Site| matches!(site.cookie & WHAT, CONTROL | CLEARED | FREED);
+        let events: Vec<&Site> = sites.iter().filter(is_event).collect();
+        let is_carrier = |site: &&Site| !is_event(site) && site.cookie & WHAT != CREATED;
         let carriers: Vec<&Site> = sites.iter().filter(is_carrier).collect();
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
@@ -288,13 +302,13 @@ impl Programs {
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
             Link::Session => {
                 links = self.attach_sessions(&path, [carriers, creators], only)?;
-                vec![("control_multi", controls)]
+                vec![("event_multi", events)]
             }
             Link::Multi => vec![
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
                 ("created_multi", creators),
-                ("control_multi", controls),
+                ("event_multi", events),
             ],
             Link::Perf | Link::PerfCookie => {
                 let entries = PERF_ENTRIES.map(|(what, name)| {
@@ -304,7 +318,9 @@ impl Programs {
                 let mut groups = vec![("return_perf", carriers.clone())];
                 groups.extend(entries);
                 groups.push(("created_perf", creators));
-                groups.push(("control_perf", controls));
+                groups.push(("control_perf", of(CONTROL)));
+                groups.push(("cleared_perf", of(CLEARED)));
+                groups.push(("freed_perf", of(FREED)));
                 groups
             }
         };
@@ -407,6 +423,7 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let btf = Btf::from_sys_fs().ok();
     let has_multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false);
+    let has_cookies = is_perf_link_supported().unwrap_or(false);
     let mut results = check_sessions(&ebpf);
     for (name, program) in ebpf.programs_mut() {
         if name.ends_with("_session") {
@@ -415,6 +432,10 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
         let loaded = match program {
             Program::UProbe(_) if name.ends_with("_multi") && !has_multi => {
                 results.push((name.to_owned(), Loaded::NotHere("no uprobe_multi links")));
+                continue;
+            }
+            Program::UProbe(_) if name == "freed_perf" && !has_cookies => {
+                results.push((name.to_owned(), Loaded::NotHere("no cookies")));
                 continue;
             }
             Program::UProbe(program) => program.load(),
@@ -567,17 +588,23 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Session => vec!["control_multi"],
+        Link::Session => vec!["event_multi"],
         Link::Multi => vec![
             "entry_multi",
             "return_multi",
             "created_multi",
-            "control_multi",
+            "event_multi",
         ],
         Link::Perf | Link::PerfCookie => PERF_ENTRIES
             .iter()
             .map(|(_, name)| *name)
-            .chain(["return_perf", "created_perf", "control_perf"])
+            .chain([
+                "return_perf",
+                "created_perf",
+                "control_perf",
+                "cleared_perf",
+            ])
+            .chain((link == Link::PerfCookie).then_some("freed_perf"))
             .collect(),
     }
 }

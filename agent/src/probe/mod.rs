@@ -838,7 +838,7 @@ impl<'a> Half<'a> {
     }
 
     /// The pipeline looked at a file, by `own` if it was its own.
-    fn answer(&mut self, id: FileId, sites: Vec<Site>, own: Option<OwnedFd>) -> Result<()> {
+    fn answer(&mut self, id: FileId, mut sites: Vec<Site>, own: Option<OwnedFd>) -> Result<()> {
         let file = self.asked(id)?;
         if sites.is_empty() {
             let version = file.version;
@@ -863,6 +863,7 @@ impl<'a> Half<'a> {
             _ => Vec::new(),
         };
         let programs = self.kernel.programs.clone();
+        sites.retain(|site| programs.takes(site));
         let place = move || Done::Placed(place(&programs, &fd, own, &sites, &only));
         self.workers.start(id, device, PLACING, place);
         Ok(())

@@ -332,7 +332,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             "  {} seen = {} delivered + {} lost + {} filtered + {} over the limit + {} in flight",
             plural(bytes.seen, "byte"),
             bytes.delivered,
-            lost.ring_full + lost.copy_fault + lost.map_full + lost.over_budget + lost.unknown,
+            lost.sum(),
             bytes.filtered,
             bytes.over_limit,
             bytes.in_flight,
@@ -345,6 +345,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             (lost.copy_fault, "copy fault"),
             (lost.map_full, "map full"),
             (lost.over_budget, "over budget"),
+            (lost.sendfile, "sent from files by the kernel"),
             (lost.unknown, "unknown"),
         ],
         out,
@@ -488,6 +489,7 @@ fn cause_words(cause: Cause) -> &'static str {
         Cause::MapFull => "too many streams or threads at once",
         Cause::OverBudget => "the process sent more than its share of the ring buffer",
         Cause::CallTooLong => "the call was longer than is copied of one",
+        Cause::Sendfile => "the kernel sent them from a file",
         Cause::Unknown => "nobody knows why",
     }
 }

@@ -1,0 +1,89 @@
+//! A handle that starts again or is gone, and what else needs no return: the entry says all.
+
+use agent_ebpf::{REFERENCES, Shape};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{bpf_get_current_pid_tgid, generated},
+    macros::uprobe,
+    programs::ProbeContext,
+};
+
+use crate::{
+    call::attach_cookie,
+    emit,
+    filter::{Admission, admit},
+    maps::{get, stopped},
+    name,
+};
+
+/// One link for all such points of a file.
+#[uprobe(multi)]
+pub fn event_multi(ctx: ProbeContext) -> u32 {
+    const CONTROL: u64 = Shape::Control as u64;
+    const CLEARED: u64 = Shape::Cleared as u64;
+    let cookie = attach_cookie(ctx.as_ptr());
+    match cookie >> 1 & 15 {
+        CONTROL => name::named(&ctx),
+        CLEARED => cleared(&ctx, cookie),
+        _ => freed(&ctx, cookie),
+    }
+}
+
+#[uprobe]
+pub fn cleared_perf(ctx: ProbeContext) -> u32 {
+    cleared(&ctx, 0)
+}
+
+/// Not without a cookie (5.15).
+#[uprobe]
+pub fn freed_perf(ctx: ProbeContext) -> u32 {
+    let cookie = attach_cookie(ctx.as_ptr());
+    freed(&ctx, cookie)
+}
+
+/// The object forgets its connection and can have another one.
+#[inline(always)]
+fn cleared(ctx: &ProbeContext, cookie: u64) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let Admission::Wanted(thread) = admit(&id) else {
+        return 0;
+    };
+    // SAFETY: the program's context, and a map value.
+    unsafe {
+        (*thread).key.handle = ctx.arg(0).unwrap_or(0);
+        (*thread).key.born = get!(thread, born);
+        (*thread).cookie = cookie;
+        emit::cleared(thread);
+    }
+    0
+}
+
+/// One owner gives the object up. It is gone if there was no other, and the object itself says that: to count
+/// the owners from outside would be a guess, because the library takes some for itself. If two give it up at
+/// once each may see the other, and nobody the end: then it is found at the next use of the address.
+#[inline(always)]
+fn freed(ctx: &ProbeContext, cookie: u64) -> u32 {
+    let handle = ctx.arg::<u64>(0).unwrap_or(0);
+    if handle == 0 || stopped() {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let Admission::Wanted(thread) = admit(&id) else {
+        return 0;
+    };
+    let mut owners = 0u32;
+    // SAFETY: the helper fails on a wrong address, `owners` is four bytes; a map value.
+    unsafe {
+        let from = (handle + (cookie >> REFERENCES)) as *const _;
+        if generated::bpf_probe_read_user((&raw mut owners).cast(), 4, from) != 0 || owners != 1 {
+            return 0;
+        }
+        (*thread).key.handle = handle;
+        (*thread).key.born = get!(thread, born);
+        emit::freed(thread);
+    }
+    0
+}
