@@ -141,6 +141,11 @@ enum Step {
         direction: String,
         offset: u64,
         length: u64,
+        #[serde(default)]
+        born: u64,
+        /// The handle meant another connection before it could be told.
+        #[serde(default)]
+        is_over: bool,
     },
     /// A call that passed by; handle 0: one that makes a handle.
     Unseen {
@@ -449,10 +454,13 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             direction,
             offset,
             length,
+            born,
+            is_over,
         } => {
             let pending = Pending {
                 handle: *handle,
-                born: 0,
+                born: *born,
+                is_over: *is_over,
                 tgid: *pid,
                 direction: towards(direction) as u32,
                 offset: *offset,
@@ -582,5 +590,6 @@ scenarios! {
     redacted
     reused_handle
     set_clock
+    shelved_hole
     wrong_order
 }

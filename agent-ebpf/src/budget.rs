@@ -1,9 +1,10 @@
 //! One process that floods the ring must not starve the others: the upper half of the ring is shared out.
 //!
 //! The lower half is anybody's. Above it, while more than one process calls, each may add an eighth of the
-//! ring per window of time; what a process sends beyond that is lost first. A process alone is never cut.
+//! ring per window of time; what a process sends beyond that is lost first. A process alone has all but the
+//! last sixteenth: whoever comes next finds room for its first records.
 
-use agent_ebpf::Thread;
+use agent_ebpf::{Thread, cause};
 use aya_ebpf::{
     bindings::BPF_RB_AVAIL_DATA,
     helpers::{bpf_ktime_get_boot_ns, generated},
@@ -44,29 +45,50 @@ pub fn note(thread: *mut Thread) {
     }
 }
 
-/// Is this call of `call.position` bytes beyond its process' share? Counts it if not.
+/// Is only the room left that is kept for newcomers?
 #[inline(always)]
-pub fn is_over(thread: *mut Thread) -> bool {
-    // SAFETY: a ring buffer map, and map values.
+pub fn is_reserve(filled: u64) -> bool {
+    filled > ring_size() - ring_size() / 16
+}
+
+/// Bytes in the ring that were not read yet.
+#[inline(always)]
+pub fn filled() -> u64 {
+    // SAFETY: a ring buffer map.
+    unsafe { generated::bpf_ringbuf_query(address(&RING).cast_mut(), u64::from(BPF_RB_AVAIL_DATA)) }
+}
+
+/// No cause.
+pub const FITS: u16 = u16::MAX;
+
+/// Why this call of `call.position` bytes has no room, though the ring has: [`cause::OVER_BUDGET`] beyond
+/// the share of its process, which counts it otherwise; or [`FITS`].
+#[inline(always)]
+pub fn refusal(thread: *mut Thread) -> u16 {
+    // SAFETY: map values.
     unsafe {
         let unchecked = get!(thread, unchecked) + get!(thread, call.position);
         (*thread).unchecked = unchecked;
         if unchecked < UNCHECKED {
-            return false;
+            return FITS;
         }
-        let ring = address(&RING).cast_mut();
-        let filled = generated::bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA));
+        let filled = filled();
         let Some(latest) = LATEST.get_ptr(0) else {
-            return false;
+            return FITS;
         };
         let now = bpf_ktime_get_boot_ns();
-        if filled < ring_size() / 2 || now - get!(latest, since) > ALONE {
+        let is_alone = now - get!(latest, since) > ALONE;
+        if is_alone && is_reserve(filled) {
+            (*thread).unchecked = UNCHECKED;
+            return cause::RING_FULL;
+        }
+        if is_alone || filled < ring_size() / 2 {
             (*thread).unchecked = opaque(0);
-            return false;
+            return FITS;
         }
         let budget = budget_of((&raw const (*hide(thread)).key.tgid).cast());
         if budget.is_null() {
-            return false;
+            return FITS;
         }
         // Racing threads of the process lose a little of what they used: a budget, not a ledger.
         if get!(budget, window) != now >> WINDOW_BITS {
@@ -77,10 +99,10 @@ pub fn is_over(thread: *mut Thread) -> bool {
         if used > ring_size() / 8 {
             // Not more than this, so that the next call is looked at, too, and may pass in a later window.
             (*thread).unchecked = UNCHECKED;
-            return true;
+            return cause::OVER_BUDGET;
         }
         (*budget).used = used;
         (*thread).unchecked = opaque(0);
-        false
+        FITS
     }
 }

@@ -1,13 +1,14 @@
 //! Reserve, fill, submit; and count and place what could not be sent.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr};
 
 use agent_ebpf::{
     Data, Direction, Freed, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX,
-    RECORDS_PER_CALL, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter, kind,
+    RECORDS_PER_CALL, SHELVED, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter,
+    kind,
 };
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{bpf_ktime_get_boot_ns, generated},
 };
 
@@ -64,7 +65,11 @@ pub fn call(thread: *mut Thread) {
             if i >= get!(thread, full) {
                 break;
             }
-            let record = reserve(HEADER + RECORD_MAX);
+            let record = if budget::is_reserve(budget::filled()) {
+                ptr::null_mut()
+            } else {
+                reserve(HEADER + RECORD_MAX)
+            };
             if record.is_null() {
                 lose(thread, get!(thread, call.position) - i * RECORD_MAX);
                 return;
@@ -151,10 +156,13 @@ unsafe fn place<const COPIED: bool>(thread: *mut Thread) -> bool {
             (*thread).handle_born = get!(stream, opened);
         }
         (*stream).position = position + get!(thread, call.position);
-        if COPIED && budget::is_over(thread) {
-            let len = get!(thread, call.position);
-            lose_at(stream, len, cause::OVER_BUDGET);
-            return false;
+        if COPIED {
+            let refusal = budget::refusal(thread);
+            if refusal != budget::FITS {
+                let len = get!(thread, call.position);
+                lose_at(stream, len, refusal);
+                return false;
+            }
         }
         // The hole comes before the bytes behind it. While it can't be announced, all that follows is
         // part of it: so a stream has at most one hole that is pending, and it has one cause.
@@ -247,11 +255,11 @@ pub unsafe fn freed(thread: *mut Thread) {
     unsafe {
         (*thread).key.direction = Direction::Sent as u32;
         let stream = stream(thread);
-        if stream.is_null() || get!(stream, opened) == 0 || !told_all(thread) {
+        if stream.is_null() || get!(stream, opened) == 0 || !end(thread) {
             return;
         }
         (*thread).key.direction = Direction::Received as u32;
-        if !told_all(thread) {
+        if !end(thread) {
             return;
         }
         let record: *mut Freed = reserve(size_of::<Freed>() as u64).cast();
@@ -281,20 +289,20 @@ unsafe fn forget(thread: *mut Thread) {
     unsafe { remove(address(&STREAMS), (&raw const (*hide(thread)).key).cast()) };
 }
 
-/// A new connection: ends the streams of whoever had the handle before, and says so. If a hole at their end
-/// can't be told now they go on instead: a connection that is not told apart is better than bytes unaccounted
-/// for.
+/// A new connection: ends the streams of whoever had the handle before, and says so. Only if there is not even
+/// room to keep a hole at their end they go on instead: a connection that is not told apart is better than
+/// bytes unaccounted for.
 #[inline(always)]
 pub unsafe fn opened(thread: *mut Thread, kind: u16) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         budget::note(thread);
         (*thread).key.direction = Direction::Received as u32;
-        if !told_all(thread) {
+        if !end(thread) {
             return;
         }
         (*thread).key.direction = Direction::Sent as u32;
-        if !told_all(thread) {
+        if !end(thread) {
             return;
         }
         // Zeros side by side would be a call of `memset`.
@@ -370,12 +378,8 @@ pub unsafe fn standing(thread: *mut Thread) -> Place {
 /// Room for a record that carries no plaintext. Never at plaintext's cost: above half, the ring is for data.
 #[inline(always)]
 pub fn reserve_spare(size: u64) -> *mut u8 {
-    // SAFETY: a ring buffer map.
-    let used = unsafe {
-        generated::bpf_ringbuf_query(address(&RING).cast_mut(), u64::from(BPF_RB_AVAIL_DATA))
-    };
-    if used > ring_size() / 2 {
-        return core::ptr::null_mut();
+    if budget::filled() > ring_size() / 2 {
+        return ptr::null_mut();
     }
     reserve(size)
 }
@@ -448,9 +452,9 @@ pub unsafe fn find_birth(thread: *mut Thread) {
     }
 }
 
-/// Is there no hole at the end of this stream that nobody was told of?
+/// The stream ends. A hole at its end is told, or kept to be told later; false if neither can be done.
 #[inline(always)]
-unsafe fn told_all(thread: *mut Thread) -> bool {
+unsafe fn end(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe {
         let stream = stream(thread);
@@ -461,7 +465,26 @@ unsafe fn told_all(thread: *mut Thread) -> bool {
         if get!(stream, opened) != 0 {
             (*thread).handle_born = get!(stream, opened);
         }
-        announce_pending(thread, stream, get!(stream, position))
+        announce_pending(thread, stream, get!(stream, position)) || shelve(thread, stream)
+    }
+}
+
+/// Keeps a stream with its hole where no call finds it, until the privileged half takes it out.
+#[inline(always)]
+unsafe fn shelve(thread: *mut Thread, stream: *mut Stream) -> bool {
+    // SAFETY: map values; `key` is a key of STREAMS and `stream` a value.
+    unsafe {
+        (*thread).key.born = get!(thread, handle_born);
+        (*thread).key.direction = get!(thread, key.direction) | SHELVED;
+        let key = (&raw const (*hide(thread)).key).cast();
+        let is_kept = insert(address(&STREAMS), key, stream.cast());
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.direction = get!(thread, key.direction) & !SHELVED;
+        if is_kept {
+            (*stream).pending = 0;
+            count(counter::SHELVED, 1);
+        }
+        is_kept
     }
 }
 

@@ -126,6 +126,8 @@ pub mod counter {
     pub const DUPLICATE: usize = 21;
     /// Returns whose byte count could not be read, or exceeds the caller's buffer.
     pub const UNREADABLE: usize = 22;
+    /// Streams that ended with a hole that could not be told: [`super::SHELVED`].
+    pub const SHELVED: usize = 23;
     /// Bytes not copied, by cause: [`super::cause`] is the index from here.
     pub const LOST: usize = 24;
 }
@@ -396,6 +398,9 @@ pub struct StreamKey {
     pub tgid: u32,
     pub direction: u32,
 }
+
+/// In [`StreamKey::direction`]: the stream is over, and waits with the hole at its end; `born` is its handle's.
+pub const SHELVED: u32 = 2;
 
 /// Value of the map of streams.
 #[repr(C)]

@@ -40,6 +40,7 @@ pub struct Connections {
     entries: HashMap<HandleId, Entry>,
     /// The live ones of each process, by handle: an address means one connection at a time.
     current: HashMap<u32, HashMap<u64, HandleId>>,
+    retired: Retired,
     sockets: Sockets,
     key: u128,
     /// How many there were: a handle alone names several, one after the other.
@@ -52,6 +53,7 @@ impl Connections {
         Connections {
             entries: HashMap::new(),
             current: HashMap::new(),
+            retired: Retired::default(),
             sockets: Sockets::default(),
             key,
             opened: 0,
@@ -116,11 +118,16 @@ impl Connections {
             .insert(id.handle, id);
     }
 
-    /// Takes out a connection: its process is gone, or its handle means another one now.
+    /// Takes out a connection: its process is gone, or its handle means another one now. What may still be
+    /// told of it is a hole at its end.
     pub fn close(&mut self, id: &HandleId) {
-        self.entries.remove(id);
+        if let Some(entry) = self.entries.remove(id) {
+            self.retired.insert(*id, entry);
+        }
         if let Some(handles) = self.current.get_mut(&id.pid) {
-            handles.remove(&id.handle);
+            if handles.get(&id.handle) == Some(id) {
+                handles.remove(&id.handle);
+            }
             if handles.is_empty() {
                 self.current.remove(&id.pid);
             }
@@ -130,6 +137,21 @@ impl Connections {
     /// The name of its server, whoever has the handle next.
     pub fn server_name(&self, id: &HandleId) -> Option<&Clear> {
         self.entries.get(id)?.facts.server_name.as_ref()
+    }
+
+    /// Brings back a connection that is over, or one of which nothing came through at all, beside the one that
+    /// its handle means now; until it is closed again.
+    pub fn recall(&mut self, id: HandleId) {
+        if let Some(entry) = self.retired.remove(&id) {
+            self.entries.insert(id, entry);
+            return;
+        }
+        let current = self.at(id.pid, id.handle);
+        self.open(id, Joined::Middle, None);
+        if let Some(current) = current {
+            let handles = self.current.entry(id.pid).or_default();
+            handles.insert(id.handle, current);
+        }
     }
 
     pub fn get(&mut self, id: &HandleId) -> Option<&mut Entry> {
@@ -167,6 +189,34 @@ impl Connections {
             facts.attribution = Attribution::None;
             (facts.local, facts.peer, facts.role) = (None, None, None);
         }
+    }
+}
+
+/// The last ones that were closed.
+#[derive(Debug, Default)]
+struct Retired {
+    entries: HashMap<HandleId, Entry>,
+    /// In the order they were closed; may name some that were taken out since.
+    order: VecDeque<HandleId>,
+}
+
+/// The privileged half looks for holes each second. Above this many connections a second the hole is told
+/// of a connection of its own.
+const RETIRED_LIMIT: usize = 1024;
+
+impl Retired {
+    fn insert(&mut self, id: HandleId, entry: Entry) {
+        if self.order.len() >= RETIRED_LIMIT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.entries.remove(&oldest);
+        }
+        self.order.push_back(id);
+        self.entries.insert(id, entry);
+    }
+
+    fn remove(&mut self, id: &HandleId) -> Option<Entry> {
+        self.entries.remove(id)
     }
 }
 

@@ -239,6 +239,8 @@ pub struct Pending {
     pub born: u64,
     pub tgid: u32,
     pub direction: u32,
+    /// The stream has ended: no record of it will come any more.
+    pub is_over: bool,
     pub offset: u64,
     pub length: u64,
     /// `agent_ebpf::cause`

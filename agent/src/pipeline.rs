@@ -530,6 +530,10 @@ impl Pipeline {
             if self.is_filtered(hole.tgid) {
                 continue;
             }
+            if hole.is_over {
+                self.hole_at_the_end(stream, hole, cause, now, out);
+                continue;
+            }
             // The kernel has told it since, when the handle became another connection.
             let current = self.connections.at(handle.pid, handle.handle);
             if current.is_some_and(|current| current.born > handle.born) {
@@ -541,6 +545,29 @@ impl Pipeline {
             self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
                 stream.gap(hole.offset, hole.length, cause, now, out);
             });
+        }
+    }
+
+    /// The end of a connection, whose handle may mean another one by now.
+    fn hole_at_the_end(
+        &mut self,
+        stream: StreamId,
+        hole: &Pending,
+        cause: Cause,
+        now: u64,
+        out: Out<'_>,
+    ) {
+        let id = stream.handle;
+        let is_known = self.connections.contains(&id);
+        if !is_known {
+            self.connections.recall(id);
+        }
+        self.let_go(id, out);
+        self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
+            stream.gap(hole.offset, hole.length, cause, now, out);
+        });
+        if !is_known {
+            self.close(id, now, out);
         }
     }
 

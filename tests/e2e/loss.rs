@@ -239,8 +239,55 @@ fn ring_full_is_accounted() {
     assert!(lost < total(&truth), "nothing came through");
 }
 
-/// One program floods the ring, from memory to memory, while another makes 100 requests: those are whole,
-/// and what is missing of the flood is accounted for.
+/// Connections at one address, one after the other, while the ring is full: each has the holes that are its
+/// own, also those at its end, which nobody could be told of when it ended.
+#[test]
+fn ring_full_when_handles_end() {
+    let Some(lab) = Lab::with("ring_full_when_handles_end", &["cc"]) else {
+        return;
+    };
+    let letters = lab.compiled("letters");
+    let (end, rounds) = (lab.path("end"), 16);
+    let script = format!(
+        "touch begin.here; while [ ! -e begin.go ]; do sleep 0.01; done; exec {} 60 {rounds} {} in-turn",
+        letters.display(),
+        end.display(),
+    );
+    let running = lab
+        .agent()
+        .options(argv!["--ring-size", "262144"])
+        .directory(&lab.dir)
+        .start(argv!["sh", "-c", script]);
+    if bare() {
+        return;
+    }
+    crate::harness::wait_for("CMD", crate::harness::seconds(30), || {
+        lab.path("begin.here").exists().then_some(())
+    });
+    running.process.signal(libc::SIGSTOP);
+    lab.file("begin.go", "");
+    crate::harness::wait_for("the last letter", crate::harness::seconds(30), || {
+        lab.path("end.here").exists().then_some(())
+    });
+    running.process.signal(libc::SIGCONT);
+    lab.file("end.go", "");
+    let run = running.finish(crate::harness::seconds(60));
+    let truth: Vec<_> = (b'A'..)
+        .take(60)
+        .map(|letter| Truth {
+            name: format!("letter {}", char::from(letter)),
+            sent: vec![letter; rounds << 10],
+            received: Vec::new(),
+        })
+        .collect();
+    run.assert_accounted(&truth, &["ring_full"]);
+    let records = run.records();
+    let lost = &records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["ring_full"];
+    assert!(lost.as_u64() > Some(0), "the ring never was full: {lost}");
+}
+
+/// Two programs flood the ring, from memory to memory (one can't on every machine), while another makes 100
+/// requests: those are whole, and what is missing of the flood is accounted for.
 #[test]
 fn a_flood_starves_nobody() {
     let Some(lab) = Lab::with("a_flood_starves_nobody", &["cc", "curl"]) else {
@@ -248,7 +295,7 @@ fn a_flood_starves_nobody() {
     };
     let server = lab.server(&[]);
     let script = format!(
-        "{{ echo run size=16384 ms=1500; sleep 1.5; }} | {} memory & \
+        "for flood in 1 2; do {{ echo run size=16384 ms=1500; sleep 1.5; }} | {} memory & done; \
          sleep 0.5; curl -sk -o {}/body-#1 '{}'; result=$?; wait; exit $result",
         lab.compiled("load").display(),
         lab.path(".").display(),

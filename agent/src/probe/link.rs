@@ -233,6 +233,16 @@ impl Kernel {
         self.log.flush();
     }
 
+    /// A counter of all CPUs.
+    pub fn sum(&self, index: usize) -> Result<u64> {
+        let map = self.maps.get("COUNTERS");
+        let map = map.context("COUNTERS is a map of the object")?;
+        let rows: aya::maps::Array<_, [u64; agent_ebpf::counter::ROW]> =
+            aya::maps::Array::try_from(map)?;
+        let rows: Result<Vec<_>, _> = rows.iter().collect();
+        Ok(rows?.iter().map(|row| row[index]).sum())
+    }
+
     /// Sets the control word that stops every program.
     pub fn stop(&mut self) -> Result<()> {
         let map = self

@@ -25,7 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{MEMBER, OURS, Process, Stream, StreamKey, WANTED};
+use agent_ebpf::{MEMBER, OURS, Process, SHELVED, Stream, StreamKey, WANTED, counter};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -122,6 +122,8 @@ struct Half<'a> {
     mapped: HashSet<(u32, FileId)>,
     /// Happenings were lost, and that was said.
     has_lost: bool,
+    /// Streams shelved when we looked last.
+    shelved: u64,
 }
 
 struct File {
@@ -229,6 +231,7 @@ impl<'a> Half<'a> {
             in_exec: VecDeque::new(),
             mapped: HashSet::new(),
             has_lost: false,
+            shelved: 0,
         })
     }
 
@@ -282,6 +285,7 @@ impl<'a> Half<'a> {
                 self.give_way();
                 self.check_some_members()?;
                 self.band.refresh()?;
+                self.take_shelved()?;
                 self.forget_ended()?;
             }
             if !self.flush()? {
@@ -966,6 +970,7 @@ impl<'a> Half<'a> {
             let Ok(stream) = streams.get(&key, 0) else {
                 continue;
             };
+            let is_over = key.direction & SHELVED != 0;
             if stream.pending != 0 {
                 pending.push(Pending {
                     handle: key.handle,
@@ -975,7 +980,8 @@ impl<'a> Half<'a> {
                         key.born
                     },
                     tgid: key.tgid,
-                    direction: key.direction,
+                    direction: key.direction & !SHELVED,
+                    is_over,
                     offset: stream.position - stream.pending,
                     length: stream.pending,
                     cause: stream.cause as u16,
@@ -983,7 +989,7 @@ impl<'a> Half<'a> {
             }
             // A live stream is only looked at: the kernel changes it at any time. If it announces the
             // same hole later, the pipeline knows those bytes.
-            if remove {
+            if remove || is_over {
                 let _ = streams.remove(&key);
             }
         }
@@ -991,6 +997,15 @@ impl<'a> Half<'a> {
             self.report(Report::Pending(some.to_vec()), None);
         }
         Ok(())
+    }
+
+    /// Reports the holes of streams that ended while the ring was full.
+    fn take_shelved(&mut self) -> Result<()> {
+        let shelved = self.kernel.sum(counter::SHELVED)?;
+        if shelved == std::mem::replace(&mut self.shelved, shelved) {
+            return Ok(());
+        }
+        self.report_pending(|key, _| key.direction & SHELVED != 0, true)
     }
 
     /// Removes what the kernel's maps hold of processes that ended a while ago.
