@@ -485,6 +485,8 @@ pub struct FileIdentity {
     pub device: u64,
     /// Not zero: somebody maps it.
     pub mappings: u64,
+    /// The question: where a process maps it.
+    pub address: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]

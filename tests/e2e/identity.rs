@@ -1,6 +1,8 @@
 //! Which file is which: one library below two mounts, mounts that must go, a library written in place.
 
-use crate::harness::{End, Lab, PYTHON, Run, argv, bare, skip};
+use std::process::Command;
+
+use crate::harness::{End, Lab, PYTHON, Proc, Run, argv, bare, seconds, skip, wait_for};
 
 /// A shell in a mount namespace of its own runs the script; `$1` is the test's directory, `$2` the server.
 fn in_own_mounts(lab: &Lab, server: &str, script: &str) -> Run {
@@ -99,4 +101,105 @@ fn rewritten_in_place() {
         return;
     }
     run.assert_exact(&server.client_truth());
+}
+
+/// A client below an overlay that maps the private libssl, has it copied up and waits for `go`.
+const COPIED_UP: &str = "\
+import os, ssl, sys, time
+import http.client
+library = 'merged/libssl.so.3'
+assert os.path.abspath(library) in open('/proc/self/maps').read()
+content = open(library, 'rb').read()
+with open(library, 'r+b') as file:
+    file.write(content)
+if sys.argv[2] == 'gone':
+    os.rename('private/libssl.so.3', 'private/moved')
+print('ready', flush=True)
+for _ in range(3000):
+    if os.path.exists('go'):
+        break
+    time.sleep(0.01)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+connection = http.client.HTTPSConnection('127.0.0.1', int(sys.argv[1]), context=context, timeout=30)
+for size in (1, 20000, 170000):
+    connection.request('POST', '/echo', os.urandom(size))
+    assert len(connection.getresponse().read()) == size
+connection.close()
+";
+
+fn copied_up(lab: &Lab, port: u16, layer: &str) -> Option<Proc> {
+    lab.private_libssl("private");
+    lab.file("client.py", COPIED_UP);
+    let script = format!(
+        "cd \"$1\"; mount -t tmpfs none /mnt && mkdir /mnt/up /mnt/work merged && mount -t overlay none \
+         -o lowerdir=$PWD/private,upperdir=/mnt/up,workdir=/mnt/work merged || exit 77; \
+         LD_LIBRARY_PATH=$PWD/merged exec {PYTHON} client.py {port} {layer}"
+    );
+    let mut command = Command::new("unshare");
+    command.args(argv!["-m", "sh", "-c", script, "sh", lab.path(".")]);
+    let client = lab.spawn(command, "client");
+    wait_for("the copy-up", seconds(20), || {
+        let is_over = client.ended().is_some() || client.out().contains("ready");
+        is_over.then_some(())
+    });
+    match client.ended() {
+        Some(End::Code(77)) => {
+            skip("copied_up", "no overlay can be mounted");
+            None
+        }
+        Some(end) => panic!("{end:?}: {}", client.err()),
+        None => Some(client),
+    }
+}
+
+/// After a copy-up every path leads to the copy, and the process still runs the layer's file: that one is
+/// probed.
+#[test]
+fn copied_up_under_a_process() {
+    let Some(lab) = Lab::with("copied_up_under_a_process", &["unshare"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let Some(client) = copied_up(&lab, server.port, "there") else {
+        return;
+    };
+    let running = lab.agent().watch(client.pid());
+    lab.file("go", "");
+    assert_eq!(client.wait(seconds(30)), End::Code(0), "{}", client.err());
+    running
+        .finish(seconds(10))
+        .assert_exact(&server.client_truth());
+}
+
+/// The same where nothing leads to the layer's file any more: nothing is probed, and that is said.
+#[test]
+fn copied_up_and_gone() {
+    let Some(lab) = Lab::with("copied_up_and_gone", &["unshare"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let Some(client) = copied_up(&lab, server.port, "gone") else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let running = lab.agent().watch_without_coverage(client.pid());
+    let reason = wait_for("coverage", seconds(10), || {
+        let records = running.records();
+        let mut coverage = records.kind("coverage");
+        coverage
+            .find(|record| record["status"] != "unknown")
+            .cloned()
+    });
+    assert_eq!(reason["status"], "refused", "{reason}");
+    let why = reason["reason"].as_str().unwrap_or_default();
+    assert!(why.contains("it was replaced"), "{why}");
+    lab.file("go", "");
+    assert_eq!(client.wait(seconds(30)), End::Code(0), "{}", client.err());
+    let run = running.finish(seconds(10));
+    run.success();
+    assert_eq!(run.records().kind("data").count(), 0);
 }

@@ -10,6 +10,7 @@ mod file;
 mod hold;
 mod identity;
 mod kernel;
+mod layer;
 mod lease;
 mod link;
 #[cfg(feature = "kernel-log")]
@@ -96,8 +97,8 @@ struct Half<'a> {
     root: Option<u64>,
     /// What waits for file systems.
     workers: Workers<FileId, Done>,
-    /// Files without anything to probe.
-    nothing: HashSet<Version>,
+    /// Files without anything to probe, as they were shown and as the kernel knows them.
+    nothing: HashSet<(Version, Option<Inode>)>,
     next_file: FileId,
     holds: Holds,
     /// Processes whose facts were sent and still hold.
@@ -123,6 +124,10 @@ struct File {
     fd: Arc<OwnedFd>,
     version: Version,
     inode: Option<Inode>,
+    /// How it was shown first: by the mapping's name, and by the kernel if that was asked about the mapping.
+    looks: (Version, Option<Inode>),
+    /// Who maps it, where only that shows whether it is the right file.
+    witness: Option<Mapping>,
     path: String,
     since: Instant,
     state: State,
@@ -152,9 +157,18 @@ struct Probes {
 
 /// What a worker did.
 enum Done {
-    Opened(io::Result<(OwnedFd, Option<Inode>)>),
+    Opened(io::Result<Opened>),
     Placed(Result<Probes, String>),
     Detached,
+}
+
+/// A file that was opened.
+struct Opened {
+    /// For the pipeline.
+    fd: OwnedFd,
+    inode: Option<Inode>,
+    /// What the mapping's name led to was another file: the one that is mapped.
+    instead: Option<(OwnedFd, Version)>,
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -380,8 +394,14 @@ impl<'a> Half<'a> {
                 continue;
             };
             match (done, &file.state) {
-                (Some(Done::Opened(Ok((fd, inode)))), State::Opening) => {
-                    if let Some(known) = inode.and_then(|inode| self.inodes.get(&inode).copied()) {
+                (Some(Done::Opened(Ok(Opened { fd, inode, instead }))), State::Opening) => {
+                    if let Some((named, version)) = instead {
+                        (file.fd, file.version) = (Arc::new(named), version);
+                        self.held.retain(|_, known| *known != id);
+                        self.held.insert(version, id);
+                    }
+                    let known = inode.and_then(|inode| self.inodes.get(&inode).copied());
+                    if let Some(known) = known.filter(|known| *known != id) {
                         self.same(id, known);
                         continue;
                     }
@@ -538,7 +558,12 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
         };
-        if self.nothing.contains(&version) {
+        // What the name leads to may be another file than the one that is mapped.
+        let asked = match version.identity.is_doubtful() {
+            true => self.kernel.programs.inode_mapped(mapping),
+            false => None,
+        };
+        if self.nothing.contains(&(version, asked)) {
             return Ok(());
         }
         if since.elapsed() < EXEC_TIME
@@ -549,7 +574,7 @@ impl<'a> Half<'a> {
             self.in_exec.push_back((since, mapping.clone()));
             return Ok(());
         }
-        let known = self.held.get(&version).copied();
+        let known = self.known(&version, asked);
         let id = known.unwrap_or(self.next_file);
         if !self.mapped.insert((mapping.pid, id)) {
             return Ok(());
@@ -577,13 +602,31 @@ impl<'a> Half<'a> {
         if known.is_none() {
             self.next_file += 1;
             let fd = self.hold_file(id, fd, version, &mapping.path, State::Opening);
+            if let Some(file) = self.files.get_mut(&id) {
+                (file.inode, file.looks) = (asked, (version, asked));
+                let is_doubtful = asked.is_none() && version.identity.is_doubtful();
+                file.witness = is_doubtful.then(|| mapping.clone());
+                self.inodes.extend(asked.map(|inode| (inode, id)));
+            }
             let programs = self.kernel.programs.clone();
-            let open = move || Done::Opened(open(&programs, &fd));
+            let mapping = mapping.clone();
+            let open = move || Done::Opened(open(&programs, &fd, &mapping, asked));
             let device = version.identity.device();
             self.workers.start(id, device, OPENING, open);
         }
         self.say_refused(id);
         Ok(())
+    }
+
+    /// The number of a file, if it has one.
+    fn known(&self, version: &Version, asked: Option<Inode>) -> Option<FileId> {
+        let Some(inode) = asked else {
+            return self.held.get(version).copied();
+        };
+        // One of the same looks is the same unless the kernel says otherwise.
+        let is_same = |id: &&FileId| self.files[*id].inode.is_none_or(|known| known == inode);
+        let by_looks = || self.held.get(version).filter(is_same);
+        self.inodes.get(&inode).or_else(by_looks).copied()
     }
 
     /// Nobody can say any more what the file was: the pipeline judges by its name.
@@ -611,6 +654,8 @@ impl<'a> Half<'a> {
             fd: fd.clone(),
             version,
             inode: None,
+            looks: (version, None),
+            witness: None,
             path: path.to_owned(),
             since: Instant::now(),
             state,
@@ -741,18 +786,19 @@ impl<'a> Half<'a> {
     fn answer(&mut self, id: FileId, sites: Vec<Site>, own: Option<OwnedFd>) -> Result<()> {
         let file = self.asked(id)?;
         if sites.is_empty() {
-            let version = file.version;
+            let looks = file.looks;
             self.drop_file(id);
             if self.nothing.len() >= NOTHING_LIMIT {
                 self.nothing.clear();
             }
-            self.nothing.insert(version);
+            self.nothing.insert(looks);
             self.let_go(id);
             return Ok(());
         }
         file.state = State::Placing;
         let device = file.version.identity.device();
         let fd = file.fd.clone();
+        let witness = file.witness.take();
         // A small fixed set of processes: nobody else meets a breakpoint.
         let only = match &self.filter {
             Filter {
@@ -763,7 +809,14 @@ impl<'a> Half<'a> {
             _ => Vec::new(),
         };
         let programs = self.kernel.programs.clone();
-        let place = move || Done::Placed(place(&programs, &fd, own, &sites, &only));
+        let place = move || {
+            let placed = place(&programs, &fd, own, &sites, &only);
+            let misses = |mapping| file::check_placed_in(mapping, &sites) == Some(false);
+            Done::Placed(match witness.as_ref().is_some_and(misses) {
+                true => placed.and(Err(REPLACED.to_owned())),
+                false => placed,
+            })
+        };
         self.workers.start(id, device, PLACING, place);
         Ok(())
     }
@@ -954,11 +1007,34 @@ impl File {
     }
 }
 
-/// Opens a file for the pipeline, and asks which one it is. Waits for the file system.
-fn open(programs: &Programs, file: &OwnedFd) -> io::Result<(OwnedFd, Option<Inode>)> {
-    let opened = file::readable(file)?;
-    let inode = programs.inode(&opened);
-    Ok((file::for_pipeline(opened)?, inode))
+const REPLACED: &str = "it was replaced, and nothing leads to the one that is mapped";
+
+/// Opens a file for the pipeline, and asks which one it is: the one that is mapped, or none. Waits for the
+/// file system.
+fn open(
+    programs: &Programs,
+    file: &OwnedFd,
+    mapping: &Mapping,
+    mapped: Option<Inode>,
+) -> io::Result<Opened> {
+    let mut opened = file::readable(file)?;
+    let mut inode = programs.inode(&opened);
+    let mut instead = None;
+    if let Some(mapped) = mapped
+        && inode != Some(mapped)
+    {
+        instead = layer::find(programs, mapping, file, mapped);
+        let Some((named, _)) = &instead else {
+            return Err(io::Error::other(REPLACED));
+        };
+        opened = file::readable(named)?;
+        inode = Some(mapped);
+    }
+    Ok(Opened {
+        fd: file::for_pipeline(opened)?,
+        inode,
+        instead,
+    })
 }
 
 /// Places the probes of one file; `own` is the pipeline's descriptor of it, if it has one. Waits for the
