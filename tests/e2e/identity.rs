@@ -45,6 +45,107 @@ fn two_overlays_over_one_file() {
     assert!(!said.contains("two links"), "it is probed twice:\n{said}");
 }
 
+/// One file by many ways: below an overlay on an overlay, by a hard link, through a bind mount.
+#[test]
+fn one_file_by_many_ways() {
+    let Some(lab) = Lab::with("one_file_by_many_ways", &["curl", "unshare"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let run = in_own_mounts(
+        &lab,
+        &server.url("/bytes/20000"),
+        "mount -t tmpfs none /mnt; mkdir /mnt/up1 /mnt/up2 /mnt/work1 /mnt/work2 m1 m2 bound linked; \
+         lower=$PWD/private; for n in 1 2; do mount -t overlay none \
+           -o lowerdir=$lower,upperdir=/mnt/up$n,workdir=/mnt/work$n m$n || exit 77; lower=$PWD/m1; done; \
+         mount --bind private bound; ln private/libssl.so.3 linked/libssl.so.3; \
+         for d in m2 private m1 linked bound; do \
+           LD_LIBRARY_PATH=$PWD/$d curl -sk -o /dev/null \"$2\"; done; \
+         for d in m2 private m1 linked bound; do \
+           LD_LIBRARY_PATH=$PWD/$d curl -sk -o /dev/null \"$2\" & done; wait",
+    );
+    if run.end == End::Code(77) {
+        return skip("one_file_by_many_ways", "no overlay can be mounted");
+    }
+    run.assert_exact(&server.client_truth());
+    let said = run.process.err();
+    assert!(!said.contains("two links"), "it is probed twice:\n{said}");
+}
+
+/// A file that another one replaces by its name: who maps it is seen until the end, who comes later maps the
+/// new one, and both are let go.
+#[test]
+fn renamed_over() {
+    let Some(lab) = Lab::with("renamed_over", &["curl", "unshare"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    lab.file("client.py", CLIENT);
+    let url = server.url("/bytes/20000");
+    let run = in_own_mounts(
+        &lab,
+        &url,
+        &format!(
+            "mount -t tmpfs none /mnt; cp private/* /mnt; export LD_LIBRARY_PATH=/mnt; \
+             {PYTHON} -c 'import ssl; from client import *; open(\"ready\", \"w\"); \
+               requests({port}); wait_for(\"go\"); requests({port})' & \
+             until [ -e ready ]; do sleep 0.01; done; \
+             cp private/libssl.so.3 /mnt/new; mv /mnt/new /mnt/libssl.so.3; curl -sk -o /dev/null \"$2\"; \
+             touch go; wait $!; curl -sk -o /dev/null \"$2\"; sleep 2.5; umount /mnt",
+            port = server.port,
+        ),
+    );
+    run.assert_exact(&server.client_truth());
+}
+
+/// A library that never had a path, and one that lost it before it was mapped.
+#[test]
+fn files_without_a_name() {
+    let Some(lab) = Lab::new("files_without_a_name") else {
+        return;
+    };
+    let server = lab.server(&[]);
+    lab.private_libssl("private");
+    lab.file("client.py", CLIENT);
+    // The name inside the library is what the next one that needs it asks for.
+    let program = lab.file(
+        "nameless.py",
+        "\
+import ctypes, os, sys
+from client import *
+library = 'private/libssl.so.3'
+if sys.argv[2] == 'memfd':
+    file = os.memfd_create('library')
+    os.write(file, open(library, 'rb').read())
+else:
+    file = os.open(library, os.O_RDONLY)
+    os.unlink(library)
+ctypes.CDLL('/proc/self/fd/%d' % file)
+requests(sys.argv[1])
+",
+    );
+    let script = format!(
+        "cd {}; for how in memfd deleted; do {PYTHON} {} {} $how || exit 1; done",
+        lab.path(".").display(),
+        program.display(),
+        server.port,
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    run.assert_exact(&server.client_truth());
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let paths: Vec<&str> = records
+        .kind("coverage")
+        .filter(|record| record["status"] == "probed")
+        .filter_map(|record| record["library"]["path"].as_str())
+        .collect();
+    for name in ["/memfd:library (deleted)", "/libssl.so.3 (deleted)"] {
+        assert!(paths.iter().any(|path| path.ends_with(name)), "{paths:?}");
+    }
+}
+
 /// A file system can be unmounted two seconds after the last process that used a library on it.
 #[test]
 fn left_mounts_are_let_go() {
@@ -103,10 +204,33 @@ fn rewritten_in_place() {
     run.assert_exact(&server.client_truth());
 }
 
+/// What the clients here have in common: a wait for a file, and requests over one connection.
+const CLIENT: &str = "\
+import os, sys, time
+
+def wait_for(name):
+    for _ in range(3000):
+        if os.path.exists(name):
+            return
+        time.sleep(0.01)
+    sys.exit('no ' + name)
+
+def requests(port, sizes=(1, 20000, 170000)):
+    import http.client, ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection('127.0.0.1', int(port), context=context, timeout=30)
+    for size in sizes:
+        connection.request('POST', '/echo', os.urandom(size))
+        assert len(connection.getresponse().read()) == size
+    connection.close()
+";
+
 /// A client below an overlay that maps the private libssl, has it copied up and waits for `go`.
 const COPIED_UP: &str = "\
-import os, ssl, sys, time
-import http.client
+import os, ssl, sys
+from client import *
 library = 'merged/libssl.so.3'
 assert os.path.abspath(library) in open('/proc/self/maps').read()
 content = open(library, 'rb').read()
@@ -115,27 +239,18 @@ with open(library, 'r+b') as file:
 if sys.argv[2] == 'gone':
     os.rename('private/libssl.so.3', 'private/moved')
 print('ready', flush=True)
-for _ in range(3000):
-    if os.path.exists('go'):
-        break
-    time.sleep(0.01)
-context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-context.check_hostname = False
-context.verify_mode = ssl.CERT_NONE
-connection = http.client.HTTPSConnection('127.0.0.1', int(sys.argv[1]), context=context, timeout=30)
-for size in (1, 20000, 170000):
-    connection.request('POST', '/echo', os.urandom(size))
-    assert len(connection.getresponse().read()) == size
-connection.close()
+wait_for('go')
+requests(sys.argv[1])
 ";
 
 fn copied_up(lab: &Lab, port: u16, layer: &str) -> Option<Proc> {
     lab.private_libssl("private");
-    lab.file("client.py", COPIED_UP);
+    lab.file("client.py", CLIENT);
+    lab.file("copied_up.py", COPIED_UP);
     let script = format!(
         "cd \"$1\"; mount -t tmpfs none /mnt && mkdir /mnt/up /mnt/work merged && mount -t overlay none \
          -o lowerdir=$PWD/private,upperdir=/mnt/up,workdir=/mnt/work merged || exit 77; \
-         LD_LIBRARY_PATH=$PWD/merged exec {PYTHON} client.py {port} {layer}"
+         LD_LIBRARY_PATH=$PWD/merged exec {PYTHON} copied_up.py {port} {layer}"
     );
     let mut command = Command::new("unshare");
     command.args(argv!["-m", "sh", "-c", script, "sh", lab.path(".")]);
