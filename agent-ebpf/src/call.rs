@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, Shape, Thread, counter,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, MOVED, Shape, Thread, counter,
     unmatched,
 };
 use aya_ebpf::{
@@ -210,9 +210,19 @@ unsafe fn enter_nested<const SESSION: bool>(
         if reused {
             let frame = &raw const (*thread).frames[(slot & 3) as usize];
             if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
-                // The same trap, run again for a second link on this instruction.
+                // The same trap, run again for a second link on this instruction; or the first call since
+                // the link that opened this frame was closed inside a call. So nothing is decided by who
+                // opened it: both links have their return, the first one takes the frame.
+                if get!(frame, cookie) ^ cookie == MOVED {
+                    return true;
+                }
                 count(counter::DUPLICATE, 1);
-                return false;
+                let inside = get!(thread, depth) - slot - 1;
+                count(counter::UNMATCHED + unmatched::ABANDONED, inside);
+                (*thread).depth = slot + 1;
+                let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
+                open(ctx, frame, what, cookie, inner);
+                return true;
             }
             // Two calls can't be open at one stack pointer: this one and those inside it are gone.
             count(

@@ -42,11 +42,14 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 3 are the [`Shape`], bits 8 and up are the
-/// number that user space gave to the probe point.
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 3 are the [`Shape`], bit 4 is [`MOVED`], bits 8 and
+/// up are the number that user space gave to the probe point.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
     point << 8 | (shape as u64) << 1 | direction as u64
 }
+
+/// Tells two links of one point apart, while its probes move from one to the other.
+pub const MOVED: u64 = 1 << 4;
 
 /// Kinds of ring records ([`Head::kind`]).
 pub mod kind {

@@ -98,6 +98,54 @@ fn renamed_over() {
     run.assert_exact(&server.client_truth());
 }
 
+/// The mount that a file was probed through can go while others use the file through theirs. Under load and
+/// with calls that last all the time, no byte is lost and none comes twice.
+#[test]
+fn probes_move_to_another_mount() {
+    let Some(lab) = Lab::with("probes_move_to_another_mount", &["unshare"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    lab.file("client.py", CLIENT);
+    lab.file(
+        "busy.py",
+        "\
+import os, sys
+from client import *
+while not os.path.exists('stop'):
+    requests(sys.argv[1], [10000] * 50)
+",
+    );
+    let run = in_own_mounts(
+        &lab,
+        &server.pid().to_string(),
+        &format!(
+            "mount -t tmpfs none /mnt; \
+             for n in 1 2; do mkdir -p /mnt/up$n /mnt/work$n m$n; mount -t overlay none \
+               -o lowerdir=$PWD/private,upperdir=/mnt/up$n,workdir=/mnt/work$n m$n || exit 77; done; \
+             LD_LIBRARY_PATH=$PWD/m1 {PYTHON} -c 'import ssl; from client import *; requests({port}); \
+               open(\"ready\", \"w\"); wait_for(\"go\"); requests({port})' & first=$!; \
+             until [ -e ready ]; do sleep 0.01; done; \
+             for n in 1 2; do LD_LIBRARY_PATH=$PWD/m2 {PYTHON} busy.py {port} & done; \
+             sleep 1; touch go; wait $first; \
+             kill -STOP \"$2\"; sleep 2.5; umount m1 && exit 4; kill -CONT \"$2\"; sleep 2.5; \
+             umount m1 || {{ touch stop; exit 3; }}; sleep 0.5; touch stop; wait",
+            port = server.port,
+        ),
+    );
+    match run.end {
+        End::Code(77) => {
+            return skip("probes_move_to_another_mount", "no overlay can be mounted");
+        }
+        // Without probes nothing holds the mount.
+        End::Code(4) if bare() => return,
+        _ => {}
+    }
+    run.assert_exact(&server.client_truth());
+    let said = run.process.err();
+    assert!(!said.contains("two links"), "they count twice:\n{said}");
+}
+
 /// A library that never had a path, and one that lost it before it was mapped.
 #[test]
 fn files_without_a_name() {
@@ -204,9 +252,11 @@ fn rewritten_in_place() {
     run.assert_exact(&server.client_truth());
 }
 
-/// What the clients here have in common: a wait for a file, and requests over one connection.
+/// What the clients here have in common: a wait for a file, and requests over one connection, which wait for
+/// their answer inside the library: without a time limit, for with one Python waits outside.
 const CLIENT: &str = "\
-import os, sys, time
+import os, signal, sys, time
+signal.alarm(60)
 
 def wait_for(name):
     for _ in range(3000):
@@ -220,7 +270,7 @@ def requests(port, sizes=(1, 20000, 170000)):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    connection = http.client.HTTPSConnection('127.0.0.1', int(port), context=context, timeout=30)
+    connection = http.client.HTTPSConnection('127.0.0.1', int(port), context=context)
     for size in sizes:
         connection.request('POST', '/echo', os.urandom(size))
         assert len(connection.getresponse().read()) == size

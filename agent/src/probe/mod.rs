@@ -8,6 +8,7 @@
 pub mod facts;
 mod file;
 mod hold;
+mod home;
 mod identity;
 mod kernel;
 mod layer;
@@ -26,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{Process, Stream, StreamKey, WANTED};
+use agent_ebpf::{MOVED, Process, Stream, StreamKey, Thread, WANTED};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -38,6 +39,7 @@ pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::Version,
     hold::Holds,
+    home::Homes,
     identity::Inode,
     lease::{Asked, Breaks},
     link::{Attachment, Kernel, Programs},
@@ -45,8 +47,8 @@ use self::{
 };
 use crate::{
     half::{
-        self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
-        Report, Site, Survey,
+        self, Attached, Facts, FileId, Filter, Hello, Link, Mapped, OWN_FILE, Order, Pending,
+        Received, Report, Site, Survey,
     },
     worker::Workers,
 };
@@ -115,6 +117,7 @@ struct Half<'a> {
     in_exec: VecDeque<(Instant, Mapping)>,
     /// Who was told of which file.
     mapped: HashSet<(u32, FileId)>,
+    homes: Homes,
     /// Happenings were lost, and that was said.
     has_lost: bool,
 }
@@ -133,6 +136,18 @@ struct File {
     state: State,
     /// Nobody mapped it when we looked last.
     is_left: bool,
+    /// The mount that the probes keep, if others may lead to the file as well.
+    mount: Option<u64>,
+    sites: Vec<Site>,
+    is_moving: bool,
+    /// What was placed through another mount. Each call that it saw alone still needs it for its return.
+    old: Option<Old>,
+}
+
+/// Closing it asks the file system.
+struct Old {
+    _fd: Arc<OwnedFd>,
+    probes: Probes,
 }
 
 enum State {
@@ -159,7 +174,16 @@ struct Probes {
 enum Done {
     Opened(io::Result<Opened>),
     Placed(Result<Probes, String>),
+    /// The same file through another mount.
+    Moved(io::Result<Moved>),
     Detached,
+}
+
+struct Moved {
+    fd: OwnedFd,
+    mount: Option<u64>,
+    sites: Vec<Site>,
+    probes: Probes,
 }
 
 /// A file that was opened.
@@ -231,6 +255,7 @@ impl<'a> Half<'a> {
             to_scan: VecDeque::new(),
             in_exec: VecDeque::new(),
             mapped: HashSet::new(),
+            homes: Homes::default(),
             has_lost: false,
         })
     }
@@ -283,6 +308,8 @@ impl<'a> Half<'a> {
                 tick = Instant::now() + TICK;
                 self.let_go_of_left();
                 self.give_way();
+                self.move_home();
+                self.close_old();
                 self.band.refresh()?;
                 self.forget_ended()?;
             }
@@ -326,6 +353,7 @@ impl<'a> Half<'a> {
                 // It has its parent's mappings, and no event says so.
                 if self.told.contains(&parent) && self.is_wanted(parent) {
                     self.tell(pid);
+                    self.homes.fork(parent, pid);
                 }
                 if !self.kernel.follows && self.filter.follow && self.in_tree(parent) {
                     self.want(pid)?;
@@ -391,12 +419,20 @@ impl<'a> Half<'a> {
     fn take_work(&mut self) {
         for (id, done) in self.workers.finished() {
             let Some(file) = self.files.get_mut(&id) else {
+                // Let go meanwhile. Nothing is undone here: that takes its time.
+                if let Some(done @ (Done::Placed(_) | Done::Moved(_))) = done {
+                    self.workers.start(id, id, PLACING, move || {
+                        drop(done);
+                        Done::Detached
+                    });
+                }
                 continue;
             };
             match (done, &file.state) {
                 (Some(Done::Opened(Ok(Opened { fd, inode, instead }))), State::Opening) => {
                     if let Some((named, version)) = instead {
                         (file.fd, file.version) = (Arc::new(named), version);
+                        file.mount = None;
                         self.held.retain(|_, known| *known != id);
                         self.held.insert(version, id);
                     }
@@ -422,7 +458,8 @@ impl<'a> Half<'a> {
                 (None, State::Placing) => {
                     self.placed(id, Err("the kernel places no probe in it".to_owned()));
                 }
-                (Some(Done::Opened(_) | Done::Detached) | None, _) => {}
+                (Some(Done::Moved(moved)), State::Attached(_)) => self.moved(id, moved),
+                (Some(Done::Opened(_) | Done::Moved(_) | Done::Detached) | None, _) => {}
             }
         }
     }
@@ -523,6 +560,7 @@ impl<'a> Half<'a> {
     fn forget(&mut self, pid: u32) {
         self.told.remove(&pid);
         self.mapped.retain(|(known, _)| *known != pid);
+        self.homes.forget(pid);
     }
 
     /// Looks again at who was in the middle of exec.
@@ -579,6 +617,10 @@ impl<'a> Half<'a> {
         if !self.mapped.insert((mapping.pid, id)) {
             return Ok(());
         }
+        let mount = file::mount(&fd);
+        if let Some(mount) = mount {
+            self.homes.add(id, mount, mapping);
+        }
         let is_open = known.is_none_or(|id| self.files[&id].is_open());
         let held = is_open
             && self.filter.hold
@@ -604,6 +646,7 @@ impl<'a> Half<'a> {
             let fd = self.hold_file(id, fd, version, &mapping.path, State::Opening);
             if let Some(file) = self.files.get_mut(&id) {
                 (file.inode, file.looks) = (asked, (version, asked));
+                file.mount = mount;
                 let is_doubtful = asked.is_none() && version.identity.is_doubtful();
                 file.witness = is_doubtful.then(|| mapping.clone());
                 self.inodes.extend(asked.map(|inode| (inode, id)));
@@ -660,6 +703,10 @@ impl<'a> Half<'a> {
             since: Instant::now(),
             state,
             is_left: false,
+            mount: None,
+            sites: Vec::new(),
+            is_moving: false,
+            old: None,
         };
         self.held.insert(version, id);
         self.files.insert(id, file);
@@ -671,11 +718,13 @@ impl<'a> Half<'a> {
         let file = self.files.remove(&id)?;
         self.held.retain(|_, known| *known != id);
         self.inodes.retain(|_, known| *known != id);
+        self.homes.drop_file(id);
         Some(file)
     }
 
     /// A file that was opened is one that is known: through another overlay mount, by another name.
     fn same(&mut self, id: FileId, known: FileId) {
+        self.homes.same(id, known);
         let Some(file) = self.drop_file(id) else {
             return;
         };
@@ -730,12 +779,15 @@ impl<'a> Half<'a> {
 
     /// Somebody wants to write a probed file: it waits until our breakpoints are out.
     fn give_way(&mut self) {
-        let wanted = |file: &File| match &file.state {
-            State::Attached(Probes {
-                leased: Some(leased),
-                ..
-            }) => lease::is_wanted(leased),
-            _ => false,
+        let wanted = |file: &File| {
+            let new = match &file.state {
+                State::Attached(probes) => Some(probes),
+                _ => None,
+            };
+            let old = file.old.as_ref().map(|old| &old.probes);
+            let probes = new.into_iter().chain(old);
+            let mut leases = probes.filter_map(|probes| probes.leased.as_ref());
+            leases.any(lease::is_wanted)
         };
         let ids: Vec<FileId> = self
             .files
@@ -746,6 +798,89 @@ impl<'a> Half<'a> {
         for id in ids {
             self.detach(id);
         }
+    }
+
+    /// A mount whose last user is gone is let go as well, while others use the file through theirs: the
+    /// probes are placed once more through one of those.
+    fn move_home(&mut self) {
+        let mut moves = Vec::new();
+        for (id, file) in &mut self.files {
+            let is_on_root = Some(file.version.identity.device()) == self.root;
+            let (State::Attached(_), Some(inode), Some(mount)) =
+                (&file.state, file.inode, file.mount)
+            else {
+                continue;
+            };
+            if is_on_root || file.is_moving || file.old.is_some() {
+                continue;
+            }
+            if let Some(mapping) = self.homes.next(*id, mount) {
+                file.is_moving = true;
+                let sites = file.sites.iter().map(|site| Site {
+                    cookie: site.cookie ^ MOVED,
+                    ..*site
+                });
+                let device = file.version.identity.device();
+                moves.push((*id, device, inode, mapping.clone(), sites.collect()));
+            }
+        }
+        for (id, device, inode, mapping, sites) in moves {
+            let programs = self.kernel.programs.clone();
+            let only = self.only();
+            let place = move || Done::Moved(place_again(&programs, &mapping, inode, sites, &only));
+            self.workers.start(id, device, PLACING, place);
+        }
+    }
+
+    fn moved(&mut self, id: FileId, moved: io::Result<Moved>) {
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
+        file.is_moving = false;
+        // Else at the next tick, if there still is a reason.
+        if let Ok(moved) = moved {
+            let state = State::Attached(moved.probes);
+            if let State::Attached(probes) = std::mem::replace(&mut file.state, state) {
+                let _fd = std::mem::replace(&mut file.fd, Arc::new(moved.fd));
+                file.old = Some(Old { _fd, probes });
+            }
+            (file.mount, file.sites) = (moved.mount, moved.sites);
+        }
+    }
+
+    /// Ends what was moved. A session link alone brings back the calls that it alone saw begin: it stays
+    /// until they have returned.
+    fn close_old(&mut self) {
+        if self.files.values().all(|file| file.old.is_none()) {
+            return;
+        }
+        let open = match self.kernel.link {
+            Link::Session => self.open_calls(),
+            Link::Multi | Link::PerfCookie | Link::Perf => HashSet::new(),
+        };
+        for (id, file) in &mut self.files {
+            let is_used = |site: &Site| open.contains(&(site.cookie ^ MOVED));
+            if file.sites.iter().any(is_used) {
+                continue;
+            }
+            if let Some(old) = file.old.take() {
+                self.workers.start(*id, *id, PLACING, move || {
+                    drop(old);
+                    Done::Detached
+                });
+            }
+        }
+    }
+
+    /// The cookies of all calls that are open now.
+    fn open_calls(&mut self) -> HashSet<u64> {
+        let threads = self.kernel.map::<u64, Thread>("THREADS");
+        let threads = threads.iter().flatten();
+        let frames = threads.flat_map(|(_, thread)| {
+            let open = thread.frames.into_iter().take(thread.depth as usize);
+            open.map(|frame| frame.cookie)
+        });
+        frames.collect()
     }
 
     fn detach(&mut self, id: FileId) {
@@ -796,18 +931,11 @@ impl<'a> Half<'a> {
             return Ok(());
         }
         file.state = State::Placing;
+        file.sites.clone_from(&sites);
         let device = file.version.identity.device();
         let fd = file.fd.clone();
         let witness = file.witness.take();
-        // A small fixed set of processes: nobody else meets a breakpoint.
-        let only = match &self.filter {
-            Filter {
-                follow: false,
-                pids,
-                ..
-            } if pids.len() <= LINKS_PER_PROCESS => pids.clone(),
-            _ => Vec::new(),
-        };
+        let only = self.only();
         let programs = self.kernel.programs.clone();
         let place = move || {
             let placed = place(&programs, &fd, own, &sites, &only);
@@ -819,6 +947,18 @@ impl<'a> Half<'a> {
         };
         self.workers.start(id, device, PLACING, place);
         Ok(())
+    }
+
+    /// A small fixed set of processes: nobody else meets a breakpoint.
+    fn only(&self) -> Vec<u32> {
+        match &self.filter {
+            Filter {
+                follow: false,
+                pids,
+                ..
+            } if pids.len() <= LINKS_PER_PROCESS => pids.clone(),
+            _ => Vec::new(),
+        }
     }
 
     /// The file, which the pipeline was asked about.
@@ -1073,6 +1213,29 @@ fn place(
         Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
         Err(error) => Err(format!("look whether the probes are in place: {error}")),
     }
+}
+
+/// Places the probes of a file once more, through the mount that this mapping was made by. Waits for the
+/// file system and for the kernel.
+fn place_again(
+    programs: &Programs,
+    mapping: &Mapping,
+    inode: Inode,
+    sites: Vec<Site>,
+    only: &[u32],
+) -> io::Result<Moved> {
+    let (fd, _) = file::mapped(mapping)?;
+    let opened = file::readable(&fd)?;
+    if programs.inode(&opened) != Some(inode) {
+        return Err(io::Error::other("its name leads to another file"));
+    }
+    let probes = place(programs, &fd, Some(opened), &sites, only).map_err(io::Error::other)?;
+    Ok(Moved {
+        mount: file::mount(&fd),
+        fd,
+        sites,
+        probes,
+    })
 }
 
 /// One descriptor a file that is looked at, several for a probed one.
