@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::harness::{End, Lab, PYTHON, Proc, Run, argv, bare, seconds, skip, wait_for};
+use crate::harness::{Agent, End, Lab, PYTHON, Proc, Run, argv, bare, seconds, skip, wait_for};
 
 /// A shell in a mount namespace of its own runs the script; `$1` is the test's directory, `$2` the server.
 fn in_own_mounts(lab: &Lab, server: &str, script: &str) -> Run {
@@ -220,35 +220,100 @@ fn left_mounts_are_let_go() {
     run.assert_exact(&server.client_truth());
 }
 
+/// A library whose content is zeroed in place, looked at after a `pause`, written back, and replaced. Runs with
+/// a client between each.
+fn rewritten(lab: &Lab, agent: Agent<'_>, pause: &str) -> Run {
+    let server = lab.server(&[]);
+    let zeros = "\
+import mmap, os, sys, time
+file = open('private/libssl.so.3', 'r+b')
+size = os.fstat(file.fileno()).st_size
+file.write(bytes(size))
+file.flush()
+time.sleep(float(sys.argv[1]))
+view = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)
+other = [at for at in range(size) if view[at]]
+assert not other, 'not what was written: %r' % other
+";
+    lab.file("zeros.py", zeros);
+    let request = format!(
+        "LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null {}",
+        server.url("/bytes/20000")
+    );
+    let script = format!(
+        "set -e; cd {}; cp private/libssl.so.3 kept; {request}; {PYTHON} zeros.py {pause}; \
+         cat kept > private/libssl.so.3; {request}; \
+         cp kept new; mv new private/libssl.so.3; {request}",
+        lab.path(".").display(),
+    );
+    let run = agent.run(argv!["sh", "-c", script]);
+    run.success();
+    if !bare() {
+        run.assert_exact(&server.client_truth());
+    }
+    run
+}
+
 /// Who writes into a probed library waits until no breakpoint is in it; what was written is what runs.
 #[test]
 fn rewritten_in_place() {
-    let Some(lab) = Lab::with("rewritten_in_place", &["curl", "unshare"]) else {
+    let Some(lab) = Lab::with("rewritten_in_place", &["curl"]) else {
+        return;
+    };
+    lab.private_libssl("private");
+    rewritten(&lab, lab.agent(), "0");
+}
+
+/// Where nobody gives a lease the write is noticed, and who maps the file a moment later runs what was written.
+#[test]
+fn rewritten_without_a_lease() {
+    let Some(lab) = Lab::with("rewritten_without_a_lease", &["curl", "setpriv"]) else {
+        return;
+    };
+    let library = lab.private_libssl("private").join("libssl.so.3");
+    // A lease on another one's file needs a capability.
+    std::os::unix::fs::chown(&library, Some(65534), None).unwrap();
+    let without = argv![
+        "setpriv",
+        "--inh-caps",
+        "-lease",
+        "--bounding-set",
+        "-lease"
+    ];
+    rewritten(&lab, lab.agent().before(without), "1");
+}
+
+/// New versions are copied over a library while clients come and go: who maps one runs what it holds, and the
+/// agent goes on.
+#[test]
+fn copied_over_under_load() {
+    let Some(lab) = Lab::with("copied_over_under_load", &["curl"]) else {
         return;
     };
     let server = lab.server(&[]);
-    let zeros = "import mmap, os\n\
-                 file = open('private/libssl.so.3', 'r+b')\n\
-                 size = os.fstat(file.fileno()).st_size\n\
-                 file.write(bytes(size)); file.flush()\n\
-                 view = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC)\n\
-                 other = [at for at in range(size) if view[at]]\n\
-                 assert not other, 'not what was written: %r' % other\n";
-    lab.file("zeros.py", zeros);
-    let request = "LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null \"$2\"";
-    let run = in_own_mounts(
-        &lab,
-        &server.url("/bytes/20000"),
-        &format!(
-            "cp private/libssl.so.3 kept; {request}; {PYTHON} zeros.py; \
-             cat kept > private/libssl.so.3; {request}; \
-             cp kept new; mv new private/libssl.so.3; {request}"
-        ),
+    lab.private_libssl("private");
+    let script = format!(
+        "set -e; cd {}; cp private/libssl.so.3 kept; \
+         for n in 1 2 3 4 5 6; do \
+           for m in 1 2 3; do LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null {url}; done; \
+           : > private/libssl.so.3; cat kept > private/libssl.so.3; \
+           {PYTHON} clean.py; \
+           LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null {url} & \
+           LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null {url} & wait; done",
+        lab.path(".").display(),
+        url = server.url("/bytes/20000"),
     );
-    run.success();
-    if bare() {
-        return;
-    }
+    lab.file(
+        "clean.py",
+        "\
+import mmap, os
+file = open('private/libssl.so.3', 'rb')
+kept = open('kept', 'rb').read()
+view = mmap.mmap(file.fileno(), len(kept), mmap.MAP_PRIVATE, mmap.PROT_READ)
+assert view[:] == kept, 'a breakpoint is left'
+",
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
     run.assert_exact(&server.client_truth());
 }
 
@@ -317,6 +382,79 @@ fn copied_up(lab: &Lab, port: u16, layer: &str) -> Option<Proc> {
         Some(end) => panic!("{end:?}: {}", client.err()),
         None => Some(client),
     }
+}
+
+/// Somebody opens a probed library for writing while a process is inside a call: the probes are out at once, the
+/// process goes on unharmed and its records say that it is not seen. It is again once the library is mapped
+/// again, also by the thread whose call was cut.
+#[test]
+fn written_inside_a_call() {
+    let Some(lab) = Lab::with("written_inside_a_call", &["curl"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    lab.private_libssl("private");
+    lab.file("client.py", CLIENT);
+    lab.file(
+        "inside.py",
+        "\
+import sys
+from client import *
+def sizes():
+    yield 10
+    open('ready', 'w')
+    wait_for('stopped')
+    yield 20000
+requests(sys.argv[1], sizes())
+open('out', 'w')
+wait_for('again')
+requests(sys.argv[1], [77777, 1])
+",
+    );
+    lab.file(
+        "write.py",
+        "\
+with open('private/libssl.so.3', 'r+b') as file:
+    content = file.read()
+    file.seek(0)
+    file.write(content)
+",
+    );
+    let script = format!(
+        "cd {dir}; LD_LIBRARY_PATH=$PWD/private {PYTHON} inside.py {port} & client=$!; \
+         until [ -e ready ]; do sleep 0.01; done; kill -STOP {server}; touch stopped; sleep 0.5; \
+         {PYTHON} write.py; kill -CONT {server}; until [ -e out ]; do sleep 0.01; done; \
+         LD_LIBRARY_PATH=$PWD/private curl -sk -o /dev/null {url}; touch again; wait $client",
+        dir = lab.path(".").display(),
+        port = server.port,
+        server = server.pid(),
+        url = server.url("/bytes/20000"),
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    run.success();
+    let truth = server.client_truth();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let whole: Vec<_> = truth
+        .into_iter()
+        .filter(|truth| !String::from_utf8_lossy(&truth.sent).contains("Content-Length: 20000\r"))
+        .collect();
+    assert_eq!(whole.len(), 2);
+    let connections = records.connections().unwrap();
+    for truth in &whole {
+        let is_seen = connections.iter().any(|connection| connection.is(truth));
+        assert!(is_seen, "{} is not seen", truth.name);
+    }
+    let mut coverage = records.kind("coverage");
+    let is_said = coverage.any(|record| {
+        record["status"] == "refused"
+            && record["process"]["comm"] == "python3"
+            && record["reason"].to_string().contains("somebody writes")
+    });
+    assert!(is_said, "{}", run.process.err());
 }
 
 /// After a copy-up every path leads to the copy, and the process still runs the layer's file: that one is

@@ -18,6 +18,7 @@ mod link;
 mod log;
 mod mapping;
 mod session;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -44,6 +45,7 @@ use self::{
     lease::{Asked, Breaks},
     link::{Attachment, Kernel, Programs},
     mapping::{Happening, Mapping, SideBand},
+    watch::{Watch, Watches},
 };
 use crate::{
     half::{
@@ -95,6 +97,7 @@ struct Half<'a> {
     /// By what the kernel knows, as far as it says so.
     inodes: HashMap<Inode, FileId>,
     breaks: Breaks,
+    watches: Watches,
     /// The device of `/`, which nobody unmounts.
     root: Option<u64>,
     /// What waits for file systems.
@@ -167,6 +170,8 @@ struct Probes {
     _links: Vec<Attachment>,
     /// Holds the lease.
     leased: Option<OwnedFd>,
+    /// Instead of a lease.
+    watch: Option<Watch>,
     inode: Option<Inode>,
 }
 
@@ -242,6 +247,7 @@ impl<'a> Half<'a> {
             held: HashMap::new(),
             inodes: HashMap::new(),
             breaks: Breaks::open().context("make a signalfd")?,
+            watches: Watches::open().context("make an inotify instance")?,
             root: file::device_of_root(),
             workers: Workers::new().context("make an eventfd")?,
             nothing: HashSet::new(),
@@ -300,14 +306,15 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
             self.take_work();
-            if self.breaks.have_come() {
-                self.give_way();
+            let written = self.watches.written();
+            if self.breaks.have_come() || !written.is_empty() {
+                self.give_way(&written);
             }
             self.scan()?;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
                 self.let_go_of_left();
-                self.give_way();
+                self.give_way(&[]);
                 self.move_home();
                 self.close_old();
                 self.band.refresh()?;
@@ -331,6 +338,7 @@ impl<'a> Half<'a> {
             PollFd::from_borrowed_fd(self.socket, interest),
             PollFd::from_borrowed_fd(self.workers.fd(), PollFlags::IN),
             PollFd::new(&self.breaks, PollFlags::IN),
+            PollFd::new(&self.watches, PollFlags::IN),
         ];
         if !self.is_behind() {
             fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
@@ -777,17 +785,21 @@ impl<'a> Half<'a> {
         }
     }
 
-    /// Somebody wants to write a probed file: it waits until our breakpoints are out.
-    fn give_way(&mut self) {
+    /// Somebody wants to write a probed file: it waits until our breakpoints are out. Or has done so, where
+    /// there is a watch only.
+    fn give_way(&mut self, written: &[i32]) {
         let wanted = |file: &File| {
             let new = match &file.state {
                 State::Attached(probes) => Some(probes),
                 _ => None,
             };
             let old = file.old.as_ref().map(|old| &old.probes);
-            let probes = new.into_iter().chain(old);
-            let mut leases = probes.filter_map(|probes| probes.leased.as_ref());
-            leases.any(lease::is_wanted)
+            let mut probes = new.into_iter().chain(old);
+            probes.any(|probes| {
+                let is_written = |watch: &Watch| watch.is_one_of(written);
+                probes.leased.as_ref().is_some_and(lease::is_wanted)
+                    || probes.watch.as_ref().is_some_and(is_written)
+            })
         };
         let ids: Vec<FileId> = self
             .files
@@ -796,6 +808,15 @@ impl<'a> Half<'a> {
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
+            let why =
+                "somebody writes into it: calls through it are not seen until it is mapped again";
+            self.report(
+                Report::Refused {
+                    file: id,
+                    why: why.to_owned(),
+                },
+                None,
+            );
             self.detach(id);
         }
     }
@@ -827,7 +848,12 @@ impl<'a> Half<'a> {
         for (id, device, inode, mapping, sites) in moves {
             let programs = self.kernel.programs.clone();
             let only = self.only();
-            let place = move || Done::Moved(place_again(&programs, &mapping, inode, sites, &only));
+            let watches = self.watches.clone();
+            let place = move || {
+                Done::Moved(place_again(
+                    &programs, &watches, &mapping, inode, sites, &only,
+                ))
+            };
             self.workers.start(id, device, PLACING, place);
         }
     }
@@ -937,8 +963,9 @@ impl<'a> Half<'a> {
         let witness = file.witness.take();
         let only = self.only();
         let programs = self.kernel.programs.clone();
+        let watches = self.watches.clone();
         let place = move || {
-            let placed = place(&programs, &fd, own, &sites, &only);
+            let placed = place(&programs, &watches, &fd, own, &sites, &only);
             let misses = |mapping| file::check_placed_in(mapping, &sites) == Some(false);
             Done::Placed(match witness.as_ref().is_some_and(misses) {
                 true => placed.and(Err(REPLACED.to_owned())),
@@ -1181,6 +1208,7 @@ fn open(
 /// file system and for the kernel.
 fn place(
     programs: &Programs,
+    watches: &Watches,
     file: &OwnedFd,
     own: Option<OwnedFd>,
     sites: &[Site],
@@ -1193,6 +1221,11 @@ fn place(
         Asked::BeingWritten => return Err("somebody is writing it".to_owned()),
         Asked::Impossible => false,
     };
+    // Before the bytes are compared: what is written later is told.
+    let watch = match is_leased {
+        true => None,
+        false => watches.add(&opened),
+    };
     file::check_sites(&opened, sites)?;
     let links = programs
         .attach(file, sites, only)
@@ -1201,6 +1234,7 @@ fn place(
     let probes = |opened| Probes {
         _links: links,
         leased: is_leased.then_some(opened),
+        watch,
         inode,
     };
     if !programs.is_for_everybody(only) {
@@ -1219,6 +1253,7 @@ fn place(
 /// file system and for the kernel.
 fn place_again(
     programs: &Programs,
+    watches: &Watches,
     mapping: &Mapping,
     inode: Inode,
     sites: Vec<Site>,
@@ -1229,7 +1264,8 @@ fn place_again(
     if programs.inode(&opened) != Some(inode) {
         return Err(io::Error::other("its name leads to another file"));
     }
-    let probes = place(programs, &fd, Some(opened), &sites, only).map_err(io::Error::other)?;
+    let probes =
+        place(programs, watches, &fd, Some(opened), &sites, only).map_err(io::Error::other)?;
     Ok(Moved {
         mount: file::mount(&fd),
         fd,
