@@ -209,20 +209,15 @@ unsafe fn enter_nested<const SESSION: bool>(
         }
         if reused {
             let frame = &raw const (*thread).frames[(slot & 3) as usize];
-            if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
-                // The same trap, run again for a second link on this instruction; or the first call since
-                // the link that opened this frame was closed inside a call. So nothing is decided by who
-                // opened it: both links have their return, the first one takes the frame.
-                if get!(frame, cookie) ^ cookie == MOVED {
-                    return true;
-                }
-                count(counter::DUPLICATE, 1);
-                let inside = get!(thread, depth) - slot - 1;
-                count(counter::UNMATCHED + unmatched::ABANDONED, inside);
-                (*thread).depth = slot + 1;
-                let frame = &raw mut (*thread).frames[(opaque(slot) & 3) as usize];
-                open(ctx, frame, what, cookie, inner);
+            // The same trap, run again for a second link on this instruction while the probes move. Each link
+            // has its return, and the first one takes the frame: who opened it decides nothing, for its link
+            // may be closed inside the call.
+            if get!(frame, cookie) ^ cookie == MOVED {
                 return true;
+            }
+            // Kernels with session links say which files are one: no other link can be a second one.
+            if !SESSION && get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
+                count(counter::DUPLICATE, 1);
             }
             // Two calls can't be open at one stack pointer: this one and those inside it are gone.
             count(

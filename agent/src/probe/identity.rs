@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
     ptr,
     sync::{Mutex, PoisonError},
@@ -201,7 +201,8 @@ fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
     attributes.iter_create.link_fd = link.as_raw_fd() as u32;
     // SAFETY: plain numbers; the command makes a descriptor.
     let iterator = unsafe { session::descriptor_of(bpf_cmd::BPF_ITER_CREATE, &mut attributes)? };
-    File::from(iterator).read(&mut [0; 8])?;
+    // It writes nothing: the end is all that there is to read.
+    rustix::io::read(&iterator, &mut [0; 8])?;
     Ok(())
 }
 
