@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 30] = [
+const PROGRAMS: [(&str, &str); 31] = [
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
@@ -54,6 +54,7 @@ const PROGRAMS: [(&str, &str); 30] = [
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
     ("freed_perf", "uprobe"),
+    ("mapping_identity", ITERATOR),
     ("process_exec", "raw_tp/sched_process_exec"),
     ("process_exit", "raw_tp/sched_process_exit"),
     ("process_fork", "raw_tp/sched_process_fork"),
@@ -75,6 +76,8 @@ fn is_tracing(section: &str) -> bool {
 
 /// Never attached: the privileged half runs them to ask the kernel something.
 const ASKED: &str = "raw_tp/sys_enter";
+/// The same, about another process.
+const ITERATOR: &str = "iter/task";
 
 /// Opcodes, as far as one is looked for as a whole.
 mod op {
@@ -180,11 +183,17 @@ struct Program {
 }
 
 impl Program {
+    /// For `bpf_find_vma` (5.17).
+    fn has_callback(&self) -> bool {
+        matches!(self.name.as_str(), "file_identity" | "mapping_identity")
+    }
+
     /// Its kind of program did not exist on 5.10, or only where newer helpers do.
     fn is_newer(&self) -> bool {
         self.section.ends_with(".multi")
             || self.section.starts_with("tp_btf/")
-            || matches!(self.name.as_str(), "file_identity" | "freed_perf")
+            || self.name == "freed_perf"
+            || self.has_callback()
     }
 }
 
@@ -583,7 +592,7 @@ fn doctored_objects_are_refused() {
     let lock = |i: Instruction| i.op == op::ATOMIC_U64;
     let stack = |i: Instruction| i.dst == FRAME && i.class() == class::STX;
     for (program, section) in PROGRAMS {
-        if is_tracing(section) || section == ASKED {
+        if is_tracing(section) || [ASKED, ITERATOR].contains(&section) {
             continue;
         }
         let bytes = doctor(program, stack, |i| i.off = -56);
@@ -605,7 +614,7 @@ fn doctored_objects_are_refused() {
         assert_refused(program, &bytes, "atomic 0x0");
     }
     for (program, section) in PROGRAMS {
-        if section == ASKED {
+        if [ASKED, ITERATOR].contains(&section) {
             continue;
         }
         let helper = if program == "socket_closed" {
@@ -993,7 +1002,7 @@ fn verifier_counts_the_same_stack() {
         }
         // Its callback is another function, which this test doesn't link. No task preempts another in it:
         // only the half runs it, one at a time.
-        if name == "file_identity" {
+        if program.has_callback() {
             continue;
         }
         let text =

@@ -6,8 +6,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, Shape, Thread, counter, kind,
-    unmatched,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, MOVED, Shape, Thread, counter,
+    kind, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -212,10 +212,15 @@ unsafe fn enter_nested<const SESSION: bool>(
         (*thread).tail = inner;
         if reused {
             let frame = &raw const (*thread).frames[(slot & 3) as usize];
-            if get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
-                // The same trap, run again for a second link on this instruction.
+            // The same trap, run again for a second link on this instruction while the probes move. Each link
+            // has its return, and the first one takes the frame: who opened it decides nothing, for its link
+            // may be closed inside the call.
+            if get!(frame, cookie) ^ cookie == MOVED {
+                return true;
+            }
+            // Kernels with session links say which files are one: no other link can be a second one.
+            if !SESSION && get!(frame, ip) == (*ctx.regs).rip && get!(frame, cookie) != cookie {
                 count(counter::DUPLICATE, 1);
-                return false;
             }
             // Two calls can't be open at one stack pointer: this one and those inside it are gone.
             count(

@@ -8,6 +8,7 @@ use core::{ffi::c_void, ptr};
 
 use agent_ebpf::FileIdentity;
 use aya_ebpf::{
+    bindings::task_struct,
     helpers::generated,
     macros::{map, raw_tracepoint},
     maps::Array,
@@ -31,6 +32,26 @@ pub fn file_identity(ctx: RawTracePointContext) -> i32 {
     unsafe {
         (*answer).inode = 0;
         let task = generated::bpf_get_current_task_btf();
+        generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
+    }
+    0
+}
+
+/// The same for another process, whose thread the half asks to iterate over: no helper finds a task by its id.
+/// The address is in the answer's place.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub extern "C" fn mapping_identity(ctx: *mut c_void) -> i32 {
+    let Some(answer) = IDENTITY.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: `struct bpf_iter__task`: where to write, and the task, which is null at the end; a map value.
+    unsafe {
+        let task = ctx.cast::<*mut task_struct>().add(1).read();
+        if task.is_null() {
+            return 0;
+        }
+        let address = (*answer).address;
         generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
     }
     0

@@ -49,14 +49,16 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bits 8 and up are the
-/// number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`] on where
-/// the object counts its owners.
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bit 5 is [`MOVED`], bits 8 and
+/// up are the number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`]
+/// on where the object counts its owners.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
     point << 8 | (shape as u64) << 1 | direction as u64
 }
 
 pub const REFERENCES: u64 = 48;
+/// Tells two links of one point apart, while its probes move from one to the other.
+pub const MOVED: u64 = 1 << 5;
 
 /// Kinds of ring records ([`Head::kind`]).
 pub mod kind {
@@ -523,6 +525,8 @@ pub struct FileIdentity {
     pub device: u64,
     /// Not zero: somebody maps it.
     pub mappings: u64,
+    /// The question: where a process maps it.
+    pub address: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]

@@ -198,9 +198,16 @@ impl Table {
         let Some(file) = self.files.get_mut(&id) else {
             return Vec::new();
         };
+        let was_probed = matches!(file.state, State::Attached(_));
         file.state = state;
         let waiting = std::mem::take(&mut file.waiting);
-        waiting.into_iter().map(|user| self.say(id, user)).collect()
+        let mut said: Vec<Said> = waiting.into_iter().map(|user| self.say(id, user)).collect();
+        if was_probed {
+            // Its probes are gone, and who was told that it is seen is told that it is not.
+            let users = self.seen.iter().filter(|((_, file), _)| *file == id);
+            said.extend(users.map(|((pid, _), from)| (*pid, self.coverage(*pid, id, *from))));
+        }
+        said
     }
 
     fn say(&mut self, id: FileId, user: User) -> Said {

@@ -139,6 +139,11 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// It was this one, and every byte of it is there.
+    pub(crate) fn is(&self, truth: &Truth) -> bool {
+        self.agrees(truth) && self.gaps().next().is_none()
+    }
+
     fn agrees(&self, truth: &Truth) -> bool {
         self.sent.agrees(&truth.sent) && self.received.agrees(&truth.received)
     }

@@ -24,6 +24,7 @@ const DEMO: &[Need] = &[
 /// The tests use the system's Python, whose modules are packages; nginx is a private copy
 /// (`fetch.rs`), and so is QEMU (`vm.rs`).
 const TESTS: &[Need] = &[
+    ("btrfs-progs", "mkfs.btrfs"),
     (
         "debian-archive-keyring",
         "/usr/share/keyrings/debian-archive-keyring.gpg",

@@ -104,7 +104,7 @@ fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let (start, end) = field()?.split_once('-')?;
     let is_executable = field()?.as_bytes().get(2) == Some(&b'x');
-    field()?;
+    let offset = hex(field()?)?;
     let (major, minor) = field()?.split_once(':')?;
     let inode = field()?.parse().ok()?;
     let path = fields.next().unwrap_or_default().trim_ascii_start();
@@ -112,6 +112,7 @@ fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
         pid,
         address: hex(start)?,
         length: hex(end)?.checked_sub(hex(start)?)?,
+        offset,
         major: hex(major)? as u32,
         minor: hex(minor)? as u32,
         inode,

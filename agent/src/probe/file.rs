@@ -8,6 +8,7 @@
 use std::{
     fs, io,
     os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
     ptr,
 };
 
@@ -30,6 +31,12 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// On file systems without a block device of their own the same numbers may mean different files:
+    /// overlayfs and btrfs. Also on tmpfs and others, where they mean one.
+    pub fn is_doubtful(&self) -> bool {
+        self.device.0 == 0
+    }
+
     /// One number for all files that stand or fall together.
     pub fn device(&self) -> u64 {
         u64::from(self.device.0) << 32 | u64::from(self.device.1)
@@ -50,13 +57,11 @@ pub struct Version {
 /// # Errors
 /// `NotFound`: the process or the mapping is gone. `InvalidData`: not the mapped file.
 pub fn mapped(mapping: &Mapping) -> io::Result<(OwnedFd, Version)> {
-    // The names there have no leading zeros.
-    let end = mapping.address + mapping.length;
-    let path = format!(
-        "/proc/{}/map_files/{:x}-{end:x}",
-        mapping.pid, mapping.address
-    );
-    let file = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let file = open(
+        map_files(mapping),
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let version = regular(&file)?;
     // On overlayfs the mapping shows the layer's number or the overlay's, depending on the kernel.
     if version.identity.inode != mapping.inode && fstatfs(&file)?.f_type != OVERLAYFS {
@@ -66,6 +71,32 @@ pub fn mapped(mapping: &Mapping) -> io::Result<(OwnedFd, Version)> {
         ));
     }
     Ok((file, version))
+}
+
+/// The kernel's own link to what is mapped there.
+pub fn map_files(mapping: &Mapping) -> String {
+    // The names there have no leading zeros.
+    let end = mapping.address + mapping.length;
+    format!(
+        "/proc/{}/map_files/{:x}-{end:x}",
+        mapping.pid, mapping.address
+    )
+}
+
+/// The regular file that a path leads to now. Waits for its file system.
+pub fn at_path(path: &Path) -> io::Result<(OwnedFd, Version)> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty())?;
+    let version = regular(&file)?;
+    Ok((file, version))
+}
+
+/// The number of the mount that a descriptor came through (5.8).
+pub fn mount(file: &OwnedFd) -> Option<u64> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(file, "", flags, StatxFlags::MNT_ID).ok()?;
+    let is_said = stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    is_said.then_some(stat.stx_mnt_id)
 }
 
 /// The same file by its name, when its process is gone or has something else mapped there now.
@@ -191,6 +222,28 @@ pub fn check_sites(file: &OwnedFd, sites: &[Site]) -> Result<(), String> {
     Ok(())
 }
 
+const INT3: u8 = 0xcc;
+
+/// Are the breakpoints where this process maps the file? For kernels that don't say which file that is: after
+/// a copy-up the name leads to another one. `None`: it maps something else by now, or is gone.
+pub fn check_placed_in(mapping: &Mapping, sites: &[Site]) -> Option<bool> {
+    let memory = fs::File::open(format!("/proc/{}/mem", mapping.pid)).ok()?;
+    let inside = sites
+        .iter()
+        .filter_map(|site| site.offset.checked_sub(mapping.offset))
+        .filter(|at| *at < mapping.length);
+    for at in inside {
+        let mut byte = [0];
+        rustix::io::pread(&memory, &mut byte, mapping.address + at).ok()?;
+        if byte[0] != INT3 {
+            return fs::symlink_metadata(map_files(mapping))
+                .is_ok()
+                .then_some(false);
+        }
+    }
+    Some(true)
+}
+
 /// Did the kernel really put its breakpoints into this file? Some instructions are accepted and never
 /// fire, some file systems map another inode. Asked through a mapping of our own, as any process has it;
 /// populated at once, for a page that is waited for later is waited for with a lock on all our memory.
@@ -217,7 +270,6 @@ pub fn check_placed(file: &OwnedFd, sites: &[Site]) -> io::Result<bool> {
         let read = rustix::io::pread(&memory, &mut byte, base as u64 + (site.offset - start));
         // SAFETY: the mapping from above; nothing points into it.
         unsafe { libc::munmap(base, page as usize) };
-        const INT3: u8 = 0xcc;
         if read? != 1 || byte[0] != INT3 {
             return Ok(false);
         }

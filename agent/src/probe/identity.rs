@@ -11,17 +11,18 @@ use std::{
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
     ptr,
     sync::{Mutex, PoisonError},
+    thread,
 };
 
 use agent_ebpf::FileIdentity;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf,
+    Btf, Ebpf,
     maps::{Array, MapData},
-    programs::{ProgramType, RawTracePoint},
+    programs::{Iter, ProgramType, RawTracePoint},
     sys::is_helper_supported,
 };
-use aya_obj::generated::{bpf_cmd, bpf_func_id};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_func_id};
 
 use super::session;
 
@@ -36,6 +37,10 @@ impl std::fmt::Debug for Inode {
     }
 }
 
+/// The kernel does not wait where somebody is about to change the mappings of the process in question; our
+/// own threads do all the time.
+const TRIES: usize = 100;
+
 /// Does the kernel have what the question needs?
 pub fn is_possible() -> bool {
     let helper = bpf_func_id::BPF_FUNC_find_vma;
@@ -46,6 +51,8 @@ pub fn is_possible() -> bool {
 pub struct Identities {
     identity: OwnedFd,
     is_mapped: OwnedFd,
+    /// Asks about another process' mapping, where an iterator can be for one thread (6.1).
+    of_process: Option<OwnedFd>,
     /// One question at a time: there is one place for the answer.
     answer: Mutex<Array<MapData, FileIdentity>>,
 }
@@ -59,9 +66,10 @@ impl Identities {
         let identity = load(ebpf, "file_identity")?;
         let is_mapped = load(ebpf, "file_is_mapped")?;
         let answer = ebpf.take_map("IDENTITY").context("no map IDENTITY")?;
-        let identities = Identities {
+        let mut identities = Identities {
             identity,
             is_mapped,
+            of_process: load_iterator(ebpf).ok(),
             answer: Mutex::new(Array::try_from(answer)?),
         };
         let own = OwnedFd::from(File::open("/proc/self/exe").context("open /proc/self/exe")?);
@@ -81,6 +89,12 @@ impl Identities {
             (answer.device, answer.number) == numbers || shows_other_numbers(&own)?,
             "the kernel takes our own executable for another file"
         );
+        let of_process = with_page(&own, |address| {
+            Ok(identities.of_mapping(std::process::id(), address))
+        })?;
+        if of_process != Some(Inode(answer.inode)) {
+            identities.of_process = None;
+        }
         Ok(identities)
     }
 
@@ -91,6 +105,28 @@ impl Identities {
         Ok(Inode(answer.inode))
     }
 
+    /// The inode that a process maps at this address; `None` if that can't be said, or not now. It may be
+    /// another file's by the time that it is compared, if nothing holds this one.
+    pub fn of_mapping(&self, pid: u32, address: u64) -> Option<Inode> {
+        let program = self.of_process.as_ref()?;
+        let question = FileIdentity {
+            address,
+            ..FileIdentity::default()
+        };
+        for _ in 0..TRIES {
+            let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
+            answer.set(0, &question, 0).ok()?;
+            iterate(program, pid).ok()?;
+            let inode = answer.get(&0, 0).ok()?.inode;
+            drop(answer);
+            if inode != 0 {
+                return Some(Inode(inode));
+            }
+            thread::yield_now();
+        }
+        None
+    }
+
     /// Does any process map the file, in whatever namespace? `inode` must be held alive by a link or a
     /// descriptor of ours.
     pub fn is_mapped(&self, inode: Inode) -> Result<bool> {
@@ -98,7 +134,17 @@ impl Identities {
     }
 
     fn ask(&self, file: &OwnedFd) -> Result<FileIdentity> {
-        with_page(file, |address| self.run(&self.identity, address))
+        with_page(file, |address| {
+            let mut answer = self.run(&self.identity, address)?;
+            for _ in 1..TRIES {
+                if answer.inode != 0 {
+                    break;
+                }
+                thread::yield_now();
+                answer = self.run(&self.identity, address)?;
+            }
+            Ok(answer)
+        })
     }
 
     /// BPF_PROG_TEST_RUN with one argument.
@@ -125,6 +171,39 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
         .load()
         .with_context(|| format!("load the kernel program {name}"))?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+fn load_iterator(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+    let name = "mapping_identity";
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("no program {name} in the object"))?;
+    let program: &mut Iter = program.try_into()?;
+    program.load("task", &Btf::from_sys_fs()?)?;
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// Runs an iterator over the first thread of a process.
+fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
+    // `union bpf_iter_link_info`: tid, pid, pid_fd.
+    let thread = [pid, 0, 0, 0];
+    let mut attributes = session::zeroed();
+    // SAFETY: unions of plain integers, zeroed; `thread` is as long as it says, and outlives the call.
+    let link = unsafe {
+        let create = &mut attributes.link_create;
+        create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+        create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+        create.__bindgen_anon_3.__bindgen_anon_1.iter_info = thread.as_ptr() as u64;
+        create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&thread) as u32;
+        session::descriptor_of(bpf_cmd::BPF_LINK_CREATE, &mut attributes)?
+    };
+    let mut attributes = session::zeroed();
+    attributes.iter_create.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: plain numbers; the command makes a descriptor.
+    let iterator = unsafe { session::descriptor_of(bpf_cmd::BPF_ITER_CREATE, &mut attributes)? };
+    // It writes nothing: the end is all that there is to read.
+    rustix::io::read(&iterator, &mut [0; 8])?;
+    Ok(())
 }
 
 /// Maps the file's first page while `use_it` runs. Nobody reads it.

@@ -25,6 +25,7 @@ use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use super::{
     identity::{self, Identities, Inode},
     kernel,
+    mapping::Mapping,
     session::{self, Session},
 };
 use crate::half::{Link, Site};
@@ -263,6 +264,12 @@ impl Programs {
         self.identities.as_ref()?.of(file).ok()
     }
 
+    /// What a process maps there, for the kernel. `None` also where this kernel can't say it.
+    pub fn inode_mapped(&self, mapping: &Mapping) -> Option<Inode> {
+        let identities = self.identities.as_ref()?;
+        identities.of_mapping(mapping.pid, mapping.address)
+    }
+
     /// Does nobody map the file any more? Not known is not nobody.
     pub fn is_left(&self, inode: Inode) -> bool {
         let mapped = self.identities.as_ref().map(|known| known.is_mapped(inode));
@@ -454,6 +461,17 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
                 continue;
             }
             Program::RawTracePoint(program) => program.load(),
+            Program::Iter(_) if !identity::is_possible() => {
+                results.push((name.to_owned(), Loaded::NotHere("no bpf_find_vma")));
+                continue;
+            }
+            Program::Iter(program) => match &btf {
+                Some(btf) => program.load("task", btf),
+                None => {
+                    results.push((name.to_owned(), Loaded::NotHere("no BTF")));
+                    continue;
+                }
+            },
             Program::BtfTracePoint(_) | Program::FExit(_) => {
                 let mut hooks = SOCKET_USES.iter().flatten().chain([&SOCKET_END]);
                 let hook = hooks.find(|(known, _)| *known == name);

@@ -40,6 +40,8 @@ pub struct Mapping {
     pub pid: u32,
     pub address: u64,
     pub length: u64,
+    /// In the file.
+    pub offset: u64,
     /// Identity as the kernel shows it. On overlayfs and btrfs not the file's (pitfall K2).
     pub major: u32,
     pub minor: u32,
@@ -300,6 +302,7 @@ fn parse(record: &[u8]) -> Option<Happening> {
                 pid: u32_at(8)?,
                 address: u64_at(16)?,
                 length: u64_at(24)?,
+                offset: u64_at(32)?,
                 major: u32_at(40)?,
                 minor: u32_at(44)?,
                 inode: u64_at(48)?,

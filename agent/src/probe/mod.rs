@@ -8,14 +8,17 @@
 pub mod facts;
 mod file;
 mod hold;
+mod home;
 mod identity;
 mod kernel;
+mod layer;
 mod lease;
 mod link;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod mapping;
 mod session;
+mod watch;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -25,7 +28,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{MEMBER, OURS, Process, SHELVED, Stream, StreamKey, WANTED, counter};
+use agent_ebpf::{
+    MEMBER, MOVED, OURS, Process, SHELVED, Stream, StreamKey, Thread, WANTED, counter,
+};
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -37,16 +42,18 @@ pub use self::link::{Loaded, OBJECT, check_all};
 use self::{
     file::Version,
     hold::Holds,
+    home::Homes,
     identity::Inode,
     lease::{Asked, Breaks},
     link::{Attachment, Kernel, Programs},
     mapping::{Happening, Mapping, SideBand},
+    watch::{Watch, Watches},
 };
 use crate::{
     clock::{nanoseconds, since_boot as now},
     half::{
-        self, Attached, Facts, FileId, Filter, Hello, Mapped, OWN_FILE, Order, Pending, Received,
-        Report, Site, Survey,
+        self, Attached, Facts, FileId, Filter, Hello, Link, Mapped, OWN_FILE, Order, Pending,
+        Received, Report, Site, Survey,
     },
     worker::Workers,
 };
@@ -93,12 +100,13 @@ struct Half<'a> {
     /// By what the kernel knows, as far as it says so.
     inodes: HashMap<Inode, FileId>,
     breaks: Breaks,
+    watches: Watches,
     /// The device of `/`, which nobody unmounts.
     root: Option<u64>,
     /// What waits for file systems.
     workers: Workers<FileId, Done>,
-    /// Files without anything to probe.
-    nothing: HashSet<Version>,
+    /// Files without anything to probe, as they were shown and as the kernel knows them.
+    nothing: HashSet<(Version, Option<Inode>)>,
     next_file: FileId,
     holds: Holds,
     /// Processes whose facts were sent and still hold.
@@ -120,6 +128,7 @@ struct Half<'a> {
     in_exec: VecDeque<(Instant, Mapping)>,
     /// Who was told of which file.
     mapped: HashSet<(u32, FileId)>,
+    homes: Homes,
     /// Happenings were lost, and that was said.
     has_lost: bool,
     /// Streams shelved when we looked last.
@@ -131,11 +140,27 @@ struct File {
     fd: Arc<OwnedFd>,
     version: Version,
     inode: Option<Inode>,
+    /// How it was shown first: by the mapping's name, and by the kernel if that was asked about the mapping.
+    looks: (Version, Option<Inode>),
+    /// Who maps it, where only that shows whether it is the right file.
+    witness: Option<Mapping>,
     path: String,
     since: Instant,
     state: State,
     /// Nobody mapped it when we looked last.
     is_left: bool,
+    /// The mount that the probes keep, if others may lead to the file as well.
+    mount: Option<u64>,
+    sites: Vec<Site>,
+    is_moving: bool,
+    /// What was placed through another mount. Each call that it saw alone still needs it for its return.
+    old: Option<Old>,
+}
+
+/// Closing it asks the file system.
+struct Old {
+    _fd: Arc<OwnedFd>,
+    probes: Probes,
 }
 
 enum State {
@@ -155,14 +180,34 @@ struct Probes {
     _links: Vec<Attachment>,
     /// Holds the lease.
     leased: Option<OwnedFd>,
+    /// Instead of a lease.
+    watch: Option<Watch>,
     inode: Option<Inode>,
 }
 
 /// What a worker did.
 enum Done {
-    Opened(io::Result<(OwnedFd, Option<Inode>)>),
+    Opened(io::Result<Opened>),
     Placed(Result<Probes, String>),
+    /// The same file through another mount.
+    Moved(io::Result<Moved>),
     Detached,
+}
+
+struct Moved {
+    fd: OwnedFd,
+    mount: Option<u64>,
+    sites: Vec<Site>,
+    probes: Probes,
+}
+
+/// A file that was opened.
+struct Opened {
+    /// For the pipeline.
+    fd: OwnedFd,
+    inode: Option<Inode>,
+    /// What the mapping's name led to was another file: the one that is mapped.
+    instead: Option<(OwnedFd, Version)>,
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -215,6 +260,7 @@ impl<'a> Half<'a> {
             held: HashMap::new(),
             inodes: HashMap::new(),
             breaks: Breaks::open().context("make a signalfd")?,
+            watches: Watches::open().context("make an inotify instance")?,
             root: file::device_of_root(),
             workers: Workers::new().context("make an eventfd")?,
             nothing: HashSet::new(),
@@ -230,6 +276,7 @@ impl<'a> Half<'a> {
             to_check: VecDeque::new(),
             in_exec: VecDeque::new(),
             mapped: HashSet::new(),
+            homes: Homes::default(),
             has_lost: false,
             shelved: 0,
         })
@@ -275,14 +322,17 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
             self.take_work();
-            if self.breaks.have_come() {
-                self.give_way();
+            let written = self.watches.written();
+            if self.breaks.have_come() || !written.is_empty() {
+                self.give_way(&written);
             }
             self.scan()?;
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
                 self.let_go_of_left();
-                self.give_way();
+                self.give_way(&[]);
+                self.move_home();
+                self.close_old();
                 self.check_some_members()?;
                 self.band.refresh()?;
                 self.take_shelved()?;
@@ -306,6 +356,7 @@ impl<'a> Half<'a> {
             PollFd::from_borrowed_fd(self.socket, interest),
             PollFd::from_borrowed_fd(self.workers.fd(), PollFlags::IN),
             PollFd::new(&self.breaks, PollFlags::IN),
+            PollFd::new(&self.watches, PollFlags::IN),
         ];
         if !self.is_behind() {
             fds.extend(self.band.fds().map(|fd| PollFd::new(fd, PollFlags::IN)));
@@ -333,6 +384,7 @@ impl<'a> Half<'a> {
                 // It has its parent's mappings, and no event says so.
                 if self.told.contains(&parent) && self.is_wanted(parent) {
                     self.tell(pid);
+                    self.homes.fork(parent, pid);
                 }
                 if !self.kernel.follows && self.filter.follow && self.has(parent, WANTED) {
                     self.mark(pid, WANTED)?;
@@ -403,11 +455,25 @@ impl<'a> Half<'a> {
     fn take_work(&mut self) {
         for (id, done) in self.workers.finished() {
             let Some(file) = self.files.get_mut(&id) else {
+                // Let go meanwhile. Nothing is undone here: that takes its time.
+                if let Some(done @ (Done::Placed(_) | Done::Moved(_))) = done {
+                    self.workers.start(id, id, PLACING, move || {
+                        drop(done);
+                        Done::Detached
+                    });
+                }
                 continue;
             };
             match (done, &file.state) {
-                (Some(Done::Opened(Ok((fd, inode)))), State::Opening) => {
-                    if let Some(known) = inode.and_then(|inode| self.inodes.get(&inode).copied()) {
+                (Some(Done::Opened(Ok(Opened { fd, inode, instead }))), State::Opening) => {
+                    if let Some((named, version)) = instead {
+                        (file.fd, file.version) = (Arc::new(named), version);
+                        file.mount = None;
+                        self.held.retain(|_, known| *known != id);
+                        self.held.insert(version, id);
+                    }
+                    let known = inode.and_then(|inode| self.inodes.get(&inode).copied());
+                    if let Some(known) = known.filter(|known| *known != id) {
                         self.same(id, known);
                         continue;
                     }
@@ -428,7 +494,8 @@ impl<'a> Half<'a> {
                 (None, State::Placing) => {
                     self.placed(id, Err("the kernel places no probe in it".to_owned()));
                 }
-                (Some(Done::Opened(_) | Done::Detached) | None, _) => {}
+                (Some(Done::Moved(moved)), State::Attached(_)) => self.moved(id, moved),
+                (Some(Done::Opened(_) | Done::Moved(_) | Done::Detached) | None, _) => {}
             }
         }
     }
@@ -607,6 +674,7 @@ impl<'a> Half<'a> {
     fn forget(&mut self, pid: u32) {
         self.told.remove(&pid);
         self.mapped.retain(|(known, _)| *known != pid);
+        self.homes.forget(pid);
     }
 
     /// Looks again at who was in the middle of exec.
@@ -642,7 +710,12 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
         };
-        if self.nothing.contains(&version) {
+        // What the name leads to may be another file than the one that is mapped.
+        let asked = match version.identity.is_doubtful() {
+            true => self.kernel.programs.inode_mapped(mapping),
+            false => None,
+        };
+        if self.nothing.contains(&(version, asked)) {
             return Ok(());
         }
         if since.elapsed() < EXEC_TIME
@@ -653,10 +726,14 @@ impl<'a> Half<'a> {
             self.in_exec.push_back((since, mapping.clone()));
             return Ok(());
         }
-        let known = self.held.get(&version).copied();
+        let known = self.known_file(&version, asked);
         let id = known.unwrap_or(self.next_file);
         if !self.mapped.insert((mapping.pid, id)) {
             return Ok(());
+        }
+        let mount = file::mount(&fd);
+        if let Some(mount) = mount {
+            self.homes.add(id, mount, mapping);
         }
         let is_open = known.is_none_or(|id| self.files[&id].is_open());
         let held = is_open
@@ -681,13 +758,32 @@ impl<'a> Half<'a> {
         if known.is_none() {
             self.next_file += 1;
             let fd = self.hold_file(id, fd, version, &mapping.path, State::Opening);
+            if let Some(file) = self.files.get_mut(&id) {
+                (file.inode, file.looks) = (asked, (version, asked));
+                file.mount = mount;
+                let is_doubtful = asked.is_none() && version.identity.is_doubtful();
+                file.witness = is_doubtful.then(|| mapping.clone());
+                self.inodes.extend(asked.map(|inode| (inode, id)));
+            }
             let programs = self.kernel.programs.clone();
-            let open = move || Done::Opened(open(&programs, &fd));
+            let mapping = mapping.clone();
+            let open = move || Done::Opened(open(&programs, &fd, &mapping, asked));
             let device = version.identity.device();
             self.workers.start(id, device, OPENING, open);
         }
         self.say_refused(id);
         Ok(())
+    }
+
+    /// The number of a file, if it has one.
+    fn known_file(&self, version: &Version, asked: Option<Inode>) -> Option<FileId> {
+        let Some(inode) = asked else {
+            return self.held.get(version).copied();
+        };
+        // One of the same looks is the same unless the kernel says otherwise.
+        let is_same = |id: &&FileId| self.files[*id].inode.is_none_or(|known| known == inode);
+        let by_looks = || self.held.get(version).filter(is_same);
+        self.inodes.get(&inode).or_else(by_looks).copied()
     }
 
     /// Nobody can say any more what the file was: the pipeline judges by its name.
@@ -715,10 +811,16 @@ impl<'a> Half<'a> {
             fd: fd.clone(),
             version,
             inode: None,
+            looks: (version, None),
+            witness: None,
             path: path.to_owned(),
             since: Instant::now(),
             state,
             is_left: false,
+            mount: None,
+            sites: Vec::new(),
+            is_moving: false,
+            old: None,
         };
         self.held.insert(version, id);
         self.files.insert(id, file);
@@ -730,11 +832,13 @@ impl<'a> Half<'a> {
         let file = self.files.remove(&id)?;
         self.held.retain(|_, known| *known != id);
         self.inodes.retain(|_, known| *known != id);
+        self.homes.drop_file(id);
         Some(file)
     }
 
     /// A file that was opened is one that is known: through another overlay mount, by another name.
     fn same(&mut self, id: FileId, known: FileId) {
+        self.homes.same(id, known);
         let Some(file) = self.drop_file(id) else {
             return;
         };
@@ -787,14 +891,21 @@ impl<'a> Half<'a> {
         }
     }
 
-    /// Somebody wants to write a probed file: it waits until our breakpoints are out.
-    fn give_way(&mut self) {
-        let wanted = |file: &File| match &file.state {
-            State::Attached(Probes {
-                leased: Some(leased),
-                ..
-            }) => lease::is_wanted(leased),
-            _ => false,
+    /// Somebody wants to write a probed file: it waits until our breakpoints are out. Or has done so, where
+    /// there is a watch only.
+    fn give_way(&mut self, written: &[i32]) {
+        let wanted = |file: &File| {
+            let new = match &file.state {
+                State::Attached(probes) => Some(probes),
+                _ => None,
+            };
+            let old = file.old.as_ref().map(|old| &old.probes);
+            let mut probes = new.into_iter().chain(old);
+            probes.any(|probes| {
+                let is_written = |watch: &Watch| watch.is_one_of(written);
+                probes.leased.as_ref().is_some_and(lease::is_wanted)
+                    || probes.watch.as_ref().is_some_and(is_written)
+            })
         };
         let ids: Vec<FileId> = self
             .files
@@ -803,8 +914,105 @@ impl<'a> Half<'a> {
             .map(|(id, _)| *id)
             .collect();
         for id in ids {
+            let why =
+                "somebody writes into it: calls through it are not seen until it is mapped again";
+            self.report(
+                Report::Refused {
+                    file: id,
+                    why: why.to_owned(),
+                },
+                None,
+            );
             self.detach(id);
         }
+    }
+
+    /// A mount whose last user is gone is let go as well, while others use the file through theirs: the
+    /// probes are placed once more through one of those.
+    fn move_home(&mut self) {
+        let mut moves = Vec::new();
+        for (id, file) in &mut self.files {
+            let is_on_root = Some(file.version.identity.device()) == self.root;
+            let (State::Attached(_), Some(inode), Some(mount)) =
+                (&file.state, file.inode, file.mount)
+            else {
+                continue;
+            };
+            if is_on_root || file.is_moving || file.old.is_some() {
+                continue;
+            }
+            if let Some(mapping) = self.homes.next(*id, mount) {
+                file.is_moving = true;
+                let sites = file.sites.iter().map(|site| Site {
+                    cookie: site.cookie ^ MOVED,
+                    ..*site
+                });
+                let device = file.version.identity.device();
+                moves.push((*id, device, inode, mapping.clone(), sites.collect()));
+            }
+        }
+        for (id, device, inode, mapping, sites) in moves {
+            let programs = self.kernel.programs.clone();
+            let only = self.only();
+            let watches = self.watches.clone();
+            let place = move || {
+                Done::Moved(place_again(
+                    &programs, &watches, &mapping, inode, sites, &only,
+                ))
+            };
+            self.workers.start(id, device, PLACING, place);
+        }
+    }
+
+    fn moved(&mut self, id: FileId, moved: io::Result<Moved>) {
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
+        file.is_moving = false;
+        // Else at the next tick, if there still is a reason.
+        if let Ok(moved) = moved {
+            let state = State::Attached(moved.probes);
+            if let State::Attached(probes) = std::mem::replace(&mut file.state, state) {
+                let _fd = std::mem::replace(&mut file.fd, Arc::new(moved.fd));
+                file.old = Some(Old { _fd, probes });
+            }
+            (file.mount, file.sites) = (moved.mount, moved.sites);
+        }
+    }
+
+    /// Ends what was moved. A session link alone brings back the calls that it alone saw begin: it stays
+    /// until they have returned.
+    fn close_old(&mut self) {
+        if self.files.values().all(|file| file.old.is_none()) {
+            return;
+        }
+        let open = match self.kernel.link {
+            Link::Session => self.open_calls(),
+            Link::Multi | Link::PerfCookie | Link::Perf => HashSet::new(),
+        };
+        for (id, file) in &mut self.files {
+            let is_used = |site: &Site| open.contains(&(site.cookie ^ MOVED));
+            if file.sites.iter().any(is_used) {
+                continue;
+            }
+            if let Some(old) = file.old.take() {
+                self.workers.start(*id, *id, PLACING, move || {
+                    drop(old);
+                    Done::Detached
+                });
+            }
+        }
+    }
+
+    /// The cookies of all calls that are open now.
+    fn open_calls(&mut self) -> HashSet<u64> {
+        let threads = self.kernel.map::<u64, Thread>("THREADS");
+        let threads = threads.iter().flatten();
+        let frames = threads.flat_map(|(_, thread)| {
+            let open = thread.frames.into_iter().take(thread.depth as usize);
+            open.map(|frame| frame.cookie)
+        });
+        frames.collect()
     }
 
     fn detach(&mut self, id: FileId) {
@@ -845,32 +1053,47 @@ impl<'a> Half<'a> {
     fn answer(&mut self, id: FileId, mut sites: Vec<Site>, own: Option<OwnedFd>) -> Result<()> {
         let file = self.asked(id)?;
         if sites.is_empty() {
-            let version = file.version;
+            let looks = file.looks;
             self.drop_file(id);
             if self.nothing.len() >= NOTHING_LIMIT {
                 self.nothing.clear();
             }
-            self.nothing.insert(version);
+            self.nothing.insert(looks);
             self.let_go(id);
             return Ok(());
         }
+        let programs = self.kernel.programs.clone();
+        sites.retain(|site| programs.takes(site));
+        let file = self.asked(id)?;
         file.state = State::Placing;
+        file.sites.clone_from(&sites);
         let device = file.version.identity.device();
         let fd = file.fd.clone();
-        // A small fixed set of processes: nobody else meets a breakpoint.
-        let only = match &self.filter {
+        let witness = file.witness.take();
+        let only = self.only();
+        let watches = self.watches.clone();
+        let place = move || {
+            let placed = place(&programs, &watches, &fd, own, &sites, &only);
+            let misses = |mapping| file::check_placed_in(mapping, &sites) == Some(false);
+            Done::Placed(match witness.as_ref().is_some_and(misses) {
+                true => placed.and(Err(REPLACED.to_owned())),
+                false => placed,
+            })
+        };
+        self.workers.start(id, device, PLACING, place);
+        Ok(())
+    }
+
+    /// A small fixed set of processes: nobody else meets a breakpoint.
+    fn only(&self) -> Vec<u32> {
+        match &self.filter {
             Filter {
                 follow: false,
                 pids,
                 ..
             } if pids.len() <= LINKS_PER_PROCESS => pids.clone(),
             _ => Vec::new(),
-        };
-        let programs = self.kernel.programs.clone();
-        sites.retain(|site| programs.takes(site));
-        let place = move || Done::Placed(place(&programs, &fd, own, &sites, &only));
-        self.workers.start(id, device, PLACING, place);
-        Ok(())
+        }
     }
 
     /// The file, which the pipeline was asked about.
@@ -1070,17 +1293,41 @@ impl File {
     }
 }
 
-/// Opens a file for the pipeline, and asks which one it is. Waits for the file system.
-fn open(programs: &Programs, file: &OwnedFd) -> io::Result<(OwnedFd, Option<Inode>)> {
-    let opened = file::readable(file)?;
-    let inode = programs.inode(&opened);
-    Ok((file::for_pipeline(opened)?, inode))
+const REPLACED: &str = "it was replaced, and nothing leads to the one that is mapped";
+
+/// Opens a file for the pipeline, and asks which one it is: the one that is mapped, or none. Waits for the
+/// file system.
+fn open(
+    programs: &Programs,
+    file: &OwnedFd,
+    mapping: &Mapping,
+    mapped: Option<Inode>,
+) -> io::Result<Opened> {
+    let mut opened = file::readable(file)?;
+    let mut inode = programs.inode(&opened);
+    let mut instead = None;
+    if let Some(mapped) = mapped
+        && inode != Some(mapped)
+    {
+        instead = layer::find(programs, mapping, file, mapped);
+        let Some((named, _)) = &instead else {
+            return Err(io::Error::other(REPLACED));
+        };
+        opened = file::readable(named)?;
+        inode = Some(mapped);
+    }
+    Ok(Opened {
+        fd: file::for_pipeline(opened)?,
+        inode,
+        instead,
+    })
 }
 
 /// Places the probes of one file; `own` is the pipeline's descriptor of it, if it has one. Waits for the
 /// file system and for the kernel.
 fn place(
     programs: &Programs,
+    watches: &Watches,
     file: &OwnedFd,
     own: Option<OwnedFd>,
     sites: &[Site],
@@ -1093,6 +1340,11 @@ fn place(
         Asked::BeingWritten => return Err("somebody is writing it".to_owned()),
         Asked::Impossible => false,
     };
+    // Before the bytes are compared: what is written later is told.
+    let watch = match is_leased {
+        true => None,
+        false => watches.add(&opened),
+    };
     file::check_sites(&opened, sites)?;
     let links = programs
         .attach(file, sites, only)
@@ -1101,6 +1353,7 @@ fn place(
     let probes = |opened| Probes {
         _links: links,
         leased: is_leased.then_some(opened),
+        watch,
         inode,
     };
     if !programs.is_for_everybody(only) {
@@ -1113,6 +1366,31 @@ fn place(
         Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
         Err(error) => Err(format!("look whether the probes are in place: {error}")),
     }
+}
+
+/// Places the probes of a file once more, through the mount that this mapping was made by. Waits for the
+/// file system and for the kernel.
+fn place_again(
+    programs: &Programs,
+    watches: &Watches,
+    mapping: &Mapping,
+    inode: Inode,
+    sites: Vec<Site>,
+    only: &[u32],
+) -> io::Result<Moved> {
+    let (fd, _) = file::mapped(mapping)?;
+    let opened = file::readable(&fd)?;
+    if programs.inode(&opened) != Some(inode) {
+        return Err(io::Error::other("its name leads to another file"));
+    }
+    let probes =
+        place(programs, watches, &fd, Some(opened), &sites, only).map_err(io::Error::other)?;
+    Ok(Moved {
+        mount: file::mount(&fd),
+        fd,
+        sites,
+        probes,
+    })
 }
 
 /// One descriptor a file that is looked at, several for a probed one.

@@ -179,7 +179,10 @@ pub(super) unsafe fn bpf(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Res
 
 /// # Safety
 /// As [`bpf`], and the command makes a descriptor.
-unsafe fn descriptor_of(command: bpf_cmd, attributes: &mut bpf_attr) -> io::Result<OwnedFd> {
+pub(super) unsafe fn descriptor_of(
+    command: bpf_cmd,
+    attributes: &mut bpf_attr,
+) -> io::Result<OwnedFd> {
     // SAFETY: the caller's promise; the descriptor is new, and ours alone.
     unsafe { Ok(OwnedFd::from_raw_fd(bpf(command, attributes)? as RawFd)) }
 }
