@@ -226,10 +226,14 @@ fn attribution_of_node() {
     }
 }
 
+/// Its sockets are used inside the calls. A kernel with full preemption leaves out a program that another task
+/// on the processor is in the middle of (kernel/bpf/trampoline.c, `recursion_misses`), and so now and then the
+/// socket of a connection's first call.
 #[test]
 fn attribution_of_threads() {
     if let Some(said) = client("attribution_of_threads", "threads", &[], 16) {
-        assert_eq!((said.inferred, said.none), (0, 0), "{said:?}");
+        assert_eq!(said.inferred, 0, "{said:?}");
+        said.assert_named(99);
     }
 }
 
