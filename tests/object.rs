@@ -994,6 +994,8 @@ fn verifier_counts_the_same_stack() {
         let name = &program.name;
         match &loaded[name] {
             Loaded::Yes(_) => {}
+            // Where another pair sees sockets: no uprobe program, and loaded in the virtual machines.
+            Loaded::NotHere(_) if program.section.starts_with("fexit/") => continue,
             Loaded::NotHere(why) => {
                 skip(&format!("{name}: {why}"));
                 continue;

@@ -51,7 +51,7 @@ fn addresses(output: &str) -> Vec<&str> {
 /// that does not grow with them.
 #[track_caller]
 fn many(lab: &Lab, live: u64) {
-    let count = scaled("connections", 10_000, 300);
+    let count = scaled("connections", 20_000, 300);
     let run = life(lab, &["many", &count.to_string(), &live.to_string()]);
     run.success();
     if bare() {
@@ -72,9 +72,9 @@ fn many(lab: &Lab, live: u64) {
     let connections = records.connections().unwrap();
     assert_eq!(connections.len() as u64, 2 * count);
     assert_from_start(&run);
-    // When as many are open as ever will be, and at the end.
+    // When as many are open, or were closed a moment ago, as ever will be; and at the end.
     let seen = |stats: &Value| {
-        stats["ledger"]["bytes"]["delivered"].as_u64() > Some(total(&truth) / 5 * 2)
+        stats["ledger"]["bytes"]["delivered"].as_u64() > Some(total(&truth) / 2)
     };
     let stats: Vec<_> = records.kind("stats").filter(|stats| seen(stats)).collect();
     let memory = |stats: &Value| stats["agent"]["memory_bytes"].as_u64().unwrap();
@@ -87,16 +87,16 @@ fn many(lab: &Lab, live: u64) {
 }
 
 #[test]
-fn ten_thousand_connections_at_few_addresses() {
-    let Some(lab) = Lab::with("ten_thousand_connections_at_few_addresses", &["cc"]) else {
+fn twenty_thousand_connections_at_few_addresses() {
+    let Some(lab) = Lab::with("twenty_thousand_connections_at_few_addresses", &["cc"]) else {
         return;
     };
     many(&lab, 0);
 }
 
 #[test]
-fn ten_thousand_connections_half_of_them_open() {
-    let Some(lab) = Lab::with("ten_thousand_connections_half_of_them_open", &["cc"]) else {
+fn twenty_thousand_connections_half_of_them_open() {
+    let Some(lab) = Lab::with("twenty_thousand_connections_half_of_them_open", &["cc"]) else {
         return;
     };
     many(&lab, scaled("open connections", 2500, 75));

@@ -17,6 +17,7 @@ mod link;
 #[cfg(feature = "kernel-log")]
 mod log;
 mod mapping;
+mod place;
 mod session;
 mod watch;
 
@@ -44,9 +45,10 @@ use self::{
     hold::Holds,
     home::Homes,
     identity::Inode,
-    lease::{Asked, Breaks},
-    link::{Attachment, Kernel, Programs},
+    lease::Breaks,
+    link::Kernel,
     mapping::{Happening, Mapping, SideBand},
+    place::{Moved, Opened, Probes, REPLACED, open, place, place_again},
     watch::{Watch, Watches},
 };
 use crate::{
@@ -175,16 +177,6 @@ enum State {
     Refused(String),
 }
 
-/// What is attached to a file. Dropping it detaches, in up to 200 ms, and then lets writers go on.
-struct Probes {
-    _links: Vec<Attachment>,
-    /// Holds the lease.
-    leased: Option<OwnedFd>,
-    /// Instead of a lease.
-    watch: Option<Watch>,
-    inode: Option<Inode>,
-}
-
 /// What a worker did.
 enum Done {
     Opened(io::Result<Opened>),
@@ -192,22 +184,6 @@ enum Done {
     /// The same file through another mount.
     Moved(io::Result<Moved>),
     Detached,
-}
-
-struct Moved {
-    fd: OwnedFd,
-    mount: Option<u64>,
-    sites: Vec<Site>,
-    probes: Probes,
-}
-
-/// A file that was opened.
-struct Opened {
-    /// For the pipeline.
-    fd: OwnedFd,
-    inode: Option<Inode>,
-    /// What the mapping's name led to was another file: the one that is mapped.
-    instead: Option<(OwnedFd, Version)>,
 }
 
 /// A pipeline that does not read (Ctrl-Z) must not make us grow: above this nothing new is looked at. The
@@ -1291,106 +1267,6 @@ impl File {
     fn is_open(&self) -> bool {
         matches!(self.state, State::Opening | State::Asked | State::Placing)
     }
-}
-
-const REPLACED: &str = "it was replaced, and nothing leads to the one that is mapped";
-
-/// Opens a file for the pipeline, and asks which one it is: the one that is mapped, or none. Waits for the
-/// file system.
-fn open(
-    programs: &Programs,
-    file: &OwnedFd,
-    mapping: &Mapping,
-    mapped: Option<Inode>,
-) -> io::Result<Opened> {
-    let mut opened = file::readable(file)?;
-    let mut inode = programs.inode(&opened);
-    let mut instead = None;
-    if let Some(mapped) = mapped
-        && inode != Some(mapped)
-    {
-        instead = layer::find(programs, mapping, file, mapped);
-        let Some((named, _)) = &instead else {
-            return Err(io::Error::other(REPLACED));
-        };
-        opened = file::readable(named)?;
-        inode = Some(mapped);
-    }
-    Ok(Opened {
-        fd: file::for_pipeline(opened)?,
-        inode,
-        instead,
-    })
-}
-
-/// Places the probes of one file; `own` is the pipeline's descriptor of it, if it has one. Waits for the
-/// file system and for the kernel.
-fn place(
-    programs: &Programs,
-    watches: &Watches,
-    file: &OwnedFd,
-    own: Option<OwnedFd>,
-    sites: &[Site],
-    only: &[u32],
-) -> Result<Probes, String> {
-    let opened = own.map_or_else(|| file::readable(file), Ok);
-    let opened = opened.map_err(|error| format!("open it: {error}"))?;
-    let is_leased = match lease::take(&opened) {
-        Asked::Granted => true,
-        Asked::BeingWritten => return Err("somebody is writing it".to_owned()),
-        Asked::Impossible => false,
-    };
-    // Before the bytes are compared: what is written later is told.
-    let watch = match is_leased {
-        true => None,
-        false => watches.add(&opened),
-    };
-    file::check_sites(&opened, sites)?;
-    let links = programs
-        .attach(file, sites, only)
-        .map_err(|error| half::clip(&format!("attach: {error:#}")))?;
-    let inode = programs.inode(&opened);
-    let probes = |opened| Probes {
-        _links: links,
-        leased: is_leased.then_some(opened),
-        watch,
-        inode,
-    };
-    if !programs.is_for_everybody(only) {
-        // Not in a mapping of ours, so there is nothing to look at. An instruction that the kernel
-        // refuses is an error where the file is mapped already.
-        return Ok(probes(opened));
-    }
-    match file::check_placed(&opened, sites) {
-        Ok(true) => Ok(probes(opened)),
-        Ok(false) => Err("the kernel accepted the probes and did not place them".to_owned()),
-        Err(error) => Err(format!("look whether the probes are in place: {error}")),
-    }
-}
-
-/// Places the probes of a file once more, through the mount that this mapping was made by. Waits for the
-/// file system and for the kernel.
-fn place_again(
-    programs: &Programs,
-    watches: &Watches,
-    mapping: &Mapping,
-    inode: Inode,
-    sites: Vec<Site>,
-    only: &[u32],
-) -> io::Result<Moved> {
-    let (fd, _) = file::mapped(mapping)?;
-    let opened = file::readable(&fd)?;
-    if programs.inode(&opened) != Some(inode) {
-        return Err(io::Error::other("its name leads to another file"));
-    }
-    let probes =
-        place(programs, watches, &fd, Some(opened), &sites, only).map_err(io::Error::other)?;
-    Ok(Moved {
-        mount: file::mount(&fd),
-        fd,
-        sites,
-        probes,
-    })
 }
 
 /// One descriptor a file that is looked at, several for a probed one.
