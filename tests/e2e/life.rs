@@ -73,9 +73,8 @@ fn many(lab: &Lab, live: u64) {
     assert_eq!(connections.len() as u64, 2 * count);
     assert_from_start(&run);
     // When as many are open, or were closed a moment ago, as ever will be; and at the end.
-    let seen = |stats: &Value| {
-        stats["ledger"]["bytes"]["delivered"].as_u64() > Some(total(&truth) / 2)
-    };
+    let seen =
+        |stats: &Value| stats["ledger"]["bytes"]["delivered"].as_u64() > Some(total(&truth) / 2);
     let stats: Vec<_> = records.kind("stats").filter(|stats| seen(stats)).collect();
     let memory = |stats: &Value| stats["agent"]["memory_bytes"].as_u64().unwrap();
     let (early, late) = (memory(stats[0]), memory(stats[stats.len() - 1]));

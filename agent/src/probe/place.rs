@@ -54,8 +54,9 @@ pub fn open(
     let mut opened = file::readable(file)?;
     let mut inode = programs.inode(&opened);
     let mut instead = None;
+    // Not known is not another one.
     if let Some(mapped) = mapped
-        && inode != Some(mapped)
+        && inode.is_some_and(|inode| inode != mapped)
     {
         instead = layer::find(programs, mapping, file, mapped);
         let Some((named, _)) = &instead else {
