@@ -29,8 +29,9 @@ def request(body):
 
 
 def renamed(name, body):
+    # Longer than what was sent before takes to be told, and then than the news of the name.
+    time.sleep(1)
     libc.prctl(PR_SET_NAME, name)
-    # Longer than the news of it takes.
     time.sleep(1)
     request(body)
 
