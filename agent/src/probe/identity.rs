@@ -12,7 +12,6 @@ use std::{
     ptr,
     sync::{Mutex, PoisonError},
     thread,
-    time::Duration,
 };
 
 use agent_ebpf::FileIdentity;
@@ -39,20 +38,8 @@ impl std::fmt::Debug for Inode {
 }
 
 /// The kernel does not wait where somebody is about to change the mappings of the process in question; our
-/// own threads do all the time. Nor while its last answer on this processor is not tidied up, which an
-/// interrupt does (`bpf_find_vma`, `irq_work_is_busy`). Mostly over after a turn of the scheduler; the pauses
-/// are for those who have to wait for an interrupt, 8 ms in all.
+/// own threads do all the time.
 const TRIES: usize = 100;
-const EAGER: usize = 60;
-const PAUSE: Duration = Duration::from_micros(200);
-
-fn wait(attempt: usize) {
-    if attempt < EAGER {
-        thread::yield_now();
-    } else {
-        thread::sleep(PAUSE);
-    }
-}
 
 /// Does the kernel have what the question needs?
 pub fn is_possible() -> bool {
@@ -126,7 +113,7 @@ impl Identities {
             address,
             ..FileIdentity::default()
         };
-        for attempt in 0..TRIES {
+        for _ in 0..TRIES {
             let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
             answer.set(0, &question, 0).ok()?;
             iterate(program, pid).ok()?;
@@ -135,7 +122,7 @@ impl Identities {
             if inode != 0 {
                 return Some(Inode(inode));
             }
-            wait(attempt);
+            thread::yield_now();
         }
         None
     }
@@ -149,11 +136,11 @@ impl Identities {
     fn ask(&self, file: &OwnedFd) -> Result<FileIdentity> {
         with_page(file, |address| {
             let mut answer = self.run(&self.identity, address)?;
-            for attempt in 1..TRIES {
+            for _ in 1..TRIES {
                 if answer.inode != 0 {
                     break;
                 }
-                wait(attempt);
+                thread::yield_now();
                 answer = self.run(&self.identity, address)?;
             }
             Ok(answer)
