@@ -17,7 +17,7 @@ use std::{
 use agent_ebpf::FileIdentity;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Btf, Ebpf,
+    Btf, BtfError, Ebpf,
     maps::{Array, MapData},
     programs::{Iter, ProgramType, RawTracePoint},
     sys::is_helper_supported,
@@ -62,14 +62,17 @@ impl Identities {
     ///
     /// # Errors
     /// This kernel can't say it: before 5.17, without BTF, or locked down.
-    pub fn load(ebpf: &mut Ebpf) -> Result<Identities> {
+    pub fn load(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Identities> {
         let identity = load(ebpf, "file_identity")?;
         let is_mapped = load(ebpf, "file_is_mapped")?;
         let answer = ebpf.take_map("IDENTITY").context("no map IDENTITY")?;
         let mut identities = Identities {
             identity,
             is_mapped,
-            of_process: load_iterator(ebpf).ok(),
+            of_process: btf
+                .as_ref()
+                .ok()
+                .and_then(|btf| load_iterator(ebpf, btf).ok()),
             answer: Mutex::new(Array::try_from(answer)?),
         };
         let own = OwnedFd::from(File::open("/proc/self/exe").context("open /proc/self/exe")?);
@@ -173,13 +176,13 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-fn load_iterator(ebpf: &mut Ebpf) -> Result<OwnedFd> {
+fn load_iterator(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
     let name = "mapping_identity";
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("no program {name} in the object"))?;
     let program: &mut Iter = program.try_into()?;
-    program.load("task", &Btf::from_sys_fs()?)?;
+    program.load("task", btf)?;
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 

@@ -12,7 +12,7 @@ use std::{
 use agent_ebpf::Offsets;
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{CgroupArray, HashMap, Map, MapData},
     programs::{
         Program, ProgramError, RawTracePoint, UProbe,
@@ -159,15 +159,17 @@ impl Kernel {
         let scopes_processes = matches!(link, Link::Multi | Link::Session)
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
+        // Once: the kernel's types are megabytes to read.
+        let btf = Btf::from_sys_fs();
         let mut sees_sockets = known.sockets;
         if known.sockets
-            && let Err(error) = follow_sockets(&mut ebpf)
+            && let Err(error) = follow_sockets(&mut ebpf, &btf)
         {
             limits.push(format!("no addresses of connections: {error:#}"));
             sees_sockets = false;
         }
         let identities = if known.files {
-            Identities::load(&mut ebpf)
+            Identities::load(&mut ebpf, &btf)
         } else {
             Err(anyhow!("its structures are unknown"))
         };
@@ -384,14 +386,14 @@ impl Programs {
 }
 
 /// Attaches what sees sockets: those that end in any case, and the first pair for those that are used.
-fn follow_sockets(ebpf: &mut Ebpf) -> Result<()> {
-    let btf = Btf::from_sys_fs()?;
-    load_socket_program(ebpf, SOCKET_END, &btf)?;
+fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<()> {
+    let btf = btf.as_ref().map_err(|error| anyhow!("{error}"))?;
+    load_socket_program(ebpf, SOCKET_END, btf)?;
     let mut refusals = Vec::new();
     for uses in SOCKET_USES {
         let loaded: Result<()> = uses
             .into_iter()
-            .try_for_each(|program| load_socket_program(ebpf, program, &btf));
+            .try_for_each(|program| load_socket_program(ebpf, program, btf));
         if let Err(error) = loaded {
             refusals.push(format!("{error:#}"));
             continue;
