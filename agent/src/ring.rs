@@ -79,8 +79,7 @@ impl Ring {
     /// Hands the next record to `take`. Its memory is the kernel's again afterwards.
     pub fn next(&mut self, take: &mut dyn FnMut(&[u8])) -> Next {
         loop {
-            // SAFETY: the mapped producer position; it pairs with the kernel's release.
-            if self.position >= unsafe { (*self.producer).load(Ordering::Acquire) } {
+            if !self.has_more() {
                 return Next::Empty;
             }
             let at = (self.position & (self.size - 1)) as usize;
@@ -109,8 +108,18 @@ impl Ring {
     }
 
     pub fn has_more(&self) -> bool {
-        // SAFETY: as in `next`.
-        self.position < unsafe { (*self.producer).load(Ordering::Acquire) }
+        self.position < self.produced()
+    }
+
+    /// Where the next record will begin, in bytes since the ring was made.
+    pub fn produced(&self) -> u64 {
+        // SAFETY: the mapped producer position; it pairs with the kernel's release.
+        unsafe { (*self.producer).load(Ordering::Acquire) }
+    }
+
+    /// Where the next record is read, likewise.
+    pub fn consumed(&self) -> u64 {
+        self.position
     }
 }
 

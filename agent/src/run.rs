@@ -41,7 +41,7 @@ use crate::{
     config::{Color, Config, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
-    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Received, Report},
+    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report},
     launch::{self, Half},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, locate},
@@ -249,6 +249,12 @@ struct Locating {
     own: Option<Arc<OwnedFd>>,
 }
 
+/// Waits until the records before it are out of the ring.
+enum Late {
+    Pending(Vec<Pending>),
+    Ended(u32),
+}
+
 /// Shared memory with the kernel side.
 struct Shared {
     ring: Ring,
@@ -281,8 +287,9 @@ struct Session<'a> {
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
     surveyed: bool,
-    /// Processes that are gone: forgotten when their last records are out of the ring.
-    ended: Vec<u32>,
+    /// What the half said of the end of streams and processes, and where the ring's producer was then: the half
+    /// is a channel of its own, and may be ahead of their last records.
+    late: VecDeque<(u64, Late)>,
     command_ran: bool,
     /// There is no later: what the sink has no room for is dropped.
     ending: bool,
@@ -397,7 +404,7 @@ impl<'a> Session<'a> {
             links: "",
             half_usage: (0, 0),
             surveyed: false,
-            ended: Vec::new(),
+            late: VecDeque::new(),
             command_ran: command.is_some(),
             ending: false,
             command,
@@ -679,16 +686,33 @@ impl<'a> Session<'a> {
                     if self.ending {
                         pipeline.wait_for_no_names(&mut |record| sink.write(record));
                     }
-                    // Their last records have come.
-                    for pid in self.ended.drain(..) {
-                        pipeline.ended(pid, now, &mut |record| sink.write(record));
-                    }
+                    self.take_late(now);
                     return found;
                 }
             }
         }
         found.more = true;
+        self.take_late(now);
         found
+    }
+
+    fn say_later(&mut self, late: Late) {
+        let produced = self.shared.as_ref().map_or(0, |it| it.ring.produced());
+        self.late.push_back((produced, late));
+    }
+
+    /// What was said of streams and processes whose last records have come.
+    fn take_late(&mut self, now: u64) {
+        let consumed = self.shared.as_ref().map_or(0, |it| it.ring.consumed());
+        while let Some((_, late)) = self
+            .late
+            .pop_front_if(|(produced, _)| *produced <= consumed || self.ending)
+        {
+            self.with_sink(|pipeline, out| match late {
+                Late::Pending(pending) => pipeline.pending(&pending, now, out),
+                Late::Ended(pid) => pipeline.ended(pid, now, out),
+            });
+        }
     }
 
     fn with_sink(&mut self, act: impl FnOnce(&mut Pipeline, crate::pipeline::Out<'_>)) {
@@ -773,9 +797,7 @@ impl<'a> Session<'a> {
                 self.answered(file);
                 self.with_sink(|line, out| line.failed(file, &why, now, out));
             }
-            (Report::Pending(pending), 0) => {
-                self.with_sink(|line, out| line.pending(&pending, now, out));
-            }
+            (Report::Pending(pending), 0) => self.say_later(Late::Pending(pending)),
             (Report::Survey(survey), 0) => {
                 self.half_usage = (survey.cpu_micros, survey.memory_bytes);
                 self.surveyed = true;
@@ -785,7 +807,7 @@ impl<'a> Session<'a> {
                 self.pipeline.continued(pid);
             }
             (Report::Renamed { pid, comm }, 0) => self.pipeline.renamed(pid, &comm),
-            (Report::Ended { pid }, 0) => self.ended.push(pid),
+            (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
             (Report::Missed { pid, path }, 0) => {
                 if is_libssl(&path) {
                     self.with_sink(|line, out| line.missed(pid, &path, now, out));
