@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
@@ -15,6 +16,28 @@ use crate::half::FileId;
 /// The longest time that a process waits. An attach takes 3 to 20 ms; but who detaches elsewhere on the
 /// machine holds the kernel's writer lock for 70 to 160 ms a file.
 const LIMIT: Duration = Duration::from_millis(400);
+
+/// Makes the calling thread run before all ordinary ones: the way from a mapping to the stop is shorter than
+/// the mapping process's to its first request, as long as nobody else is in between. Behind a thread that we
+/// woke ourselves it was up to two ticks of the kernel, 8 ms, also with a better nice value. Refused without
+/// CAP_SYS_NICE and, with CONFIG_RT_GROUP_SCHED, in a control group without real-time of its own.
+pub fn hurry() -> io::Result<()> {
+    // Its only member everywhere but in musl, whose own function is a stub.
+    let priority: libc::c_int = 1;
+    // SAFETY: the kernel reads one int, `struct sched_param`; 0 is the calling thread.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            libc::SCHED_RR,
+            &raw const priority,
+        )
+    };
+    if set == 0 {
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
 
 #[derive(Default)]
 pub struct Holds(HashMap<u32, Hold>);

@@ -497,6 +497,10 @@ impl<'a> Half<'a> {
         if filter.scan {
             self.to_scan = facts::all_pids().into();
         }
+        if filter.hold {
+            // Refused: then with the nice value from above.
+            let _ = hold::hurry();
+        }
         if let [pid] = filter.pids[..] {
             self.group = facts::group(pid).unwrap_or_default();
         }
