@@ -6,12 +6,11 @@
 //! and it never leaves this process.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
     ptr,
     sync::{Mutex, PoisonError},
-    thread,
 };
 
 use agent_ebpf::FileIdentity;
@@ -37,8 +36,9 @@ impl std::fmt::Debug for Inode {
     }
 }
 
-/// The kernel does not wait where somebody is about to change the mappings of the process in question; our
-/// own threads do all the time.
+/// A program never waits: where somebody is just changing the mappings of the process in question it gets no
+/// answer, and our own threads change ours all the time. So [`with_answer`] waits for them in between, by a
+/// call that takes the same lock; a pause would be too long for one and too short for another.
 const TRIES: usize = 100;
 
 /// Does the kernel have what the question needs?
@@ -116,18 +116,16 @@ impl Identities {
             address,
             ..FileIdentity::default()
         };
-        for _ in 0..TRIES {
+        let ask = || {
             let mut answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-            answer.set(0, &question, 0).ok()?;
-            iterate(program, pid).ok()?;
-            let inode = answer.get(&0, 0).ok()?.inode;
-            drop(answer);
-            if inode != 0 {
-                return Some(Inode(inode));
-            }
-            thread::yield_now();
-        }
-        None
+            answer.set(0, &question, 0)?;
+            iterate(program, pid)?;
+            Ok(answer.get(&0, 0)?)
+        };
+        // Nothing is mapped there, and the search for it takes the lock.
+        let wait = || drop(fs::read_link(format!("/proc/{pid}/map_files/0-1")));
+        let answer = with_answer(ask, wait).ok()?;
+        (answer.inode != 0).then_some(Inode(answer.inode))
     }
 
     /// Does any process map the file, in whatever namespace? `inode` must be held alive by a link or a
@@ -137,16 +135,14 @@ impl Identities {
     }
 
     fn ask(&self, file: &OwnedFd) -> Result<FileIdentity> {
+        let page = rustix::param::page_size();
         with_page(file, |address| {
-            let mut answer = self.run(&self.identity, address)?;
-            for _ in 1..TRIES {
-                if answer.inode != 0 {
-                    break;
-                }
-                thread::yield_now();
-                answer = self.run(&self.identity, address)?;
-            }
-            Ok(answer)
+            let mut is_resident = 0u8;
+            let wait = || {
+                // SAFETY: one page that is mapped, and a byte to say of it whether it is in memory.
+                unsafe { libc::mincore(address as *mut _, page, &raw mut is_resident) };
+            };
+            with_answer(|| self.run(&self.identity, address), wait)
         })
     }
 
@@ -163,6 +159,22 @@ impl Identities {
             .context("ask a kernel program")?;
         Ok(answer.get(&0, 0)?)
     }
+}
+
+/// The first answer that is one, else the last.
+fn with_answer(
+    mut ask: impl FnMut() -> Result<FileIdentity>,
+    mut wait: impl FnMut(),
+) -> Result<FileIdentity> {
+    let mut answer = ask()?;
+    for _ in 1..TRIES {
+        if answer.inode != 0 {
+            break;
+        }
+        wait();
+        answer = ask()?;
+    }
+    Ok(answer)
 }
 
 fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {

@@ -144,7 +144,7 @@ struct File {
     inode: Option<Inode>,
     /// How it was shown first: by the mapping's name, and by the kernel if that was asked about the mapping.
     looks: (Version, Option<Inode>),
-    /// Who maps it, where only that shows whether it is the right file.
+    /// Who maps it, where its numbers don't say that it is the right file: the breakpoints are looked for there.
     witness: Option<Mapping>,
     path: String,
     since: Instant,
@@ -741,7 +741,7 @@ impl<'a> Half<'a> {
             if let Some(file) = self.files.get_mut(&id) {
                 (file.inode, file.looks) = (asked, (version, asked));
                 file.mount = mount;
-                let is_doubtful = asked.is_none() && version.identity.is_doubtful();
+                let is_doubtful = version.identity.is_doubtful();
                 file.witness = is_doubtful.then(|| mapping.clone());
                 self.inodes.extend(asked.map(|inode| (inode, id)));
             }
