@@ -6,11 +6,13 @@
 //! and it never leaves this process.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     os::fd::{AsFd, AsRawFd as _, OwnedFd},
     ptr,
     sync::{Mutex, PoisonError},
+    thread,
+    time::Duration,
 };
 
 use agent_ebpf::FileIdentity;
@@ -36,10 +38,11 @@ impl std::fmt::Debug for Inode {
     }
 }
 
-/// A program never waits: where somebody is just changing the mappings of the process in question it gets no
-/// answer, and our own threads change ours all the time. So [`with_answer`] waits for them in between, by a
-/// call that takes the same lock; a pause would be too long for one and too short for another.
-const TRIES: usize = 100;
+/// A program never waits: it gets no answer where somebody is changing the mappings of the process in question,
+/// or is about to. Our own threads do all the time, and on a loaded machine such a thread may wait for a
+/// processor that we use up by asking: then the next question comes after a pause.
+const TRIES: usize = 300;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Does the kernel have what the question needs?
 pub fn is_possible() -> bool {
@@ -101,7 +104,7 @@ impl Identities {
         Ok(identities)
     }
 
-    /// The inode of an open file. Does not read it, so nothing waits for its storage.
+    /// The inode of an open file. Does not read it, so nothing waits for its storage; for 0.3 s at most.
     pub fn of(&self, file: &OwnedFd) -> Result<Inode> {
         let answer = self.ask(file)?;
         ensure!(answer.inode != 0, "the kernel does not know the mapping");
@@ -122,9 +125,8 @@ impl Identities {
             iterate(program, pid)?;
             Ok(answer.get(&0, 0)?)
         };
-        // Nothing is mapped there, and the search for it takes the lock.
-        let wait = || drop(fs::read_link(format!("/proc/{pid}/map_files/0-1")));
-        let answer = with_answer(ask, wait).ok()?;
+        // No pause: all others would wait for us as well, and the process may be gone.
+        let answer = with_answer(ask, thread::yield_now).ok()?;
         (answer.inode != 0).then_some(Inode(answer.inode))
     }
 
@@ -135,14 +137,11 @@ impl Identities {
     }
 
     fn ask(&self, file: &OwnedFd) -> Result<FileIdentity> {
-        let page = rustix::param::page_size();
         with_page(file, |address| {
-            let mut is_resident = 0u8;
-            let wait = || {
-                // SAFETY: one page that is mapped, and a byte to say of it whether it is in memory.
-                unsafe { libc::mincore(address as *mut _, page, &raw mut is_resident) };
-            };
-            with_answer(|| self.run(&self.identity, address), wait)
+            with_answer(
+                || self.run(&self.identity, address),
+                || thread::sleep(PAUSE),
+            )
         })
     }
 
@@ -164,7 +163,7 @@ impl Identities {
 /// The first answer that is one, else the last.
 fn with_answer(
     mut ask: impl FnMut() -> Result<FileIdentity>,
-    mut wait: impl FnMut(),
+    wait: impl Fn(),
 ) -> Result<FileIdentity> {
     let mut answer = ask()?;
     for _ in 1..TRIES {
