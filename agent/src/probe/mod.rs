@@ -218,7 +218,7 @@ impl<'a> Half<'a> {
         // reader that waits for its turn behind others loses what comes meanwhile. It needs 0.05 s of CPU
         // for a GiB, so nobody waits for it. Refused without CAP_SYS_NICE: then as the others.
         let _ = setpriority_process(Some(peer.pid), READER_NICE);
-        // Ourselves too, before there are threads: processes are held meanwhile, for 400 ms at most.
+        // Ourselves too, before there are threads: processes are held meanwhile.
         let _ = setpriority_process(None, READER_NICE);
         let own = [
             std::process::id(),
