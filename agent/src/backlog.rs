@@ -12,7 +12,7 @@ use crate::{
 /// How long a piece waits, in nanoseconds; and how long if something speaks for a name and something else
 /// against it: connections that began in step are told apart by their next few requests.
 const PATIENCE: u64 = 100_000_000;
-const PATIENCE_CONTESTED: u64 = 500_000_000;
+const PATIENCE_CONTESTED: u64 = 1_000_000_000;
 /// What waits in all connections together, at most.
 const BYTES_MAX: usize = 4 << 20;
 const PIECES_MAX: usize = 4096;
