@@ -489,6 +489,10 @@ pub struct Offsets {
     pub task_tgid: u32,
     pub task_group_leader: u32,
     pub task_comm: u32,
+    /// A process' ids in the namespaces that it is in.
+    pub task_thread_pid: u32,
+    pub pid_level: u32,
+    pub pid_numbers: u32,
     pub task_mm: u32,
     pub mm_start_stack: u32,
     pub sock_family: u32,

@@ -24,6 +24,7 @@ mod identity;
 mod life;
 mod maps;
 mod name;
+mod namespace;
 mod process;
 mod socket;
 

@@ -9,7 +9,10 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 
-use crate::maps::{PROCESSES, THREADS, control, count, get, offset, stopped};
+use crate::{
+    maps::{PROCESSES, THREADS, control, count, get, offset, stopped},
+    namespace,
+};
 
 /// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`, 5.10 to 7.2. The current task is
 /// the parent.
@@ -43,6 +46,7 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         // SAFETY: no arguments.
         let born = unsafe { bpf_ktime_get_boot_ns() };
         let _ = PROCESSES.insert(&tgid, &Process { born, flags }, 0);
+        namespace::note(child, &tgid);
     } else {
         // Whoever had this id before is dead.
         let _ = PROCESSES.remove(&tgid);

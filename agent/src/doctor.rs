@@ -277,11 +277,14 @@ fn namespace() -> Check {
     if namespace::is_initial() {
         return ok(NAME, "the initial pid namespace");
     }
-    let way_out = "run vortex-agent on the host, or with `hostPID: true` (Kubernetes) or `--pid=host` \
-                   (docker, podman)";
-    failed(
+    if !namespace::has_own_proc() {
+        return failed(NAME, namespace::FOREIGN_PROC, "mount -t proc proc /proc");
+    }
+    let way_out = "for the machine run vortex-agent on the host, or with `hostPID: true` (Kubernetes) or \
+                   `--pid=host` (docker, podman)";
+    limited(
         NAME,
-        "a pid namespace of its own: nothing can be watched",
+        "a pid namespace of its own: commands and --pid only",
         way_out,
     )
 }

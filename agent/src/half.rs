@@ -149,6 +149,7 @@ impl Link {
 /// Which processes are wanted. Lists of one kind mean "or", different kinds "and"; all empty: everybody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
+    /// In the agent's own pid namespace.
     pub pids: Vec<u32>,
     /// Children of `pids` too.
     pub follow: bool,
@@ -186,14 +187,15 @@ pub struct Mapped {
     pub pid: u32,
     /// Nanoseconds since boot; `None`: found by the scan, mapped earlier.
     pub at: Option<u64>,
-    /// The process waits until this file is answered.
-    pub held: bool,
+    /// The process waits until this file is answered. Its id in our pid namespace, for who has to continue it.
+    pub held: Option<u32>,
 }
 
-/// What /proc says of a process.
+/// What /proc says of a process. As everywhere between the halves, ids are those of the initial pid namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     pub pid: u32,
+    /// In the process' own namespace, if that is another one.
     pub vpid: Option<u32>,
     pub comm: Option<String>,
     pub executable: Option<String>,

@@ -1,7 +1,8 @@
 //! The pid namespace that this process is in.
 //!
-//! The kernel programs know processes by their ids in the initial namespace, `/proc` and perf events by
-//! those of ours: in any other namespace they would be taken for each other.
+//! The kernel programs know processes by their ids in the initial namespace, `/proc`, perf events and signals
+//! by those in ours. In another one the privileged half translates what is watched by its id, and there is no
+//! watching what is outside.
 
 use std::{fs, os::unix::fs::MetadataExt as _};
 
@@ -13,7 +14,26 @@ pub fn is_initial() -> bool {
         || !fs::exists("/proc/self/ns/pid").unwrap_or(false)
 }
 
-/// Why nothing can be watched from here.
-pub const NOT_INITIAL: &str = "this is a pid namespace of its own, as a container has it, and processes \
-                               have other numbers outside: run vortex-agent on the host, or in a container \
-                               with `hostPID: true` (Kubernetes) or `--pid=host` (docker, podman)";
+/// Does `/proc` show the processes of this namespace, by their ids here? One that was mounted further out
+/// shows other ids.
+pub fn has_own_proc() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    // From the namespace of the mount inwards.
+    let ids = lines.find_map(|line| line.strip_prefix("NSpid:"));
+    ids.is_some_and(|ids| ids.split_whitespace().count() == 1)
+}
+
+/// Why the machine can't be watched from here.
+pub const NOT_INITIAL: &str = "this is a pid namespace of its own, as a container has it, and what is \
+                               outside can't be seen: watch a command or `--pid N`, or run vortex-agent on \
+                               the host, or in a container with `hostPID: true` (Kubernetes) or \
+                               `--pid=host` (docker, podman)";
+
+/// Why nothing can be watched, if /proc is not ours.
+pub const FOREIGN_PROC: &str = "/proc belongs to another pid namespace than this process: mount it here \
+                                (`unshare --mount-proc`)";
+
+/// What can't be done where nothing can be watched.
+pub const NO_IDS: &str = "ask the kernel for the ids of processes outside of this pid namespace (on the host, \
+                          with `hostPID: true` or with `--pid=host` nobody has to)";

@@ -92,7 +92,15 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
     });
 
     if !namespace::is_initial() {
-        return Err(agent_failed(anyhow!(namespace::NOT_INITIAL)));
+        let is_named = !words.is_empty() || !config.filter.pids.is_empty();
+        let why = match namespace::has_own_proc() {
+            _ if !is_named => Some(namespace::NOT_INITIAL),
+            false => Some(namespace::FOREIGN_PROC),
+            true => None,
+        };
+        if let Some(why) = why {
+            return Err(agent_failed(anyhow!(why)));
+        }
     }
     let core = harden()
         .context("make the process undumpable")
@@ -280,8 +288,8 @@ struct Session<'a> {
     /// Own files that the half has not answered yet: CMD waits for them.
     unanswered: HashSet<FileId>,
     filter_set: bool,
-    /// Processes that the half has stopped.
-    held: HashSet<u32>,
+    /// Processes that the half has stopped, with their ids in our pid namespace.
+    held: HashMap<u32, u32>,
     limits: Vec<Clear>,
     links: &'static str,
     /// CPU time and memory of the half, as it said last.
@@ -399,7 +407,7 @@ impl<'a> Session<'a> {
             workers: Workers::new().context("make an eventfd")?,
             unanswered: HashSet::new(),
             filter_set: false,
-            held: HashSet::new(),
+            held: HashMap::new(),
             limits: Vec::new(),
             links: "",
             half_usage: (0, 0),
@@ -735,7 +743,7 @@ impl<'a> Session<'a> {
 
     /// What the half has stopped and can't be relied on to continue.
     fn continue_held(&mut self) {
-        for pid in self.held.drain() {
+        for (_, pid) in self.held.drain() {
             // 0 and below are not processes but groups of them.
             let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
             if let Some(pid) = pid {
@@ -933,13 +941,13 @@ impl<'a> Session<'a> {
             at,
             held,
         } = mapped;
-        if held {
-            self.held.insert(pid);
+        if let Some(here) = held {
+            self.held.insert(pid, here);
         }
         let user = Mapper {
             pid,
             mapped_at: at,
-            held,
+            held: held.is_some(),
         };
         self.with_sink(|line, out| line.mapped(file, user, now, out));
     }

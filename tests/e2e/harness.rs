@@ -779,17 +779,22 @@ impl Agent<'_> {
     /// Starts `run` without any filter, and waits until it sees `pid`, which was there before.
     #[track_caller]
     pub(crate) fn watch_machine(self, pid: u32) -> Running {
-        let command = self.command(Vec::new(), Vec::new());
-        let running = self.launch(command);
+        let running = self.unfiltered();
         running.wait_for_coverage(pid);
         running
+    }
+
+    /// Starts `run` without a command, with no filter but those of its options.
+    #[track_caller]
+    pub(crate) fn unfiltered(self) -> Running {
+        let command = self.command(Vec::new(), Vec::new());
+        self.launch(command)
     }
 
     /// Starts `run` with a filter by control group in which nobody is yet, and waits until it says so.
     #[track_caller]
     pub(crate) fn watch_group(self) -> Running {
-        let command = self.command(Vec::new(), Vec::new());
-        let running = self.launch(command);
+        let running = self.unfiltered();
         wait_for("an agent that waits for a container", seconds(20), || {
             let said = running.process.err();
             said.contains("waiting for one").then_some(())

@@ -385,7 +385,7 @@ fn pipeline_is_sent_rubbish() {
         file: 1,
         pid: u32::MAX,
         at: None,
-        held: true,
+        held: Some(u32::MAX),
     });
     let opened = Report::Opened {
         file: 1,

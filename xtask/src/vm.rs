@@ -44,6 +44,7 @@ const TESTS: &[&str] = &[
     "four_connections_of_one_handle",
     "a_handle_has_two_owners",
     "sent_from_a_file",
+    "a_fork_in_our_pid_namespace",
 ];
 
 /// Those that watch the whole machine or load a kernel module, and so run here only.

@@ -8,10 +8,11 @@ use crate::{
     half::{Facts, Filter, clip},
 };
 
-/// Everything that can still be read: the process may be ending.
-pub fn of(pid: u32, filter: &Filter) -> Facts {
+/// Everything that can still be read: the process may be ending. `id` is what others call it; its parent is
+/// called as here.
+pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
     let mut facts = Facts {
-        pid,
+        pid: id,
         ..Facts::default()
     };
     facts.executable = fs::read_link(format!("/proc/{pid}/exe"))
@@ -26,7 +27,7 @@ pub fn of(pid: u32, filter: &Filter) -> Facts {
         facts.owner_uid = status.numbers("Uid:").nth(1);
         facts.parent_pid = status.numbers("PPid:").next();
         // The last one is the id in the innermost namespace.
-        facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != pid);
+        facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != id);
     }
     let groups = groups(pid);
     facts.container_id = container::id(&groups).map(str::to_owned);
@@ -235,7 +236,8 @@ mod tests {
 
     #[test]
     fn the_facts_about_ourselves() {
-        let facts = of(std::process::id(), &Filter::default());
+        let pid = std::process::id();
+        let facts = of(pid, pid, &Filter::default());
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());

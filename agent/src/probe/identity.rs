@@ -75,7 +75,7 @@ impl Identities {
             of_process: btf
                 .as_ref()
                 .ok()
-                .and_then(|btf| load_iterator(ebpf, btf).ok()),
+                .and_then(|btf| load_iterator(ebpf, btf, "mapping_identity").ok()),
             answer: Mutex::new(Array::try_from(answer)?),
         };
         let own = OwnedFd::from(File::open("/proc/self/exe").context("open /proc/self/exe")?);
@@ -187,8 +187,7 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-fn load_iterator(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
-    let name = "mapping_identity";
+pub(super) fn load_iterator(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<OwnedFd> {
     let program = ebpf
         .program_mut(name)
         .with_context(|| format!("no program {name} in the object"))?;
@@ -197,8 +196,8 @@ fn load_iterator(ebpf: &mut Ebpf, btf: &Btf) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-/// Runs an iterator over the first thread of a process.
-fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
+/// Runs an iterator over the first thread of a process, or with 0 over all threads of our pid namespace.
+pub(super) fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
     // `union bpf_iter_link_info`: tid, pid, pid_fd.
     let thread = [pid, 0, 0, 0];
     let mut attributes = session::zeroed();

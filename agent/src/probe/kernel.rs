@@ -14,6 +14,8 @@ pub struct Known {
     pub tasks: bool,
     /// The leader's name.
     pub leader: bool,
+    /// Ids in pid namespaces.
+    pub ids: bool,
     /// Addresses of sockets.
     pub sockets: bool,
     /// From a mapping to its inode, and from there to all its mappings.
@@ -32,6 +34,7 @@ pub fn offsets() -> io::Result<(Offsets, Known)> {
 fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
     let wanted = [
         "task_struct",
+        "pid",
         "mm_struct",
         "sock",
         "sock_common",
@@ -56,6 +59,9 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         |o| &mut o.task_group_leader,
         at("task_struct", "group_leader"),
     ) & set(|o| &mut o.task_comm, at("task_struct", "comm"));
+    let ids = set(|o| &mut o.task_thread_pid, at("task_struct", "thread_pid"))
+        & set(|o| &mut o.pid_level, at("pid", "level"))
+        & set(|o| &mut o.pid_numbers, at("pid", "numbers"));
     let mm = at("task_struct", "mm").zip(at("mm_struct", "start_stack"));
     set(|o| &mut o.task_mm, mm.map(|(mm, _)| mm));
     set(|o| &mut o.mm_start_stack, mm.map(|(_, stack)| stack));
@@ -94,6 +100,7 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         Known {
             tasks,
             leader,
+            ids: tasks && ids,
             sockets,
             files,
         },

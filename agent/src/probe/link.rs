@@ -24,11 +24,15 @@ use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::{
     identity::{self, Identities, Inode},
+    ids::Ids,
     kernel,
     mapping::Mapping,
     session::{self, Session},
 };
-use crate::half::{Link, Site};
+use crate::{
+    half::{Link, Site},
+    namespace,
+};
 
 /// The kernel programs as they were built.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
@@ -78,6 +82,8 @@ pub struct Kernel {
     maps: Named<String, Map>,
     pub programs: Programs,
     pub link: Link,
+    /// Where the ids that we know processes by are not those that the programs know them by.
+    ids: Option<Ids>,
     /// Children are followed in the kernel.
     pub follows: bool,
     /// Uses of sockets are seen.
@@ -179,6 +185,11 @@ impl Kernel {
                  is taken for two, and probes stay until the end"
             ));
         });
+        let ids = match namespace::is_initial() {
+            true => None,
+            false if known.ids => Some(Ids::load(&mut ebpf, &btf).context(namespace::NO_IDS)?),
+            false => bail!("{}: its structures are unknown", namespace::NO_IDS),
+        };
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let maps = names
             .into_iter()
@@ -194,6 +205,7 @@ impl Kernel {
                 scopes_processes,
             },
             link,
+            ids,
             follows,
             sees_sockets,
             limits,
@@ -219,6 +231,37 @@ impl Kernel {
             .get_mut(name)
             .unwrap_or_else(|| panic!("{name} is a map of the object"));
         HashMap::try_from(map).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// The id by which the programs, and so the records, know a process. `None`: it is not watched, or it is
+    /// gone.
+    pub fn id(&self, pid: u32) -> Option<u32> {
+        match &self.ids {
+            Some(ids) => ids.known(pid),
+            None => Some(pid),
+        }
+    }
+
+    /// The same of any process, which is known from then on.
+    pub fn learn_id(&mut self, pid: u32) -> Option<u32> {
+        match &mut self.ids {
+            Some(ids) => ids.learn(pid),
+            None => Some(pid),
+        }
+    }
+
+    /// The same, without remembering it.
+    pub fn ask_id(&mut self, pid: u32) -> Option<u32> {
+        match &mut self.ids {
+            Some(ids) => ids.ask(pid),
+            None => Some(pid),
+        }
+    }
+
+    pub fn forget_id(&mut self, pid: u32) {
+        if let Some(ids) = &mut self.ids {
+            ids.forget(pid);
+        }
     }
 
     pub fn add_cgroup(&mut self, index: u32, directory: &OwnedFd) -> Result<()> {
@@ -463,7 +506,7 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
                 continue;
             }
             Program::RawTracePoint(program) => program.load(),
-            Program::Iter(_) if !identity::is_possible() => {
+            Program::Iter(_) if name == "mapping_identity" && !identity::is_possible() => {
                 results.push((name.to_owned(), Loaded::NotHere("no bpf_find_vma")));
                 continue;
             }
@@ -582,6 +625,12 @@ fn tail(log: &str) -> String {
 }
 
 fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
+    const PROCESSES: u32 = 32768;
+    let ids = if namespace::is_initial() {
+        1
+    } else {
+        PROCESSES
+    };
     // Below 5.11 maps count against this limit; above it does nothing, so a refusal is no error yet.
     let _ = rustix::process::setrlimit(
         rustix::process::Resource::Memlock,
@@ -595,6 +644,7 @@ fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
         .override_global("RING_SIZE", &ring_bytes, true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("COUNTERS", cpus)
+        .map_max_entries("IDS", ids)
         .load(OBJECT)
         .context(
             "create the kernel maps: it needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN before 5.8), \

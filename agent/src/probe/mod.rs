@@ -10,6 +10,7 @@ mod file;
 mod hold;
 mod home;
 mod identity;
+mod ids;
 mod kernel;
 mod layer;
 mod lease;
@@ -113,8 +114,9 @@ struct Half<'a> {
     holds: Holds,
     /// Processes whose facts were sent and still hold.
     told: HashSet<u32>,
-    /// Leaders that ended, and when: their entries in the kernel's maps are removed a little later.
-    ended: VecDeque<(Instant, u32)>,
+    /// Leaders that ended, by both of their ids, and when: their entries in the kernel's maps are removed a
+    /// little later.
+    ended: VecDeque<(Instant, u32, u32)>,
     outbox: VecDeque<(Report, Option<Arc<OwnedFd>>)>,
     cgroups: u32,
     /// CMD's process group.
@@ -367,11 +369,12 @@ impl<'a> Half<'a> {
                 }
             }
             Happening::Exit { pid } => {
-                self.forget(pid);
-                self.ended.push_back((Instant::now(), pid));
+                self.ended(pid);
             }
             Happening::Renamed { pid, comm } => {
-                if self.told.contains(&pid) {
+                if self.told.contains(&pid)
+                    && let Some(pid) = self.kernel.id(pid)
+                {
                     self.report(Report::Renamed { pid, comm }, None);
                 }
             }
@@ -519,8 +522,9 @@ impl<'a> Half<'a> {
 
     /// What the kernel side knows of a process.
     fn known(&mut self, pid: u32) -> Option<Process> {
+        let id = self.kernel.id(pid)?;
         let processes = self.kernel.map::<u32, Process>("PROCESSES");
-        processes.get(&pid, 0).ok()
+        processes.get(&id, 0).ok()
     }
 
     fn has(&mut self, pid: u32, flags: u64) -> bool {
@@ -532,6 +536,9 @@ impl<'a> Half<'a> {
 
     /// Tells the kernel side what a process is, beside what it is already.
     fn mark(&mut self, pid: u32, flags: u64) -> Result<()> {
+        if self.kernel.learn_id(pid).is_none() {
+            return Ok(());
+        }
         let mut process = self.known(pid).unwrap_or(Process {
             born: now(),
             flags: 0,
@@ -541,8 +548,11 @@ impl<'a> Half<'a> {
     }
 
     fn set(&mut self, pid: u32, process: Process) -> Result<()> {
+        let Some(id) = self.kernel.id(pid) else {
+            return Ok(());
+        };
         let mut processes = self.kernel.map::<u32, Process>("PROCESSES");
-        Ok(processes.insert(&pid, &process, 0)?)
+        Ok(processes.insert(&id, &process, 0)?)
     }
 
     /// Puts a process into the set of the watched control groups, or takes it out.
@@ -643,11 +653,17 @@ impl<'a> Half<'a> {
             .filter(|pid| !pids.contains(pid))
             .collect();
         for pid in gone {
-            self.forget(pid);
-            self.ended.push_back((Instant::now(), pid));
+            self.ended(pid);
         }
         self.to_scan = pids.into();
         Ok(())
+    }
+
+    fn ended(&mut self, pid: u32) {
+        self.forget(pid);
+        if let Some(id) = self.kernel.id(pid) {
+            self.ended.push_back((Instant::now(), pid, id));
+        }
     }
 
     /// The process is another program now, or gone.
@@ -670,6 +686,9 @@ impl<'a> Half<'a> {
         if mapping.inode == 0 || !self.is_wanted(mapping.pid) {
             return Ok(());
         }
+        let Some(process) = self.kernel.id(mapping.pid) else {
+            return Ok(());
+        };
         let (fd, version) = match file::mapped(mapping) {
             Ok(mapped) => mapped,
             // The process went on, or was shorter than our way here. What it maps now is reported by
@@ -677,7 +696,7 @@ impl<'a> Half<'a> {
             Err(error) if is_gone(&error) => match file::by_name(mapping) {
                 Ok(named) => named,
                 Err(_) => {
-                    self.missed(mapping);
+                    self.missed(mapping, process);
                     return Ok(());
                 }
             },
@@ -724,9 +743,9 @@ impl<'a> Half<'a> {
         self.report(
             Report::Mapped(Mapped {
                 file: id,
-                pid: mapping.pid,
+                pid: process,
                 at: mapping.at,
-                held,
+                held: held.then_some(mapping.pid),
             }),
             None,
         );
@@ -767,11 +786,11 @@ impl<'a> Half<'a> {
     }
 
     /// Nobody can say any more what the file was: the pipeline judges by its name.
-    fn missed(&mut self, mapping: &Mapping) {
+    fn missed(&mut self, mapping: &Mapping, process: u32) {
         self.tell(mapping.pid);
         self.report(
             Report::Missed {
-                pid: mapping.pid,
+                pid: process,
                 path: half::clip(&mapping.path),
             },
             None,
@@ -1118,7 +1137,9 @@ impl<'a> Half<'a> {
 
     fn say_continued(&mut self, pids: Vec<u32>) {
         for pid in pids {
-            self.report(Report::Continued { pid }, None);
+            if let Some(pid) = self.kernel.id(pid) {
+                self.report(Report::Continued { pid }, None);
+            }
         }
     }
 
@@ -1131,8 +1152,14 @@ impl<'a> Half<'a> {
     }
 
     fn tell(&mut self, pid: u32) {
+        // A child may be told of before the kernel side has noted its id.
+        let Some(id) = self.kernel.learn_id(pid) else {
+            return;
+        };
         if self.told.insert(pid) {
-            let facts: Facts = facts::of(pid, &self.filter);
+            let mut facts: Facts = facts::of(pid, id, &self.filter);
+            let parent = facts.parent_pid;
+            facts.parent_pid = parent.and_then(|parent| self.kernel.ask_id(parent));
             self.report(Report::Process(facts), None);
         }
     }
@@ -1215,18 +1242,19 @@ impl<'a> Half<'a> {
     fn forget_ended(&mut self) -> Result<()> {
         let mut gone = Vec::new();
         let mut lingering = Vec::new();
-        while let Some((since, pid)) = self.ended.front().copied() {
+        while let Some((since, pid, id)) = self.ended.front().copied() {
             if since.elapsed() < LINGER {
                 break;
             }
             self.ended.pop_front();
             // Not waited for yet, or its leader ended and other threads live on.
             if fs::exists(format!("/proc/{pid}")).unwrap_or(true) {
-                lingering.push((Instant::now(), pid));
+                lingering.push((Instant::now(), pid, id));
                 continue;
             }
-            let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&pid);
-            gone.push(pid);
+            let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&id);
+            self.kernel.forget_id(pid);
+            gone.push(id);
         }
         self.ended.extend(lingering);
         if gone.is_empty() {
