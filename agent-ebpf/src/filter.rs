@@ -26,21 +26,21 @@ pub enum Admission {
 /// The calling thread's entry, made at its first wanted call.
 #[inline(always)]
 pub fn admit(id: &u64) -> Admission {
+    const CHANGEABLE: u64 = filter::MEMBER | filter::UID | filter::COMM | filter::CGROUP;
     let active = control(control::FILTER);
+    // The upper half of the id is the thread group: no second stack slot for the key.
+    // SAFETY: eight bytes; little endian, as all targets of this crate are.
+    let tgid: *const c_void = unsafe { ptr::from_ref(id).cast::<u8>().add(4) }.cast();
     if let Some(thread) = THREADS.get_ptr_mut(id) {
-        // A process stays in the set as long as it lives, so its threads need not ask again. Its user,
-        // name and cgroup can change.
-        let passes =
-            active & (filter::UID | filter::COMM | filter::CGROUP) == 0 || changeable_pass(active);
+        // A process that was asked for by its id is wanted as long as it lives, so its threads need not ask
+        // again. Its user, name and groups can change.
+        let passes = active & CHANGEABLE == 0 || is_member(active, tgid) && changeable_pass(active);
         return if passes {
             Admission::Wanted(thread)
         } else {
             Admission::Filtered
         };
     }
-    // The upper half of the id is the thread group: no second stack slot for the key.
-    // SAFETY: eight bytes; little endian, as all targets of this crate are.
-    let tgid: *const c_void = unsafe { ptr::from_ref(id).cast::<u8>().add(4) }.cast();
     // SAFETY: a key of PROCESSES.
     let mut process: *mut Process = unsafe { lookup(address(&PROCESSES), tgid) };
     let needed = active & (filter::PROCESS | filter::MEMBER);
@@ -78,6 +78,19 @@ pub fn admit(id: &u64) -> Admission {
         (*thread).born = (*process).born;
     }
     Admission::Wanted(thread)
+}
+
+/// User space finds out who is in the groups, and takes those out who have left.
+#[inline(always)]
+fn is_member(active: u64, tgid: *const c_void) -> bool {
+    if active & filter::MEMBER == 0 {
+        return true;
+    }
+    // SAFETY: a key of PROCESSES; what is found is checked for null.
+    unsafe {
+        let process: *const Process = lookup(address(&PROCESSES), tgid);
+        !process.is_null() && (*process).flags & MEMBER != 0
+    }
 }
 
 /// The filters by what a process can change about itself.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Lab, Running, Server, argv, bare, seconds, skip, wait_for};
+use crate::harness::{Lab, PYTHON, Running, Server, argv, bare, seconds, skip, wait_for};
 
 /// A control group of our own, removed afterwards.
 pub(crate) struct Group(PathBuf);
@@ -51,6 +51,12 @@ impl Group {
 
     fn take(&self, pid: u32) {
         fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+
+    /// Moves a process to the root of the hierarchy.
+    fn expel(&self, pid: u32) {
+        let root = self.0.parent().expect("it was made in one");
+        fs::write(root.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 }
 
@@ -171,6 +177,103 @@ fn a_process_that_joins_a_container() {
     wait_for("what the server received", seconds(10), || {
         has_sent(&running, "after").then_some(())
     });
+}
+
+/// One connection, and a request of the text in `GO-0`, `GO-1` and so on, as soon as each is there. An empty
+/// one is the end.
+const REQUESTS: &str = "import http.client, itertools, os, ssl, sys, time\n\
+    port, go = sys.argv[1:]\n\
+    context = ssl._create_unverified_context()\n\
+    connection = http.client.HTTPSConnection('127.0.0.1', int(port), context=context)\n\
+    until = time.monotonic() + float(os.environ['E2E_SECONDS'])\n\
+    for number in itertools.count():\n\
+    \x20   name = f'{go}-{number}'\n\
+    \x20   while not os.path.exists(name) and time.monotonic() < until: time.sleep(0.005)\n\
+    \x20   text = open(name).read()\n\
+    \x20   if not text: break\n\
+    \x20   connection.request('POST', '/echo', text)\n\
+    \x20   assert connection.getresponse().read() == text.encode()\n\
+    \x20   open(f'{name}.done', 'w').close()\n";
+
+/// In version 1 it is we who notice that a process has left: its known threads are known no longer.
+#[test]
+fn a_process_that_leaves_a_group() {
+    const TEST: &str = "a_process_that_leaves_a_group";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some(group) = Group::new("cgroup", TEST) else {
+        return skip(TEST, "no writable cgroup v1 hierarchy is mounted");
+    };
+    let server = lab.server(&[]);
+    let running = lab
+        .agent()
+        .options(argv![
+            "--cgroup",
+            format!("/{}", group.name()),
+            "--stats-interval",
+            "100ms"
+        ])
+        .watch_group();
+    let go = lab.path("go");
+    let words = argv![PYTHON, "-c", REQUESTS, server.port.to_string(), &go];
+    let mut client = lab.command(words);
+    // Nobody else is filtered: the server has another one.
+    client.env("LD_LIBRARY_PATH", lab.private_libssl("private"));
+    let client = lab.spawn(client, "client");
+    let mut number = 0;
+    let mut say = |text: &str| {
+        let name = format!("{}-{number}", go.display());
+        number += 1;
+        // There at once, with all that is in it.
+        fs::write(format!("{name}.new"), text).unwrap();
+        fs::rename(format!("{name}.new"), &name).unwrap();
+        if !text.is_empty() {
+            wait_for("an answer", seconds(10), || {
+                fs::exists(format!("{name}.done")).unwrap().then_some(())
+            });
+        }
+    };
+    let filtered = || {
+        let ledger = running.last_ledger();
+        ledger.map_or(0, |ledger| ledger["calls"]["filtered"].as_u64().unwrap())
+    };
+    group.take(client.pid());
+    running.wait_for_coverage(client.pid());
+    say("inside");
+    wait_for("what is said inside", seconds(10), || {
+        has_sent(&running, "inside").then_some(())
+    });
+    group.expel(client.pid());
+    let before = filtered();
+    wait_for("the notice that it has left", seconds(20), || {
+        say("leaving");
+        (filtered() > before).then_some(())
+    });
+    let before = filtered();
+    say("outside");
+    wait_for("the count of its calls", seconds(10), || {
+        (filtered() > before).then_some(())
+    });
+    say("");
+    client.wait(seconds(10));
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(20));
+    run.success();
+    let records = run.records();
+    let texts: Vec<&str> = records
+        .kind("data")
+        .filter_map(|record| record["text"].as_str())
+        .collect();
+    assert!(texts.iter().any(|text| text.contains("inside")));
+    assert!(
+        !texts.iter().any(|text| text.contains("outside")),
+        "{texts:?}"
+    );
+    records.check_ledger().unwrap();
 }
 
 /// An agent in the very container that it watches, with a libssl in both of its processes: it sees the
