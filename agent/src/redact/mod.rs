@@ -116,6 +116,12 @@ pub struct Redaction {
 
 impl Redaction {
     /// What stands in the text instead.
+    pub fn label(&self) -> String {
+        let mut label = String::new();
+        self.write(&mut label);
+        label
+    }
+
     fn write(&self, out: &mut String) {
         out.push_str("[redacted:");
         out.push_str(self.kind);
@@ -443,6 +449,13 @@ fn secret_part(
 impl From<&str> for Clear {
     fn from(text: &str) -> Clear {
         Clear(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+impl<'a> From<Shown<'a>> for Content<'a> {
+    fn from(shown: Shown<'a>) -> Content<'a> {
+        Content(shown)
     }
 }
 

@@ -135,8 +135,8 @@ mod sample {
     use super::Origin;
     use crate::locate::Instruction;
     use crate::record::{
-        Attribution, Body, Connection, Coverage, CoverageStatus, Joined, Probed, Process, Record,
-        Role, WallTime,
+        Attribution, Body, Connection, Content, Coverage, CoverageStatus, Joined, Probed, Process,
+        Record, Role, WallTime,
     };
     use crate::redact::Policy;
 
@@ -184,6 +184,16 @@ mod sample {
         payload: &'a [u8],
         policy: Policy,
     ) -> Record<'a> {
+        let length = payload.len() as u64;
+        shown(process, connection, length, policy.apply(payload))
+    }
+
+    pub(super) fn shown<'a>(
+        process: &'a Process,
+        connection: &'a Connection,
+        length: u64,
+        content: Content<'a>,
+    ) -> Record<'a> {
         Record {
             sequence: 42,
             time: TIME,
@@ -196,8 +206,8 @@ mod sample {
             body: Body::Data {
                 direction: Direction::Sent,
                 offset: 5,
-                length: payload.len() as u64,
-                content: policy.apply(payload),
+                length,
+                content,
             },
         }
     }

@@ -11,6 +11,7 @@ use std::fmt::Arguments;
 use std::io::Write as _;
 use std::mem;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use agent_ebpf::Direction;
 
@@ -20,7 +21,7 @@ use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Connection, Content, Coverage, CoverageStatus, Process,
     Record, Stats, WallTime,
 };
-use crate::redact::Shown;
+use crate::redact::{Redaction, Shown};
 
 /// Turns records into blocks of lines.
 pub(super) struct Encoder {
@@ -31,6 +32,7 @@ const DIM: &str = "\x1b[2m";
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
+const MAGENTA: &str = "\x1b[35m";
 const CYAN: &str = "\x1b[36m";
 const RESET: &str = "\x1b[0m";
 
@@ -97,13 +99,19 @@ impl Encoder {
         let bytes = match content.shown() {
             Shown::Nothing => return,
             Shown::Encoded => return self.withheld(direction, out),
-            Shown::Text(text, _) => return self.lines(direction, &[], text, &[], out),
+            Shown::Text(text, redactions) => {
+                let marks = marks(offset, text, redactions);
+                return self.lines(direction, &[], (text, &marks), &[], out);
+            }
             Shown::Raw(bytes) => bytes,
         };
-        match as_text(bytes) {
-            Some((before, text, after)) => self.lines(direction, before, text, after, out),
-            None => self.dump(direction, offset, bytes, out),
+        if let Some((before, text, after)) = as_text(bytes) {
+            return self.lines(direction, before, (text, &[]), after, out);
         }
+        let head = head_before(bytes);
+        self.lines(direction, &[], (head, &[]), &[], out);
+        let (offset, rest) = (offset + head.len() as u64, &bytes[head.len()..]);
+        self.dump(direction, offset, rest, out);
     }
 
     /// In place of what redaction can't see into.
@@ -119,7 +127,7 @@ impl Encoder {
         &self,
         direction: Direction,
         before: &[u8],
-        text: &str,
+        (text, mut marks): (&str, &[Range<usize>]),
         after: &[u8],
         out: &mut Vec<u8>,
     ) {
@@ -129,6 +137,7 @@ impl Encoder {
             }
         };
         let mut before = before;
+        let mut start = 0;
         let mut lines = text.split('\n').peekable();
         while let Some(line) = lines.next() {
             let last = lines.peek().is_none();
@@ -138,22 +147,30 @@ impl Encoder {
             }
             self.margin(direction, out);
             cut(mem::take(&mut before), out);
+            let next = start + line.len() + 1;
             // Lines of protocols end in CRLF; a CR elsewhere is shown.
             let line = if last {
                 line
             } else {
                 line.strip_suffix('\r').unwrap_or(line)
             };
-            for (i, piece) in line.split('\t').enumerate() {
-                if i > 0 {
-                    out.extend_from_slice(b"    ");
-                }
-                escape::visible(piece, out);
+            let mut shown = 0;
+            while let [mark, rest @ ..] = marks
+                && mark.end < next
+            {
+                spread(&line[shown..mark.start - start], out);
+                shown = mark.end - start;
+                self.painted(MAGENTA, out, |out| {
+                    escape::visible(&text[mark.clone()], out);
+                });
+                marks = rest;
             }
+            spread(&line[shown..], out);
             if last {
                 cut(after, out);
             }
             out.push(b'\n');
+            start = next;
         }
     }
 
@@ -249,7 +266,7 @@ impl Encoder {
             out.extend_from_slice(b"  $");
             for argument in arguments {
                 out.push(b' ');
-                escape::visible(argument, out);
+                quoted(argument, out);
             }
         });
         out.push(b'\n');
@@ -321,6 +338,65 @@ fn as_text(bytes: &[u8]) -> Option<(&[u8], &str, &[u8])> {
     let is_text =
         memchr::memchr(0, text.as_bytes()).is_none() && (!text.is_empty() || bytes.is_empty());
     is_text.then_some((before, text, after))
+}
+
+/// Where binary follows text: the text, up to its last empty line. It is the head of a message whose body
+/// came with it.
+fn head_before(bytes: &[u8]) -> &str {
+    let is_text = |byte: &u8| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~' | 0x80..);
+    let end = bytes.iter().take_while(|byte| is_text(byte)).count();
+    let text = match str::from_utf8(&bytes[..end]) {
+        Ok(text) => text,
+        Err(error) => str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+    };
+    let ends = ["\n\r\n", "\n\n"].map(|empty| text.rfind(empty).map(|at| at + empty.len()));
+    let end = ends.into_iter().flatten().max().unwrap_or_default();
+    // Protocol buffers like to begin with newlines.
+    if text.starts_with(['\r', '\n']) {
+        return "";
+    }
+    &text[..end]
+}
+
+/// Where in the text the redactions are, which say where they are on the wire.
+fn marks(offset: u64, text: &str, redactions: &[Redaction]) -> Vec<Range<usize>> {
+    // What all redactions before have added, and taken away.
+    let (mut longer, mut shorter) = (0, 0);
+    let mark = |redaction: &Redaction| {
+        let label = redaction.label();
+        let start = (redaction.offset.checked_sub(offset)? + longer).checked_sub(shorter)? as usize;
+        longer += label.len() as u64;
+        shorter += redaction.length;
+        let mark = start..start + label.len();
+        (text.get(mark.clone()) == Some(&label)).then_some(mark)
+    };
+    redactions.iter().filter_map(mark).collect()
+}
+
+/// A part of a line, with tabs that don't depend on what is before it.
+fn spread(text: &str, out: &mut Vec<u8>) {
+    for (i, piece) in text.split('\t').enumerate() {
+        if i > 0 {
+            out.extend_from_slice(b"    ");
+        }
+        escape::visible(piece, out);
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(argument: &str, out: &mut Vec<u8>) {
+    let is_plain = |c: char| c.is_alphanumeric() || "%+,-./:=@_".contains(c);
+    if !argument.is_empty() && argument.chars().all(is_plain) {
+        return escape::visible(argument, out);
+    }
+    out.push(b'\'');
+    for (i, piece) in argument.split('\'').enumerate() {
+        if i > 0 {
+            out.extend_from_slice(b"'\\''");
+        }
+        escape::visible(piece, out);
+    }
+    out.push(b'\'');
 }
 
 /// `bytes.seen` and where they all are.
@@ -619,6 +695,96 @@ mod tests {
         assert_eq!(shown.lines().count(), 17);
         assert!(shown.ends_with("\n  > … 1 more byte\n"));
         assert!(payload(&[0; 300]).ends_with("\n  > … 44 more bytes\n"));
+    }
+
+    /// A body that is no text does not make a dump of its head.
+    #[test]
+    fn a_head_is_text_whatever_follows() {
+        let head = "HTTP/1.1 200 OK\r\na: b\r\n\r\n";
+        let shown = "  > HTTP/1.1 200 OK\n  > a: b\n  > \n";
+        let body = payload(&[head.as_bytes(), b"\x1f\x8b\0"].concat());
+        let dumped = body.strip_prefix(shown).unwrap();
+        assert!(dumped.starts_with("  > 0000001e  1f 8b 00  "), "{dumped}");
+        assert_eq!(dumped.lines().count(), 1);
+        // The last empty line, also behind a character that is none.
+        let parts = payload("é\n\nb: c\n\nx\u{1}y\0".as_bytes());
+        assert!(parts.starts_with("  > é\n  > \n  > b: c\n  > \n  > 0000000f  78 01 79 00"));
+        for binary in ["\n\nab\0", "a\nb\0", "a\u{1}\n\nb\0", "\0a\n\n"] {
+            let dumped = payload(binary.as_bytes());
+            assert!(dumped.starts_with("  > 00000005  "), "{dumped}");
+        }
+    }
+
+    /// Secrets are seen at a glance; what only looks like one of their places isn't painted.
+    #[test]
+    fn redactions_have_a_colour() {
+        let redaction = |offset, length, hash| Redaction {
+            offset,
+            length,
+            kind: "cookie",
+            hash,
+        };
+        let redactions = [
+            redaction(15, 20, Some(0xabc)),
+            redaction(37, 2, None),
+            redaction(41, 3, None),
+        ];
+        // On the wire: ten bytes, a secret, a tab and a newline, a secret, CRLF, a secret.
+        let text = "[redacted:[redacted:cookie:00000abc]\t\n[redacted:cookie]\r\n[redacted:cookie]";
+        assert_eq!(
+            marks(5, text, &redactions),
+            [10..36, 38..55, 57..74],
+            "{text}"
+        );
+        let (process, connection) = (sample::process(), sample::connection());
+        let record = sample::shown(
+            &process,
+            &connection,
+            39,
+            Shown::Text(text, &redactions).into(),
+        );
+        let mut out = Vec::new();
+        Encoder { colour: true }.encode(&record, &mut out);
+        let coloured = String::from_utf8(out).unwrap();
+        let painted: Vec<&str> = coloured
+            .split(MAGENTA)
+            .skip(1)
+            .filter_map(|rest| rest.split(RESET).next())
+            .collect();
+        assert_eq!(
+            painted,
+            [
+                "[redacted:cookie:00000abc]",
+                "[redacted:cookie]",
+                "[redacted:cookie]"
+            ]
+        );
+        assert!(coloured.contains(&format!(" [redacted:{MAGENTA}")));
+        assert_eq!(
+            block(&record).split_once('\n').unwrap().1,
+            "  > [redacted:[redacted:cookie:00000abc]    \n  > [redacted:cookie]\n  > [redacted:cookie]\n"
+        );
+        // Not where it should be: nothing is painted.
+        assert_eq!(marks(5, text, &[redaction(14, 20, Some(0xabc))]), []);
+        assert_eq!(
+            marks(5, text, &[redaction(5, 99, None), redaction(6, 1, None)]),
+            []
+        );
+    }
+
+    #[test]
+    fn words_of_a_command_line() {
+        let quote = |argument| {
+            let mut out = Vec::new();
+            quoted(argument, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(quote("https://a.b:1/c-d_e.f"), "https://a.b:1/c-d_e.f");
+        assert_eq!(quote("https://a.b/?c&d"), "'https://a.b/?c&d'");
+        assert_eq!(quote(""), "''");
+        assert_eq!(quote("a b"), "'a b'");
+        assert_eq!(quote("it's"), "'it'\\''s'");
+        assert_eq!(quote("$(x)\n"), "'$(x)\\n'");
     }
 
     #[test]
