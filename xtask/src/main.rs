@@ -5,6 +5,7 @@ mod bench;
 mod cpio;
 mod demo;
 mod fetch;
+mod fuzz;
 mod kernel;
 mod setup;
 mod sh;
@@ -26,6 +27,7 @@ usage: cargo xtask COMMAND
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
                         the end-to-end tests that run on other kernels, in QEMU;
                         V is 5.10, or 7.2+preempt=full with words for its command line
+  fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
   bench redact          how fast secrets are looked for
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
@@ -53,6 +55,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["ci"] | ["test"] => test::run(None),
         ["test", filter] if !filter.starts_with('-') => test::run(Some(filter)),
         ["vm", rest @ ..] if !rest.contains(&"--help") => vm::command(rest),
+        ["fuzz", rest @ ..] if !rest.contains(&"--help") => fuzz::command(rest),
         ["bench", rest @ ..] => bench::main(rest),
         ["demo"] => demo::run(),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {
