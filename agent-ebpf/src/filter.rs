@@ -114,6 +114,10 @@ fn changeable_pass(active: u64) -> bool {
 /// The leader's name, not the thread's: thread pools name their threads.
 #[inline(always)]
 fn leader_comm_passes() -> bool {
+    // Where the kernel's memory may not be read, no program that could try is loaded.
+    if offset!(task_group_leader) == 0 {
+        return false;
+    }
     let mut comm = [0u64, opaque(0)]; // one array of zeros would be a call of `memset`
     // SAFETY: kernel memory is read by the helper, which fails on a wrong address; `comm` is 16 bytes
     // (TASK_COMM_LEN), zero-filled by the kernel behind its end.

@@ -5,8 +5,8 @@
 //! - `harness`: directories, processes, the agent, the waits.
 //! - `proc`: what `/proc` says about a process.
 //! - `records`: the agent's records put back together and judged.
-//! - The tests by theme. Those in this file, in `preemption` and in `strangers` need curl, openssl and
-//!   python3 only, so that they also run in a minimal virtual machine; `strangers` nowhere else.
+//! - The tests by theme. `../kernels.txt` says which of them run in virtual machines with other kernels, too;
+//!   `strangers` runs nowhere else.
 //! - `../programs`: the clients and servers, part of this binary.
 #![allow(missing_docs)]
 
@@ -20,6 +20,7 @@ mod halves;
 mod harness;
 mod hostile;
 mod identity;
+mod kernel;
 mod libraries;
 mod life;
 mod lifecycle;

@@ -10,22 +10,25 @@ use std::{
 };
 
 use agent_ebpf::Offsets;
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{CgroupArray, HashMap, Map, MapData},
     programs::{
-        Program, ProgramError, RawTracePoint, UProbe,
+        Program, ProgramError, ProgramType, RawTracePoint, UProbe, loaded_programs,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
     },
-    sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported},
+    sys::{
+        UProbeMultiFeature, is_helper_supported, is_perf_link_supported, is_uprobe_multi_supported,
+    },
 };
+use aya_obj::generated::{bpf_attach_type, bpf_func_id};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::{
     identity::{self, Identities, Inode},
     ids::Ids,
-    kernel,
+    kernel::{self, Known},
     mapping::Mapping,
     session::{self, Session},
 };
@@ -115,10 +118,9 @@ impl Kernel {
     /// Loads what this kernel can run and attaches what is not a probe.
     pub fn load(ring_bytes: u32, allow_multi: bool) -> Result<Kernel> {
         let mut limits = Vec::new();
-        let (offsets, known) = kernel::offsets().unwrap_or_else(|error| {
+        let (offsets, known) = readable_offsets().unwrap_or_else(|error| {
             limits.push(format!(
-                "no kernel type information (/sys/kernel/btf/vmlinux: {error}): no addresses, \
-                 no --comm filter, children are followed with a delay"
+                "{error:#}: no addresses, no --comm filter, children are followed with a delay"
             ));
             Default::default()
         });
@@ -142,12 +144,7 @@ impl Kernel {
                 sessions.push(loaded.with_context(|| format!("load the kernel program {name:?}"))?);
             }
         }
-        for name in uprobes(link) {
-            let program: &mut UProbe = program(&mut ebpf, name)?;
-            program.load().map_err(|error| {
-                anyhow!("load the kernel program {name}: {}", in_a_line(&error))
-            })?;
-        }
+        load_uprobes(&mut ebpf, link)?;
         let mut follows = known.tasks;
         for (name, tracepoint) in [
             ("process_exec", "sched_process_exec"),
@@ -481,7 +478,7 @@ pub enum Loaded {
 /// Loads every program of the object by itself, whatever this machine would use. For tests on many
 /// kernels.
 pub fn check_all() -> Result<Vec<(String, Loaded)>> {
-    let (offsets, _) = kernel::offsets().unwrap_or_default();
+    let (offsets, _) = readable_offsets().unwrap_or_default();
     let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let btf = Btf::from_sys_fs().ok();
     let has_multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false);
@@ -650,6 +647,61 @@ fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
             "create the kernel maps: it needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN before 5.8), \
              and below 5.11 an unlimited RLIMIT_MEMLOCK; `vortex-agent doctor` says what is missing",
         )
+}
+
+/// Where the members of kernel structures are, if a program may read them. Without offsets no program tries:
+/// the verifier skips what can't be reached.
+fn readable_offsets() -> Result<(Offsets, Known)> {
+    let found = kernel::offsets().map_err(|error| {
+        anyhow!("no kernel type information (/sys/kernel/btf/vmlinux: {error})")
+    })?;
+    ensure!(
+        reads_kernel_memory(),
+        "the kernel's memory can't be read (lockdown)"
+    );
+    Ok(found)
+}
+
+/// False only after a clear no, which confidentiality lockdown gives.
+fn reads_kernel_memory() -> bool {
+    let helper = bpf_func_id::BPF_FUNC_probe_read_kernel;
+    is_helper_supported(ProgramType::KProbe, helper).unwrap_or(true)
+}
+
+fn load_uprobes(ebpf: &mut Ebpf, link: Link) -> Result<()> {
+    if !reads_kernel_memory() {
+        return load_uprobes_as_built(ebpf, link);
+    }
+    for name in uprobes(link) {
+        let program: &mut UProbe = program(ebpf, name)?;
+        program
+            .load()
+            .map_err(|error| anyhow!("load the kernel program {name}: {}", in_a_line(&error)))?;
+    }
+    Ok(())
+}
+
+/// aya takes a kernel that refuses reads of its own memory for one from before 5.5, and makes one helper of all
+/// that read memory, which is refused as well. So we load what was built, and aya gets the programs.
+fn load_uprobes_as_built(ebpf: &mut Ebpf, link: Link) -> Result<()> {
+    let object = session::Bound::to(ebpf)?;
+    for name in uprobes(link) {
+        let kind = match name.ends_with("_multi") {
+            true => bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32,
+            false => 0,
+        };
+        let loaded = object.load_for(&CString::new(name)?, kind);
+        let loaded = loaded.with_context(|| format!("load the kernel program {name}"))?;
+        let id = session::info(&loaded)?.id;
+        let mut all = loaded_programs().flatten();
+        let info = all.find(|info| info.id() == id);
+        let info = info.context("a loaded program is not in the kernel's list")?;
+        let known: &mut UProbe = program(ebpf, name)?;
+        // SAFETY: it was loaded as the kind of program that `known` is.
+        let program = unsafe { UProbe::from_program_info(info, name.into(), known.kind()) };
+        *known = program?;
+    }
+    Ok(())
 }
 
 fn best_link(allow_multi: bool) -> Link {

@@ -29,7 +29,8 @@ pub struct Session(OwnedFd);
 pub fn is_supported() -> bool {
     const MOV_R0_0: bpf_insn = instruction(0xb7);
     const EXIT: bpf_insn = instruction(0x95);
-    load(&[MOV_R0_0, EXIT], c"GPL", c"", &mut []).is_ok_and(|program| {
+    let kind = bpf_attach_type::BPF_TRACE_UPROBE_SESSION as u32;
+    load(&[MOV_R0_0, EXIT], c"GPL", c"", kind, &mut []).is_ok_and(|program| {
         let refused = create(&program, c"/", &[0], &[0], 0);
         refused.is_err_and(|error| error.raw_os_error() == Some(libc::EBADF))
     })
@@ -61,21 +62,25 @@ impl Bound {
         Ok(Bound(object))
     }
 
-    /// Loads one of its programs.
+    /// Loads one of its programs for sessions.
     pub fn load(&self, name: &CStr) -> Result<Session> {
+        self.load_for(name, bpf_attach_type::BPF_TRACE_UPROBE_SESSION as u32)
+            .map(Session)
+    }
+
+    /// Loads one of its programs for links of aya's, `kind` being what they say they are for.
+    pub fn load_for(&self, name: &CStr, kind: u32) -> Result<OwnedFd> {
         let Bound(object) = self;
         let program = name.to_str().ok().and_then(|n| object.programs.get(n));
         let program = program.with_context(|| format!("no program {name:?} in the object"))?;
         let code = &object.functions[&program.function_key()].instructions;
-        load(code, &program.license, name, &mut [])
-            .map(Session)
-            .map_err(|error| {
-                // Once more, with the verifier's words.
-                let mut log = vec![0; 1 << 20];
-                let _ = load(code, &program.license, name, &mut log);
-                let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
-                anyhow!("{error}\n{}", log.to_string_lossy().trim_end())
-            })
+        load(code, &program.license, name, kind, &mut []).map_err(|error| {
+            // Once more, with the verifier's words.
+            let mut log = vec![0; 1 << 20];
+            let _ = load(code, &program.license, name, kind, &mut log);
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default();
+            anyhow!("{error}\n{}", log.to_string_lossy().trim_end())
+        })
     }
 }
 
@@ -89,16 +94,21 @@ impl Session {
 
     /// Instructions that the verifier walked.
     pub fn verified(&self) -> io::Result<u32> {
-        // SAFETY: a structure of plain integers.
-        let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
-        let mut attributes = zeroed();
-        attributes.info.bpf_fd = self.0.as_raw_fd() as u32;
-        attributes.info.info_len = size_of_val(&info) as u32;
-        attributes.info.info = &raw mut info as u64;
-        // SAFETY: `info` is as long as it says, and outlives the call.
-        unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
-        Ok(info.verified_insns)
+        Ok(info(&self.0)?.verified_insns)
     }
+}
+
+/// What the kernel says of a program.
+pub fn info(program: &OwnedFd) -> io::Result<bpf_prog_info> {
+    // SAFETY: a structure of plain integers.
+    let mut info: bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = zeroed();
+    attributes.info.bpf_fd = program.as_raw_fd() as u32;
+    attributes.info.info_len = size_of_val(&info) as u32;
+    attributes.info.info = &raw mut info as u64;
+    // SAFETY: `info` is as long as it says, and outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 fn descriptor(ebpf: &Ebpf, name: &str) -> Result<RawFd> {
@@ -115,12 +125,18 @@ fn descriptor(ebpf: &Ebpf, name: &str) -> Result<RawFd> {
     }
 }
 
-fn load(code: &[bpf_insn], license: &CStr, name: &CStr, log: &mut [u8]) -> io::Result<OwnedFd> {
+fn load(
+    code: &[bpf_insn],
+    license: &CStr,
+    name: &CStr,
+    kind: u32,
+    log: &mut [u8],
+) -> io::Result<OwnedFd> {
     let mut attributes = zeroed();
     // SAFETY: a union of plain integers, zeroed.
     let load = unsafe { &mut attributes.__bindgen_anon_3 };
     load.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
-    load.expected_attach_type = bpf_attach_type::BPF_TRACE_UPROBE_SESSION as u32;
+    load.expected_attach_type = kind;
     load.insns = code.as_ptr() as u64;
     load.insn_cnt = code.len() as u32;
     load.license = license.as_ptr() as u64;
