@@ -144,7 +144,7 @@ impl Connection {
         self.agrees(truth) && self.gaps().next().is_none()
     }
 
-    fn agrees(&self, truth: &Truth) -> bool {
+    pub(crate) fn agrees(&self, truth: &Truth) -> bool {
         self.sent.agrees(&truth.sent) && self.received.agrees(&truth.received)
     }
 
