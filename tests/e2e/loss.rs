@@ -1,6 +1,6 @@
 //! What can't be copied is a gap: its length, its cause, its place.
 
-use crate::harness::{Agent, End, Lab, Run, argv, bare, skip};
+use crate::harness::{Agent, End, Lab, Run, argv, bare, libssl, skip};
 use crate::records::{self, Records, Truth, compare, total};
 
 const MIB: u64 = 1 << 20;
@@ -253,16 +253,19 @@ fn ring_full_when_handles_end() {
         letters.display(),
         end.display(),
     );
+    let preload = format!("LD_PRELOAD={}", libssl().display());
     let running = lab
         .agent()
         .options(argv!["--ring-size", "262144"])
         .directory(&lab.dir)
-        .start(argv!["sh", "-c", script]);
+        // With the library from its start, so that it is probed when the agent stands still.
+        .start(argv!["env", preload, "sh", "-c", script]);
     if bare() {
         return;
     }
     crate::harness::wait_for("CMD", crate::harness::seconds(30), || {
-        lab.path("begin.here").exists().then_some(())
+        let is_probed = running.records().kind("coverage").next().is_some();
+        (is_probed && lab.path("begin.here").exists()).then_some(())
     });
     running.process.signal(libc::SIGSTOP);
     lab.file("begin.go", "");
