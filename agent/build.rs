@@ -14,14 +14,18 @@ fn main() -> Result<()> {
         std::env::set_var("RUSTC_BOOTSTRAP", "1");
         std::env::set_var("CARGO_TERM_QUIET", "true");
     }
-    let features: &[&str] = match std::env::var_os("CARGO_FEATURE_KERNEL_LOG") {
-        None => &["program"],
-        Some(_) => &["program", "log"],
-    };
+    let mut features = vec!["program"];
+    for (ours, theirs) in [
+        ("CARGO_FEATURE_KERNEL_LOG", "log"),
+        ("CARGO_FEATURE_PLANTED_SCRATCH", "planted-scratch"),
+        ("CARGO_FEATURE_PLANTED_STACK", "planted-stack"),
+    ] {
+        features.extend(std::env::var_os(ours).map(|_| theirs));
+    }
     let program = Package {
         name: "agent-ebpf",
         root_dir,
-        features,
+        features: &features,
         ..Default::default()
     };
     aya_build::build_ebpf([program], Toolchain::Custom("1.98.1")).context(

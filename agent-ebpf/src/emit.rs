@@ -17,6 +17,8 @@ use crate::maps::{
     PROCESSES, RING, STREAMS, address, control, count, get, hide, insert, lookup, opaque, remove,
     ring_size,
 };
+#[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
+use crate::planted;
 
 const HEADER: u64 = size_of::<Data>() as u64;
 pub const NO_WAKEUP: u64 = BPF_RB_NO_WAKEUP as u64;
@@ -574,7 +576,17 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         }
         let to: *mut c_void = record.add(HEADER as usize).cast();
         let from = (get!(thread, buf) + offset!()) as *const c_void;
-        if generated::bpf_probe_read_user(to, size as u32, from) != 0 {
+        #[cfg(feature = "planted-stack")]
+        let kept = planted::Kept::new(get!(thread, key.handle));
+        #[cfg(not(feature = "planted-scratch"))]
+        let failure = generated::bpf_probe_read_user(to, size as u32, from);
+        #[cfg(feature = "planted-scratch")]
+        let failure = planted::copy(to, size as u32, from);
+        #[cfg(feature = "planted-stack")]
+        {
+            (*data).handle = kept.get();
+        }
+        if failure != 0 {
             let gap: *mut Gap = record.cast();
             (*gap).head.kind = kind::GAP;
             (*gap).head.len = 0;

@@ -25,6 +25,8 @@ mod life;
 mod maps;
 mod name;
 mod namespace;
+#[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
+mod planted;
 mod process;
 mod socket;
 
