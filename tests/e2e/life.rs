@@ -1,7 +1,7 @@
 //! Handles that are made, used again, shared and given up; processes that become others. One connection
 //! is one id, whatever its handle's address meant before.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs};
 
 use serde_json::Value;
 
@@ -317,15 +317,6 @@ fn sent_from_a_file() {
 #[ignore = "needs kTLS, a kernel module: in a virtual machine only, by `cargo xtask vm`"]
 fn sent_from_a_file_by_the_kernel() {
     let lab = Lab::alone("sent_from_a_file_by_the_kernel");
-    if !Path::new("/vm/modules/tls.ko").exists() {
-        return println!("no module for TLS in the kernel: nothing to test on this one");
-    }
-    for module in ["gf128mul", "ghash-generic", "ctr", "gcm", "tls"] {
-        let file = format!("/vm/modules/{module}.ko");
-        if Path::new(&file).exists() {
-            lab.finish(lab.command(argv!["busybox", "insmod", file]), module);
-        }
-    }
     let file = lab.file("file", random(300_001, 5));
     let run = life(&lab, &["ktls", file.to_str().unwrap()]);
     run.success();

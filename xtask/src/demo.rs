@@ -54,7 +54,7 @@ pub(crate) fn run() -> Result<()> {
     sh::say("==> setup");
     setup::for_demo()?;
     sh::say("==> release build (the first takes a few minutes)");
-    let agent = test::build_agent()?;
+    let agent = test::build_agent(&[])?;
     let scene = Scene::new()?;
     let text = scene.play(&agent)?;
     drop(scene);

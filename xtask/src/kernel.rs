@@ -2,6 +2,7 @@
 //! that a test needs.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -25,12 +26,29 @@ pub(crate) struct Kernel {
 pub(crate) struct Files {
     /// Not compressed, which QEMU starts faster.
     pub(crate) image: PathBuf,
-    /// A directory with those of [`MODULES`] that there are.
+    /// A directory with those of [`MODULES`] that there are and what they need, and their [`ORDER`].
     pub(crate) modules: PathBuf,
 }
 
-/// TLS in the kernel and its cipher, each behind what it needs.
-const MODULES: [&str; 5] = ["gf128mul", "ghash-generic", "ctr", "gcm", "tls"];
+/// What the tests mount, TLS in the kernel, and the algorithms that these ask for by name. Many kernels have
+/// some of them built in.
+const MODULES: &[&str] = &[
+    "crc32c_generic",
+    "crc32c_cryptoapi",
+    "xxhash_generic",
+    "blake2b_generic",
+    "gcm",
+    "ctr",
+    "ghash_generic",
+    "tls",
+    "loop",
+    "btrfs",
+    "overlay",
+    "fuse",
+];
+
+/// The names of the modules, each behind what it needs.
+pub(crate) const ORDER: &str = "order";
 
 /// Since 6.19 the image is in `linux-binary-*`, its modules are in `linux-modules-*`, and `linux-image-*` is
 /// empty.
@@ -81,7 +99,11 @@ impl Kernel {
         let dir = sh::target().join("vm/kernels").join(self.version);
         let (image, modules) = (dir.join("vmlinux"), dir.join("modules"));
         let files = Files { image, modules };
-        let is_there = files.image.exists() && files.modules.exists();
+        let wanted = MODULES.join(" ");
+        let stamp = dir.join("modules-wanted");
+        let is_there = files.image.exists()
+            && files.modules.exists()
+            && fs::read_to_string(&stamp).is_ok_and(|found| found == wanted);
         if is_there && !update {
             return Ok(Some(files));
         }
@@ -115,32 +137,75 @@ impl Kernel {
         fs::write(dir.join("package"), format!("{package}\n"))?;
         fs::rename(dir.join("part"), &files.image)?;
         fs::rename(&modules, &files.modules)?;
+        fs::write(stamp, wanted)?;
         Ok(Some(files))
     }
 }
 
 /// What of [`MODULES`] is below `[usr/]lib/modules/V`, not packed.
 fn take_modules(tree: &Path, to: &Path, tools: &Path) -> Result<()> {
-    let versions = ["lib/modules", "usr/lib/modules"].map(|modules| tree.join(modules));
-    let versions = versions
-        .iter()
-        .filter_map(|modules| fs::read_dir(modules).ok());
-    for version in versions.flatten().flatten() {
-        for name in MODULES {
-            for directory in ["crypto", "lib/crypto", "net/tls"] {
-                let plain = version.path().join(format!("kernel/{directory}/{name}.ko"));
-                let packed = plain.with_extension("ko.xz");
-                if packed.exists() {
-                    let mut busybox = sh::command(tools.join("usr/bin/busybox"));
-                    sh::run(busybox.arg("unxz").arg(&packed), MINUTE)?;
-                }
-                if plain.exists() {
-                    fs::copy(&plain, to.join(format!("{name}.ko")))?;
-                }
-            }
+    let mut there = BTreeMap::new();
+    for modules in ["lib/modules", "usr/lib/modules"] {
+        find_modules(&tree.join(modules), &mut there)?;
+    }
+    let mut order = Vec::new();
+    for name in MODULES {
+        take_module(name, &there, to, tools, &mut order)?;
+    }
+    fs::write(to.join(ORDER), order.join("\n") + "\n")?;
+    Ok(())
+}
+
+fn find_modules(dir: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !path.is_symlink() {
+            find_modules(&path, found)?;
+        } else if let Some((name, "ko" | "ko.xz")) = name.split_once('.') {
+            // The kernel takes either sign for the other.
+            found.insert(name.replace('-', "_"), path.clone());
         }
     }
     Ok(())
+}
+
+/// A module behind those that it says it needs. One that is not there is built in, or unknown to this kernel.
+fn take_module(
+    name: &str,
+    there: &BTreeMap<String, PathBuf>,
+    to: &Path,
+    tools: &Path,
+    order: &mut Vec<String>,
+) -> Result<()> {
+    let Some(path) = there.get(name) else {
+        return Ok(());
+    };
+    if order.iter().any(|taken| taken == name) {
+        return Ok(());
+    }
+    if path.extension().is_some_and(|extension| extension == "xz") && path.exists() {
+        let mut busybox = sh::command(tools.join("usr/bin/busybox"));
+        sh::run(busybox.arg("unxz").arg(path), MINUTE)?;
+    }
+    let file = fs::read(path.with_extension("").with_extension("ko"))?;
+    for needed in needs(&file) {
+        take_module(&needed, there, to, tools, order)?;
+    }
+    fs::write(to.join(format!("{name}.ko")), file)?;
+    order.push(name.to_owned());
+    Ok(())
+}
+
+/// What `modinfo` shows as `depends`.
+fn needs(module: &[u8]) -> Vec<String> {
+    let mut fields = module.split(|byte| *byte == 0);
+    let list = fields.find_map(|field| field.strip_prefix(b"depends="));
+    String::from_utf8_lossy(list.unwrap_or_default())
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.replace('-', "_"))
+        .collect()
 }
 
 /// `boot/vmlinuz-V`, or since 6.19 `usr/lib/modules/V/vmlinuz`.

@@ -2,11 +2,17 @@
 
 mod apt;
 mod bench;
+mod console;
 mod cpio;
 mod demo;
+mod drill;
 mod fetch;
 mod fuzz;
 mod kernel;
+mod plan;
+mod planted;
+mod root;
+mod roster;
 mod setup;
 mod sh;
 mod tally;
@@ -25,8 +31,10 @@ usage: cargo xtask COMMAND
   test [FILTER]         all of it: setup, fetch, format, lints, unit tests, end to end, VMs
   ci                    the same, without a filter
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
-                        the end-to-end tests that run on other kernels, in QEMU;
+                        the end-to-end tests that run on other kernels, in QEMU (tests/kernels.txt);
                         V is 5.10, or 7.2+preempt=full with words for its command line
+  vm --drill            does it report a panic, a hang, a failing test? Boots machines with each
+  vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
   fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
   bench redact          how fast secrets are looked for
   bench capture …       what the agent costs: `cargo xtask bench --help`

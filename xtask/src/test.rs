@@ -10,10 +10,12 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    fetch, setup,
+    drill, fetch,
+    roster::Roster,
+    setup,
     sh::{self, MINUTE},
     tally::Tally,
-    vm,
+    vm::{self, Rig},
 };
 
 /// Runs it all, or with a filter only the tests with that in their name. What fails does not stop
@@ -39,7 +41,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
         }
         libtest(command.args(filter), 30 * MINUTE, tally)
     });
-    let agent = run.step("release build", |_| build_agent());
+    let agent = run.step("release build", |_| build_agent(&[]));
     if ready.is_some() && agent.is_some() {
         let agent = agent.unwrap_or_default();
         if let Some(fixtures) = fixtures {
@@ -53,15 +55,8 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
                 });
             }
         }
-        if !vm::tests(filter).is_empty() {
-            run.step("other kernels", |tally| {
-                let outcomes = vm::run(vm::DEFAULT, None, false, filter)?;
-                outcomes.iter().for_each(|outcome| *tally += outcome.tally);
-                let bad = outcomes.iter().filter(|outcome| outcome.tally.failed > 0);
-                let bad: Vec<_> = bad.map(|outcome| outcome.version.as_str()).collect();
-                ensure!(bad.is_empty(), "kernels that failed: {}", bad.join(", "));
-                Ok(())
-            });
+        if Roster::read().is_ok_and(|roster| roster.knows(filter)) {
+            run.step("other kernels", |tally| other_kernels(filter, tally));
         }
     }
     run.end(filter)
@@ -121,14 +116,36 @@ impl Run {
     }
 }
 
-pub(crate) fn build_agent() -> Result<PathBuf> {
-    sh::run(
-        cargo("build").args(["--release", "--package", "vortex-agent"]),
-        30 * MINUTE,
-    )?;
+pub(crate) fn build_agent(options: &[&str]) -> Result<PathBuf> {
+    let mut build = cargo("build");
+    build.args(["--release", "--package", "vortex-agent"]);
+    sh::run(build.args(options), 30 * MINUTE)?;
     let agent = sh::target().join("release/vortex-agent");
     ensure!(agent.is_file(), "the build left no {}", agent.display());
     Ok(agent)
+}
+
+fn other_kernels(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
+    if filter.is_none() {
+        drill::run(&Rig::build(false)?)?;
+    }
+    let outcomes = vm::run(None, None, false, filter)?;
+    outcomes.iter().for_each(|outcome| *tally += outcome.tally);
+    let bad = outcomes.iter().filter(|outcome| outcome.tally.failed > 0);
+    let bad: Vec<_> = bad.map(|outcome| outcome.machine.as_str()).collect();
+    ensure!(bad.is_empty(), "kernels that failed: {}", bad.join(", "));
+    Ok(())
+}
+
+/// The tests of a binary, by name.
+pub(crate) fn names(binary: &Path, options: &[&str]) -> Result<Vec<String>> {
+    let mut command = sh::command(binary);
+    let list = sh::output(
+        command.args(["--list", "--format=terse"]).args(options),
+        MINUTE,
+    )?;
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// The end-to-end test binary, which also runs in the VMs.
@@ -181,11 +198,12 @@ fn as_root(
             format!("{path}:/usr/sbin:/sbin:{}/nginx/bin", fixtures.display()),
         ),
     ];
-    let mut command = sh::as_root(binary, &env);
+    let mut command = sh::as_root(&binary, &env);
     // Not "skipped": they run, and are counted, with the other kernels.
     if name == "e2e" {
-        sh::say(&format!("  in the VMs only: {}", vm::ALONE.join(", ")));
-        command.args(vm::ALONE.iter().flat_map(|test| ["--skip", test]));
+        let alone = names(&binary, &["--ignored"])?;
+        sh::say(&format!("  in the VMs only: {}", alone.join(", ")));
+        command.args(alone.iter().flat_map(|test| ["--skip", test]));
     }
     // Agents beside each other wait for each other: one that detaches keeps the others from attaching.
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
