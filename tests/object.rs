@@ -42,6 +42,7 @@ const PROGRAMS: [(&str, &str); 32] = [
     ("created_multi", "uretprobe.multi"),
     ("created_perf", "uretprobe"),
     ("created_session", "uprobe.multi"),
+    ("entry_flush", "uprobe"),
     ("entry_handshake", "uprobe"),
     ("entry_multi", "uprobe.multi"),
     ("entry_read", "uprobe"),

@@ -80,6 +80,7 @@ perf_entry!(entry_write_fourth, Sent, OutFourth);
 perf_entry!(entry_write_fifth, Sent, OutFifth);
 perf_entry!(entry_handshake, Received, Handshake);
 perf_entry!(entry_sendfile, Sent, Sendfile);
+perf_entry!(entry_flush, Sent, Flushed);
 
 #[uretprobe]
 pub fn return_perf(ctx: RetProbeContext) -> u32 {
@@ -134,6 +135,8 @@ const SHAPE: u64 = 6;
 /// The bit of the shapes whose bytes are in no buffer, most of which have none.
 const HANDSHAKE: u64 = (Shape::Handshake as u64) << 1;
 const SENDFILE: u64 = (Shape::Sendfile as u64) << 1;
+/// The bit that [`Shape::Flushed`] alone has, of the shapes that open a frame.
+const FLUSHED: u64 = (Shape::Flushed as u64) << 1 & !HANDSHAKE;
 
 /// Opens a frame. False: this call has none, and its return is of no interest. Only a `SESSION` can do
 /// without its return probe. The cookie is asked for late: until then it would take a register.
@@ -203,6 +206,10 @@ unsafe fn enter_nested<const SESSION: bool>(
                 } else if get!(frame, handle) == handle
                     && get!(frame, flags) & DIRECTION == cookie & DIRECTION
                 {
+                    // Its bytes were counted when the handle took them.
+                    if get!(frame, cookie) & FLUSHED != 0 {
+                        return false;
+                    }
                     inner = FRAME_INNER;
                 }
             }

@@ -39,6 +39,9 @@ pub enum Shape {
     Sendfile = 7,
     /// `void SSL_free(handle)`: one owner less. No return.
     Freed = 8,
+    /// `int gnutls_record_uncork(handle, int wait)`: sends what the handle held back. Writes of the handle
+    /// inside of it carry what was carried before.
+    Flushed = 12,
 }
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.

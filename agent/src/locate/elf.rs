@@ -15,8 +15,9 @@ use super::{ReadAt, Refusal};
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
-/// Bytes read of one file in all: the bound of all work, whatever the tables claim. Node needs a sixth.
-const BUDGET: u64 = 512 << 20;
+/// Bytes read of one file in all: the bound of all work, whatever the tables claim. Chromium's 315 MB are read
+/// nearly twice.
+const BUDGET: u64 = 1 << 30;
 /// Linux runs no program whose program headers are larger than 64 KiB.
 const PROGRAM_HEADERS_MAX: u64 = (64 << 10) / size_of::<elf::ProgramHeader64<LE>>() as u64;
 /// Places where wanted names may stand in one string table. Linkers keep each string once.
@@ -25,6 +26,13 @@ const NAMES_MAX: usize = 1024;
 const SAME_NAMES_MAX: usize = 64;
 /// No function of a TLS library is that long; SSL_write has 400 bytes.
 const FUNCTION_MAX: u64 = 16 << 10;
+/// Longest name of a source file, and copies of one.
+const STRING_MAX: usize = 256;
+const STRINGS_MAX: usize = 4;
+/// Places that load the address of one of them. BoringSSL has 73.
+const LOADS_MAX: usize = 4096;
+/// The longest instruction that does: `lea x(%rip),%rcx`.
+const LOAD: usize = 7;
 /// A function with more references than this has too many callers for any rule.
 const REFERENCES_MAX: usize = 64;
 
@@ -450,6 +458,33 @@ impl<'a> Elf<'a> {
 
     /// The code that is reached through a GOT slot; `None` if another file has it.
     pub(super) fn slot(&self, address: u64) -> Result<Option<u64>, Refusal> {
+        let Some(relocation) = self.relocation(address)? else {
+            return Ok(None);
+        };
+        match relocation.r_type(LE, false) {
+            elf::R_X86_64_RELATIVE => Ok(Some(relocation.r_addend.get(LE).cast_unsigned())),
+            elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_GLOB_DAT => {
+                let symbol = self.dynamic_symbol(relocation.r_sym(LE, false))?;
+                let own = symbol.filter(|(symbol, _)| is_function(symbol));
+                Ok(own.map(|(symbol, _)| symbol.st_value.get(LE)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Does a GOT slot lead to a function of another file whose name begins like this?
+    pub(super) fn imports(&self, address: u64, prefix: &[u8]) -> Result<bool, Refusal> {
+        let Some(relocation) = self.relocation(address)? else {
+            return Ok(false);
+        };
+        let Some((symbol, strings)) = self.dynamic_symbol(relocation.r_sym(LE, false))? else {
+            return Ok(false);
+        };
+        let name = after(strings, symbol.st_name.get(LE).into())?;
+        Ok(symbol.st_shndx.get(LE) == elf::SHN_UNDEF && self.read(name, prefix.len())? == prefix)
+    }
+
+    fn relocation(&self, address: u64) -> Result<Option<elf::Rela64<LE>>, Refusal> {
         for &table in &self.relocations {
             let mut hit = None;
             self.each::<elf::Rela64<LE>>(table, |_, relocation| {
@@ -459,21 +494,15 @@ impl<'a> Elf<'a> {
                 hit = Some(*relocation);
                 ControlFlow::Break(())
             })?;
-            let Some(relocation) = hit else {
-                continue;
-            };
-            return match relocation.r_type(LE, false) {
-                elf::R_X86_64_RELATIVE => Ok(Some(relocation.r_addend.get(LE).cast_unsigned())),
-                elf::R_X86_64_JUMP_SLOT | elf::R_X86_64_GLOB_DAT => {
-                    self.dynamic_symbol(relocation.r_sym(LE, false))
-                }
-                _ => Ok(None),
-            };
+            if hit.is_some() {
+                return Ok(hit);
+            }
         }
         Ok(None)
     }
 
-    fn dynamic_symbol(&self, index: u32) -> Result<Option<u64>, Refusal> {
+    /// A dynamic symbol, and where its strings begin.
+    fn dynamic_symbol(&self, index: u32) -> Result<Option<(elf::Sym64<LE>, u64)>, Refusal> {
         let Some(table) = self.symbols.iter().find(|table| table.dynamic) else {
             return Ok(None);
         };
@@ -482,7 +511,7 @@ impl<'a> Elf<'a> {
             u64::from(index) * size_of::<elf::Sym64<LE>>() as u64,
         )?;
         let symbol = self.one::<elf::Sym64<LE>>(offset)?;
-        Ok(is_function(&symbol).then_some(symbol.st_value.get(LE)))
+        Ok(Some((symbol, table.strings.start)))
     }
 
     /// Addresses in code of the four bytes that name `target` relative to their end, in direct branches and
@@ -547,6 +576,122 @@ impl<'a> Elf<'a> {
             }
         }
         Ok(answer)
+    }
+
+    /// Addresses of the strings in read-only memory that end like this.
+    pub(super) fn strings_ending(&self, tail: &[u8]) -> Result<Vec<u64>, Refusal> {
+        let tail = [tail, b"\0"].concat();
+        let finder = memmem::Finder::new(&tail);
+        let mut ends = Vec::new();
+        for segment in self
+            .segments
+            .iter()
+            .filter(|segment| !segment.is_writable())
+        {
+            let range = segment.offset..segment.offset + segment.size;
+            self.windows(range, tail.len() - 1, |offset, window| {
+                ends.extend(
+                    finder
+                        .find_iter(window)
+                        .map(|at| (segment, offset + at as u64)),
+                );
+                match ends.len() {
+                    0..=STRINGS_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            })?;
+        }
+        if ends.len() > STRINGS_MAX {
+            return Err(Refusal::Malformed("one name again and again"));
+        }
+        let mut strings = Vec::new();
+        for (segment, end) in ends {
+            let size = min(end - segment.offset, STRING_MAX as u64);
+            let before = self.read(end - size, size as usize)?;
+            if let Some(nul) = memchr::memrchr(0, &before) {
+                let start = end - size + nul as u64 + 1;
+                strings.push(segment.address + (start - segment.offset));
+            }
+        }
+        Ok(strings)
+    }
+
+    /// Addresses in code where the bytes of an instruction stand that moves one of `targets` into rcx or rdx, and
+    /// which one. Not only instructions are looked at: what is found has to be decoded.
+    pub(super) fn loads(&self, targets: &[u64]) -> Result<Vec<(u64, u64)>, Refusal> {
+        // mov x,%ecx and mov x,%edx, where addresses are known at link time and small.
+        let moves: Vec<_> = targets
+            .iter()
+            .filter_map(|&target| Some((target, u32::try_from(target).ok()?.to_le_bytes())))
+            .flat_map(|(target, bytes)| [0xb9, 0xba].map(|opcode| (target, opcode, bytes)))
+            .map(|(target, opcode, [a, b, c, d])| (target, [opcode, a, b, c, d]))
+            .collect();
+        let moves: Vec<_> = moves
+            .iter()
+            .map(|(target, bytes)| (*target, memmem::Finder::new(bytes)))
+            .collect();
+        let leas = memmem::Finder::new(&[0x48, 0x8d]);
+        let mut loads = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.is_code()) {
+            let text = segment.offset..segment.offset + segment.size;
+            self.windows(text, LOAD - 1, |offset, window| {
+                let start = segment.address + (offset - segment.offset);
+                for at in leas.find_iter(window) {
+                    let Some([_, _, 0x0d | 0x15, distance @ ..]) =
+                        window[at..].first_chunk::<LOAD>()
+                    else {
+                        continue;
+                    };
+                    let address = start.wrapping_add(at as u64);
+                    let target = address
+                        .wrapping_add(LOAD as u64)
+                        .wrapping_add_signed(i32::from_le_bytes(*distance).into());
+                    if targets.contains(&target) {
+                        loads.push((address, target));
+                    }
+                }
+                for (target, finder) in &moves {
+                    // What begins in the overlap comes with the next window.
+                    let own = finder.find_iter(window).take_while(|at| *at < CHUNK);
+                    loads.extend(own.map(|at| (start.wrapping_add(at as u64), *target)));
+                }
+                match loads.len() {
+                    0..=LOADS_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            })?;
+        }
+        if loads.len() > LOADS_MAX {
+            return Err(Refusal::Malformed("one address again and again"));
+        }
+        Ok(loads)
+    }
+
+    /// The code around `address`, as much as there is of `before` and `after`: address, file offset, bytes.
+    pub(super) fn code_around(
+        &self,
+        address: u64,
+        before: u64,
+        after: u64,
+    ) -> Result<Option<(u64, u64, Vec<u8>)>, Refusal> {
+        let Some(segment) = self
+            .segments
+            .iter()
+            .find(|segment| segment.is_code() && segment.contains(&(address..address)))
+        else {
+            return Ok(None);
+        };
+        let start = segment.address.max(address.saturating_sub(before));
+        let end = min(
+            segment.address + segment.size,
+            address.saturating_add(after),
+        );
+        let offset = segment.offset + (start - segment.address);
+        Ok(Some((
+            start,
+            offset,
+            self.read(offset, (end - start) as usize)?,
+        )))
     }
 
     /// File offset of an address.

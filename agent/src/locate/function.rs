@@ -1,6 +1,6 @@
 //! The code of one function: where it branches, and where a probe in it belongs.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction as Decoded, InstructionInfoFactory,
@@ -15,6 +15,14 @@ use super::{
 
 /// A probe further behind the entry than this is refused: no prologue needs it.
 const DISTANCE_MAX: usize = 11;
+/// Where functions have no unwind entries, their code is looked for this far.
+const REACH: u64 = 8 << 10;
+const INSTRUCTIONS_MAX: usize = 4096;
+/// push %rbp; mov %rsp,%rbp
+const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+const ALIGNMENT: u64 = 16;
+/// The arguments of a call are set this near to each other.
+const ARGUMENTS_AROUND: usize = 8;
 /// Argument registers of the System V calling convention, in order.
 pub(super) const ARGUMENTS: [Register; 6] = [
     Register::RDI,
@@ -67,25 +75,187 @@ impl Function {
         })
     }
 
+    /// The function that `address` is in: by its unwind entry, or where there is none by the prologue that
+    /// control comes from. `None` if there is neither.
+    pub(super) fn around(elf: &Elf<'_>, address: u64) -> Result<Option<Self>, Refusal> {
+        if let Some(range) = elf.function_around(address)? {
+            let start = range.start;
+            let code = elf.code(range)?;
+            return Ok(code.and_then(|(offset, code)| Self::decode(start, offset, code)));
+        }
+        let Some((start, offset, code)) = elf.code_around(address, REACH, REACH)? else {
+            return Ok(None);
+        };
+        let is_entry = |at: &usize| {
+            (start + *at as u64).is_multiple_of(ALIGNMENT) && code[*at..].starts_with(&PROLOGUE)
+        };
+        // The nearest one or none: no function lies in another one.
+        let before = (address - start) as usize;
+        let Some(entry) = (0..=before).rev().find(is_entry) else {
+            return Ok(None);
+        };
+        let function = Self::trace(start + entry as u64, offset + entry as u64, &code[entry..]);
+        Ok(function.filter(|function| function.at(address).is_some()))
+    }
+
+    /// What control reaches from an entry, as long as it stays in `code`. `None` if that isn't code, or if two
+    /// instructions overlap.
+    fn trace(address: u64, offset: u64, code: &[u8]) -> Option<Self> {
+        let mut reached = BTreeMap::new();
+        let mut paths = vec![address];
+        while let Some(mut ip) = paths.pop() {
+            loop {
+                let at = usize::try_from(ip.wrapping_sub(address)).ok();
+                let Some(rest) = at
+                    .and_then(|at| code.get(at..))
+                    .filter(|rest| !rest.is_empty())
+                else {
+                    break;
+                };
+                let is_next =
+                    ip != address && ip.is_multiple_of(ALIGNMENT) && rest.starts_with(&PROLOGUE);
+                if is_next || reached.contains_key(&ip) {
+                    break;
+                }
+                let instruction = Decoder::with_ip(64, rest, ip, DecoderOptions::NONE).decode();
+                if instruction.is_invalid() || reached.len() > INSTRUCTIONS_MAX {
+                    return None;
+                }
+                reached.insert(ip, instruction);
+                let target = instruction.near_branch_target();
+                match instruction.flow_control() {
+                    FlowControl::Next | FlowControl::Call | FlowControl::IndirectCall => {}
+                    FlowControl::ConditionalBranch => paths.push(target),
+                    FlowControl::UnconditionalBranch => {
+                        paths.push(target);
+                        break;
+                    }
+                    _ => break,
+                }
+                ip = instruction.next_ip();
+            }
+        }
+        let instructions: Vec<_> = reached.into_values().collect();
+        let is_apart = instructions
+            .array_windows()
+            .all(|[first, second]| first.next_ip() <= second.ip());
+        let size = (instructions.last()?.next_ip() - address) as usize;
+        is_apart.then(|| Self {
+            address,
+            offset,
+            code: code[..size].to_vec(),
+            instructions,
+        })
+    }
+
+    /// The number of the instruction at this address.
+    fn at(&self, address: u64) -> Option<usize> {
+        let found = self
+            .instructions
+            .binary_search_by_key(&address, Decoded::ip);
+        found.ok()
+    }
+
+    /// The address that the instruction at `address` moves into a register, and which one.
+    pub(super) fn load(&self, address: u64) -> Option<(Register, u64)> {
+        let instruction = &self.instructions[self.at(address)?];
+        let target = match instruction.mnemonic() {
+            Mnemonic::Lea if instruction.is_ip_rel_memory_operand() => {
+                instruction.ip_rel_memory_address()
+            }
+            Mnemonic::Mov => instruction.try_immediate(1).ok()?,
+            _ => return None,
+        };
+        Some((instruction.op0_register().full_register(), target))
+    }
+
+    /// The number that `register` has at the end of the straight piece of code around `address`, if it is set
+    /// there.
+    pub(super) fn constant(&self, address: u64, register: Register) -> Option<u64> {
+        let middle = self.at(address)?;
+        let is_straight = |instruction: &&Decoded| instruction.flow_control() == FlowControl::Next;
+        let sets = |instruction: &&Decoded| {
+            let is_register = instruction.op0_kind() == OpKind::Register;
+            is_register && instruction.op0_register().full_register() == register
+        };
+        let behind = self.instructions[middle..].iter().take(ARGUMENTS_AROUND);
+        let before = self.instructions[..middle].iter().rev();
+        let last = behind.take_while(is_straight).filter(sets).last();
+        let mut before = before.take(ARGUMENTS_AROUND).take_while(is_straight);
+        let setter = last.or_else(|| before.find(sets))?;
+        match setter.mnemonic() {
+            Mnemonic::Mov => setter.try_immediate(1).ok(),
+            _ => is_zeroing(setter).then_some(0),
+        }
+    }
+
+    /// Does it move a span forward that is in an object: 64-bit fields side by side, both read and written?
+    pub(super) fn consumes(&self) -> bool {
+        let mut factory = InstructionInfoFactory::new();
+        let (mut read, mut written) = (Vec::new(), Vec::new());
+        for instruction in &self.instructions {
+            for used in factory.info(instruction).used_memory() {
+                let displacement = used.displacement().cast_signed();
+                let is_local = match used.base() {
+                    Register::RSP | Register::RIP | Register::None => true,
+                    // A frame's own variables are below it.
+                    Register::RBP => displacement < 0,
+                    _ => false,
+                };
+                if is_local || used.memory_size().size() != 8 {
+                    continue;
+                }
+                if reads(used.access()) {
+                    read.push(displacement);
+                }
+                if writes(used.access()) {
+                    written.push(displacement);
+                }
+            }
+        }
+        let is_both = |field: &i64| read.contains(field) && written.contains(field);
+        let mut fields = written.iter();
+        fields.any(|field| is_both(field) && is_both(&(field + 8)))
+    }
+
+    pub(super) fn contains(&self, address: u64) -> bool {
+        self.range().contains(&address)
+    }
+
     fn range(&self) -> Range<u64> {
         self.address..self.address + self.code.len() as u64
     }
 
     /// Where control goes directly: calls, and jumps that leave the function.
     pub(super) fn exits(&self) -> impl Iterator<Item = Target> {
-        self.instructions
-            .iter()
-            .filter_map(|instruction| match instruction.flow_control() {
-                FlowControl::Call | FlowControl::IndirectCall => branch_target(instruction),
+        self.calls().chain(self.jumps())
+    }
+
+    fn calls(&self) -> impl Iterator<Item = Target> {
+        let calls = self.instructions.iter().filter(|instruction| {
+            matches!(
+                instruction.flow_control(),
+                FlowControl::Call | FlowControl::IndirectCall
+            )
+        });
+        calls.filter_map(branch_target)
+    }
+
+    /// Jumps that leave the function: what they lead to returns in its place.
+    pub(super) fn jumps(&self) -> impl Iterator<Item = Target> {
+        let jumps = self.instructions.iter().filter(|instruction| {
+            matches!(
+                instruction.flow_control(),
                 FlowControl::UnconditionalBranch
-                | FlowControl::ConditionalBranch
-                | FlowControl::IndirectBranch => {
-                    branch_target(instruction).filter(|target| match target {
-                        Target::Code(address) => !self.range().contains(address),
-                        Target::Slot(_) => true,
-                    })
-                }
-                _ => None,
+                    | FlowControl::ConditionalBranch
+                    | FlowControl::IndirectBranch
+            )
+        });
+        jumps
+            .filter_map(branch_target)
+            .filter(|target| match target {
+                Target::Code(address) => !self.range().contains(address),
+                Target::Slot(_) => true,
             })
     }
 
@@ -229,13 +399,20 @@ impl Function {
 /// Where the code at `address` leads: itself, or if it is a PLT entry, the function behind it. `None` if that
 /// is in another file.
 pub(super) fn resolve(elf: &Elf<'_>, target: Target) -> Result<Option<u64>, Refusal> {
-    let address = match target {
-        Target::Slot(slot) => return elf.slot(slot),
-        Target::Code(address) => address,
+    match linkage(elf, target)? {
+        Target::Slot(slot) => elf.slot(slot),
+        Target::Code(address) => Ok(Some(address)),
+    }
+}
+
+/// A PLT entry's slot, and anything else itself.
+pub(super) fn linkage(elf: &Elf<'_>, target: Target) -> Result<Target, Refusal> {
+    let Target::Code(address) = target else {
+        return Ok(target);
     };
     // endbr64 and `bnd jmp *x(%rip)`, the longest entry.
     let Some((_, code)) = elf.code(address..address.saturating_add(11))? else {
-        return Ok(Some(address));
+        return Ok(target);
     };
     let mut decoder = Decoder::with_ip(64, &code, address, DecoderOptions::NONE);
     let mut instruction = decoder.decode();
@@ -243,8 +420,8 @@ pub(super) fn resolve(elf: &Elf<'_>, target: Target) -> Result<Option<u64>, Refu
         instruction = decoder.decode();
     }
     match (instruction.flow_control(), branch_target(&instruction)) {
-        (FlowControl::IndirectBranch, Some(Target::Slot(slot))) => elf.slot(slot),
-        _ => Ok(Some(address)),
+        (FlowControl::IndirectBranch, Some(slot)) => Ok(slot),
+        _ => Ok(target),
     }
 }
 

@@ -10,7 +10,9 @@ use super::ReadAt;
 pub(super) const BASE: u64 = 0x40_0000;
 const CODE: u64 = 0x200;
 /// Room for one function.
-const SLOT: u64 = 0x40;
+const SLOT: u64 = 0x100;
+/// What [`Piece::Source`] names.
+pub(super) const SOURCE: &str = "vendor/boringssl/ssl/ssl_lib.cc";
 
 /// A piece of a function.
 pub(super) enum Piece {
@@ -19,6 +21,8 @@ pub(super) enum Piece {
     Jump(&'static str),
     /// `jmp *x(%rip)` through the GOT.
     JumpThrough(&'static str),
+    /// These bytes and the distance to [`SOURCE`]: `lea x(%rip),…`.
+    Source(&'static [u8]),
 }
 
 /// A program of `functions`, in this order. Names that begin with a dot get no symbol.
@@ -36,7 +40,8 @@ pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     let got = (entries + count * 20).next_multiple_of(8);
     let relocations = got + count * 8;
     let dynamic = relocations + count * 24;
-    let symbols = dynamic + 3 * 16;
+    let source = dynamic + 3 * 16;
+    let symbols = (source + 1 + SOURCE.len() as u64 + 1).next_multiple_of(8);
 
     let mut code = Vec::new();
     let mut sizes = Vec::new();
@@ -48,6 +53,7 @@ pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
                     code.extend_from_slice(bytes);
                     continue;
                 }
+                Piece::Source(opcode) => (opcode, BASE + source + 1),
                 Piece::Call(name) => (&[0xe8], address(name)),
                 Piece::Jump(name) => (&[0xe9], address(name)),
                 Piece::JumpThrough(name) => (
@@ -137,6 +143,9 @@ pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     ] {
         file.extend_from_slice(&word.to_le_bytes());
     }
+    file.push(0);
+    file.extend_from_slice(SOURCE.as_bytes());
+    file.resize(symbols as usize, 0);
     file.extend_from_slice(&table);
     file.extend_from_slice(&strings);
     let mut section = |kind: u32, offset: u64, size: u64, link: u32| {
@@ -151,6 +160,13 @@ pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     section(0, 0, 0, 0);
     section(elf::SHT_SYMTAB.0, symbols, table.len() as u64, 2);
     section(elf::SHT_STRTAB.0, text, strings.len() as u64, 0);
+    file
+}
+
+/// The same file without unwind entries.
+pub(super) fn without_unwind(mut file: Vec<u8>) -> Vec<u8> {
+    const SECOND: usize = 64 + 56;
+    file[SECOND..SECOND + 4].copy_from_slice(&elf::PT_NULL.0.to_le_bytes());
     file
 }
 

@@ -4,8 +4,11 @@
 //! position in small pieces, every number in it is checked before use, and all work has a bound. What comes
 //! out is a proposal: whoever attaches compares [`Point::bytes`] again.
 
+mod boringssl;
+mod carrier;
 mod elf;
 mod function;
+mod gnutls;
 #[cfg(test)]
 mod image;
 mod instruction;
@@ -15,10 +18,46 @@ use std::{io, os::fd::BorrowedFd};
 
 use agent_ebpf::{Direction, Shape};
 
+/// One way to find one library. Each looks for its cheapest sign first: most files have none, and then
+/// [`Refusal::NoLibrary`] is the answer.
+type Family = fn(&elf::Elf<'_>) -> Result<Found, Refusal>;
+
+/// All of them, and what they find. Who has names comes first: a later family that finds the same functions
+/// adds nothing.
+const FAMILIES: [(&str, Family); 3] = [
+    ("OpenSSL", openssl::locate),
+    ("GnuTLS", gnutls::locate),
+    ("BoringSSL", boringssl::locate),
+];
+
 /// The TLS library in `file` and where to probe it.
 pub fn locate(file: &dyn ReadAt) -> Result<Found, Refusal> {
-    openssl::locate(&elf::Elf::parse(file)?)
+    let elf = elf::Elf::parse(file)?;
+    let mut found: Option<Found> = None;
+    let mut refused = None;
+    for (library, family) in FAMILIES {
+        match (family(&elf), &mut found) {
+            (Ok(new), None) => found = Some(new),
+            (Ok(new), Some(known)) => known.add(new),
+            (Err(Refusal::NoLibrary), _) => {}
+            (Err(why @ Refusal::Unsafe(_)), _) => refused = refused.or(Some((library, why))),
+            (Err(why), _) => return Err(why),
+        }
+    }
+    match (found, refused) {
+        (None, None) => Err(Refusal::NoLibrary),
+        (None, Some((_, why))) => Err(why),
+        (Some(found), Some((library, _))) if found.library != library => Ok(Found {
+            partly: found.partly.or(Some(UNSEEN)),
+            ..found
+        }),
+        // Or the one that was refused is known by its names.
+        (Some(found), _) => Ok(found),
+    }
 }
+
+const SEVERAL: &str = "several TLS libraries";
+const UNSEEN: &str = "it may have another TLS library inside, which is not seen";
 
 /// Positioned reads of a file that somebody else owns and may change or truncate at any time.
 pub trait ReadAt {
@@ -56,7 +95,7 @@ impl ReadAt for Pread<'_> {
 /// A TLS library and its points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// `OpenSSL`, `BoringSSL`, or `libssl` where only the interface is known.
+    /// `OpenSSL`, `GnuTLS`, `BoringSSL`, or `libssl` where only the interface is known.
     pub library: &'static str,
     /// `3.0.19`, where the file says it.
     pub version: Option<String>,
@@ -68,6 +107,24 @@ pub struct Found {
     pub others: Vec<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
+}
+
+impl Found {
+    /// One more library of the same file, unless it is this one.
+    fn add(&mut self, other: Found) {
+        let is_known = |point: &Point| {
+            let mut points = self.points.iter();
+            points.any(|known| known.function_offset == point.function_offset)
+        };
+        if other.points.iter().any(is_known) {
+            return;
+        }
+        self.library = SEVERAL;
+        self.version = None;
+        self.points.extend(other.points);
+        self.others.extend(other.others);
+        self.partly = self.partly.or(other.partly);
+    }
 }
 
 /// One place to probe.

@@ -14,12 +14,10 @@ use iced_x86::Register;
 
 use super::{
     Found, Point, Refusal,
-    elf::{Elf, Symbol},
-    function::{Function, resolve},
+    carrier::{Carrier, Entry, addresses, arguments, entries},
+    elf::{Elf, Symbol, Target},
+    function::linkage,
 };
-
-/// A function that carries plaintext: name, direction, shape.
-type Carrier = (&'static str, Direction, Shape);
 
 #[rustfmt::skip]
 const EXPORTS: [Carrier; 7] = [
@@ -67,6 +65,9 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     if !carries(&exports, Direction::Received) || !carries(&exports, Direction::Sent) {
         return Err(Refusal::NoLibrary);
     }
+    if wraps_gnutls(elf, &exports)? {
+        return Err(Refusal::NoLibrary);
+    }
     let peeks = PEEKS.map(|name| (name, Direction::Received, Shape::Returned));
     let peeks = entries(elf, &symbols, &peeks)?;
 
@@ -99,18 +100,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         let Ok(entries) = entries(elf, &symbols, &[other]) else {
             continue;
         };
-        let taken = addresses(&chosen);
-        // Two return probes on one frame break each other.
-        let shares_frames = |entry: &Entry| {
-            let has_return = !matches!(entry.shape, Shape::Control | Shape::Cleared | Shape::Freed);
-            taken.contains(&entry.function.address)
-                || has_return
-                    && (entry.leads_into(&taken)
-                        || chosen
-                            .iter()
-                            .any(|carrier| carrier.leads_into(&[entry.function.address])))
-        };
-        let Some(entry) = entries.iter().find(|entry| !shares_frames(entry)) else {
+        let Some(entry) = entries.iter().find(|entry| !entry.shares_frames(&chosen)) else {
             continue;
         };
         let mut references = 0;
@@ -135,6 +125,18 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     })
 }
 
+/// `libgnutls-openssl` has these names, too; its bytes are seen in the library that it calls.
+fn wraps_gnutls(elf: &Elf<'_>, exports: &[Entry]) -> Result<bool, Refusal> {
+    for target in exports.iter().flat_map(|export| export.function.exits()) {
+        if let Target::Slot(slot) = linkage(elf, target)?
+            && elf.imports(slot, b"gnutls_record_")?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Where in an object the number of its owners is: one function adds to it, the other one takes away.
 fn references_of(elf: &Elf<'_>, symbols: &[Symbol], free: &Entry) -> Option<u16> {
     let up_ref = [(UP_REF, free.direction, free.shape)];
@@ -143,136 +145,43 @@ fn references_of(elf: &Elf<'_>, symbols: &[Symbol], free: &Entry) -> Option<u16>
     (up_ref.function.counts_at()? == references).then_some(references)
 }
 
-/// A carrier in this file.
-struct Entry {
+/// An internal function that `exports` of its direction may call; `None` if its signature is in doubt.
+///
+/// `int ssl_read_internal(SSL *s, void *buf, size_t num, size_t *readbytes)`, 1.1.1 to 4.0;
+/// `int ssl_write_internal(SSL *s, const void *buf, size_t num, size_t *written)`, 1.1.1 to 3.2, and
+/// `(s, buf, num, uint64_t flags, size_t *written)` since 3.3, which brought SSL_write_ex2. That function
+/// proves the flags, but a static program may have lost it: the code is asked, on both sides of the call.
+fn read_internal(
+    elf: &Elf<'_>,
     name: &'static str,
-    direction: Direction,
-    shape: Shape,
-    function: Function,
-    /// Functions of this file that it calls or jumps to, once per place.
-    leads_to: Vec<u64>,
-}
-
-fn entries(elf: &Elf<'_>, symbols: &[Symbol], carriers: &[Carrier]) -> Result<Vec<Entry>, Refusal> {
-    let mut entries = Vec::new();
-    for &(name, direction, shape) in carriers {
-        let mut named = symbols.iter().filter(|symbol| symbol.name == name);
-        let Some(symbol) = named.next() else {
-            continue;
-        };
-        if named.next().is_some() {
-            return Err(Refusal::Unsafe("two functions have the same name"));
-        }
-        let entry = Entry::read(elf, (name, direction, shape), symbol.address)?;
-        entries.push(entry.ok_or(Refusal::Unsafe("the end of a function is not known"))?);
-    }
-    Ok(entries)
-}
-
-fn addresses(entries: &[Entry]) -> Vec<u64> {
-    entries.iter().map(|entry| entry.function.address).collect()
-}
-
-impl Entry {
-    fn read(
-        elf: &Elf<'_>,
-        (name, direction, shape): Carrier,
-        address: u64,
-    ) -> Result<Option<Self>, Refusal> {
-        let Some(function) = Function::read(elf, address)? else {
-            return Ok(None);
-        };
-        let mut leads_to = Vec::new();
-        for target in function.exits() {
-            leads_to.extend(resolve(elf, target)?);
-        }
-        Ok(Some(Self {
-            name,
-            direction,
-            shape,
-            function,
-            leads_to,
-        }))
-    }
-
-    /// An internal function that `exports` of its direction may call; `None` if its signature is in doubt.
-    ///
-    /// `int ssl_read_internal(SSL *s, void *buf, size_t num, size_t *readbytes)`, 1.1.1 to 4.0;
-    /// `int ssl_write_internal(SSL *s, const void *buf, size_t num, size_t *written)`, 1.1.1 to 3.2, and
-    /// `(s, buf, num, uint64_t flags, size_t *written)` since 3.3, which brought SSL_write_ex2. That function
-    /// proves the flags, but a static program may have lost it: the code is asked, on both sides of the call.
-    fn internal(
-        elf: &Elf<'_>,
-        name: &'static str,
-        address: u64,
-        exports: &[&Entry],
-    ) -> Result<Option<Self>, Refusal> {
-        let direction = match name {
-            READ_INTERNAL => Direction::Received,
-            _ => Direction::Sent,
-        };
-        let Some(entry) = Self::read(elf, (name, direction, Shape::OutFourth), address)? else {
-            return Ok(None);
-        };
-        let has_flags = entry.function.takes(Register::R8);
-        let agree = exports
-            .iter()
-            .filter(|export| export.direction == direction)
-            .all(|export| match export.shape {
-                Shape::OutFifth => has_flags,
-                _ if !export.leads_to.contains(&address) => true,
-                // The others pass flags = 0 where older ones pass the address of the count.
-                _ => export.function.passes_zero(Register::RCX, address) == has_flags,
-            });
-        let shape = if has_flags {
-            Shape::OutFifth
-        } else {
-            Shape::OutFourth
-        };
-        let fits = agree && (!has_flags || direction == Direction::Sent);
-        let has_place = entry.function.place(arguments(shape)).is_some();
-        Ok((fits && has_place).then_some(Self { shape, ..entry }))
-    }
-
-    fn leads_into(&self, others: &[u64]) -> bool {
-        let mut others = others
-            .iter()
-            .filter(|&&other| other != self.function.address);
-        others.any(|other| self.leads_to.contains(other))
-    }
-
-    fn point(&self, elf: &Elf<'_>) -> Result<Point, Refusal> {
-        let place = self.function.place(arguments(self.shape));
-        let place = place.ok_or(Refusal::Unsafe(
-            "the kernel refuses a probe on the first instruction",
-        ))?;
-        let offset = self.function.offset + place.distance as u64;
-        let bytes = elf
-            .read(offset, 16)?
-            .try_into()
-            .map_err(|_| Refusal::Truncated)?;
-        Ok(Point {
-            offset,
-            function_offset: self.function.offset,
-            function: self.name,
-            direction: self.direction,
-            shape: self.shape,
-            instruction: place.instruction,
-            references: 0,
-            bytes,
-        })
-    }
-}
-
-/// Number of argument registers that the probe needs intact.
-fn arguments(shape: Shape) -> usize {
-    match shape {
-        Shape::Created | Shape::Handshake | Shape::Cleared | Shape::Freed => 1,
-        Shape::Control | Shape::Sendfile => 4,
-        Shape::Returned => 3,
-        Shape::OutFourth => 4,
-        Shape::OutFifth => 5,
-    }
+    address: u64,
+    exports: &[&Entry],
+) -> Result<Option<Entry>, Refusal> {
+    let direction = match name {
+        READ_INTERNAL => Direction::Received,
+        _ => Direction::Sent,
+    };
+    let Some(entry) = Entry::read(elf, (name, direction, Shape::OutFourth), address)? else {
+        return Ok(None);
+    };
+    let has_flags = entry.function.takes(Register::R8);
+    let agree = exports
+        .iter()
+        .filter(|export| export.direction == direction)
+        .all(|export| match export.shape {
+            Shape::OutFifth => has_flags,
+            _ if !export.leads_to.contains(&address) => true,
+            // The others pass flags = 0 where older ones pass the address of the count.
+            _ => export.function.passes_zero(Register::RCX, address) == has_flags,
+        });
+    let shape = if has_flags {
+        Shape::OutFifth
+    } else {
+        Shape::OutFourth
+    };
+    let fits = agree && (!has_flags || direction == Direction::Sent);
+    let has_place = entry.function.place(arguments(shape)).is_some();
+    Ok((fits && has_place).then_some(Entry { shape, ..entry }))
 }
 
 /// The function of each direction that every call passes once, if both are proved.
@@ -331,7 +240,7 @@ fn internal(
         return Ok(None);
     };
 
-    let Some(entry) = Entry::internal(elf, name, address, own)? else {
+    let Some(entry) = read_internal(elf, name, address, own)? else {
         return Ok(None);
     };
     let Some(callers) = callers(elf, address)? else {
@@ -381,7 +290,7 @@ fn independent(
     let own: Vec<_> = exports.iter().collect();
     let mut internals = Vec::new();
     for symbol in symbols {
-        internals.extend(Entry::internal(elf, symbol.name, symbol.address, &own)?);
+        internals.extend(read_internal(elf, symbol.name, symbol.address, &own)?);
     }
     let mut all = exports;
     all.extend(internals);
@@ -813,7 +722,7 @@ mod tests {
             super::super::locate(&giant),
             Err(Refusal::Malformed("its tables are too large"))
         );
-        assert!(giant.1.get() <= 512 << 20);
+        assert!(giant.1.get() <= 1 << 30);
     }
 
     #[test]

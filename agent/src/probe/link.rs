@@ -41,7 +41,7 @@ use crate::{
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
 /// Programs for perf links, by the low bits of the cookie: shape and direction.
-const PERF_ENTRIES: [(u64, &str); 7] = [
+const PERF_ENTRIES: [(u64, &str); 8] = [
     (0, "entry_read"),
     (1, "entry_write"),
     (2, "entry_read_fourth"),
@@ -49,6 +49,7 @@ const PERF_ENTRIES: [(u64, &str); 7] = [
     (5, "entry_write_fifth"),
     (8, "entry_handshake"),
     (15, "entry_sendfile"),
+    (25, "entry_flush"),
 ];
 const WHAT: u64 = 31;
 /// Programs that see sockets used, and what they hang on: the first pair that this kernel takes. The
