@@ -62,6 +62,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("talker.c", include_str!("../programs/talker.c")),
     ("names.py", include_str!("../programs/names.py")),
     ("silent.c", include_str!("../programs/silent.c")),
+    ("gnutls.c", include_str!("../programs/gnutls.c")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.
@@ -336,12 +337,15 @@ impl Lab {
                 "-Wno-deprecated-declarations",
                 "-o",
             ]);
-            cc.arg(&binary).args(options).arg(source).args([
-                "-lssl",
-                "-lcrypto",
-                "-lpthread",
-                "-ldl",
-            ]);
+            cc.arg(&binary)
+                .args(options)
+                .arg(source)
+                .args(["-lpthread", "-ldl"]);
+            // Not both: the other library would be probed for nothing.
+            cc.args(match name {
+                "gnutls" => &["-lgnutls"][..],
+                _ => &["-lssl", "-lcrypto"],
+            });
             self.finish(cc, "cc");
         }
         binary

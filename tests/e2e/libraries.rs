@@ -111,6 +111,109 @@ fn node_fetch() {
     run.assert_exact(&server.client_truth());
 }
 
+/// BoringSSL inside a program without symbols, which works in memory.
+#[test]
+fn bun_fetch() {
+    let Some(lab) = Lab::new("bun_fetch") else {
+        return;
+    };
+    let Some(bun) = lab.fixture("bun", "bin/bun") else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let program = lab.program("fetch.mjs");
+    let run = lab
+        .agent()
+        .run(argv![bun, program, server.port.to_string()]);
+    run.assert_exact(&server.client_truth());
+    assert_known(&run, "BoringSSL", "inferred", server.port);
+}
+
+#[test]
+fn gnutls_wget() {
+    let Some(lab) = Lab::with("gnutls_wget", &["wget"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let body = lab.file("body", random(150_021, 5));
+    let mut post = std::ffi::OsString::from("--post-file=");
+    post.push(&body);
+    let run = lab.agent().run(argv![
+        "wget",
+        "-q",
+        "--no-check-certificate",
+        "-O",
+        lab.path("echo"),
+        post,
+        server.url("/echo")
+    ]);
+    run.assert_exact(&server.client_truth());
+    assert!(
+        lab.read("echo") == lab.read("body"),
+        "the echo is not what was sent"
+    );
+    assert_known(&run, "GnuTLS", "exact", server.port);
+}
+
+/// The child of a child, through libcurl. It reads all of the answer before it finds that this is no
+/// repository.
+#[test]
+fn gnutls_git() {
+    const GIT: &str = "/usr/bin/git";
+    let Some(lab) = Lab::with("gnutls_git", &["git"]) else {
+        return;
+    };
+    if !std::path::Path::new(GIT).exists() {
+        return skip("gnutls_git", "Debian's git is not installed");
+    }
+    let server = lab.server(&[]);
+    let script = format!(
+        "{GIT} -c http.sslVerify=false ls-remote {}; test $? = 128",
+        server.url("/text/130003")
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    let truth = server.client_truth();
+    assert!(truth[0].received.len() > 130_003);
+    run.assert_exact(&truth);
+    assert_known(&run, "GnuTLS", "exact", server.port);
+}
+
+/// Every way to write and to read. What a corked session takes is sent by a call inside another one, and comes
+/// once; three sessions at one address are three connections.
+#[test]
+fn gnutls_every_call() {
+    let Some(lab) = Lab::with("gnutls_every_call", &["cc"]) else {
+        return;
+    };
+    let server = lab.server(&["--mode", "frames"]);
+    let port = server.port;
+    let run = lab
+        .agent()
+        .run(argv![lab.compiled("gnutls"), port.to_string()]);
+    run.success();
+    let truth = lab.truth("gnutls");
+    assert_eq!(truth.len(), 3);
+    records::same(&truth, &server.client_truth()).unwrap();
+    run.assert_exact(&truth);
+    assert_known(&run, "GnuTLS", "exact", port);
+}
+
+/// Every piece says which library had it, and that it went to this port, as surely as can be expected.
+#[track_caller]
+fn assert_known(run: &Run, library: &str, attribution: &str, port: u16) {
+    if bare() {
+        return;
+    }
+    for record in run.records().kind("data") {
+        assert_eq!(record["tls"]["library"]["name"], library, "{record:.300}");
+        assert_eq!(
+            record["connection"]["attribution"], attribution,
+            "{record:.300}"
+        );
+        assert_eq!(record["network"]["peer"]["port"], port, "{record:.300}");
+    }
+}
+
 /// TLS in TLS: calls nest on one thread, on two handles, and both streams are real.
 #[test]
 fn curl_through_https_proxy() {

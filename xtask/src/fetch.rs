@@ -1,10 +1,11 @@
-//! Private copies of programs with another OpenSSL than the machine's, for the end-to-end tests.
+//! Private copies of programs with another TLS library than the machine's, for the end-to-end tests.
 //!
 //! ```text
 //! target/fixtures/                what VORTEX_TEST_DIR names
 //!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
+//!   bun/                          npm:      bin/bun alone, the real file
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -26,7 +27,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     apt::{self, Apt},
-    sh::{self, SECOND},
+    sh::{self, MINUTE, SECOND},
 };
 
 struct Fixture {
@@ -75,6 +76,21 @@ const FIXTURES: &[Fixture] = &[
     },
 ];
 
+/// A program that npm has.
+struct Package {
+    name: &'static str,
+    package: &'static str,
+    file: &'static str,
+    sha256: &'static str,
+}
+
+const PACKAGES: &[Package] = &[Package {
+    name: "bun",
+    package: "@oven/bun-linux-x64@1.4.5",
+    file: "package/bin/bun",
+    sha256: "f05d28a3862f4b84395c7fa32480b835dd47482e80b7e7a49a115227f0c06083",
+}];
+
 /// Makes every fixture that is not there yet, and says where they are.
 pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
     let _lock = apt::lock()?;
@@ -86,6 +102,11 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             fixture.check(dir)
         })
         .with_context(|| format!("could not make the fixture {}", fixture.name))?;
+    }
+    for package in PACKAGES {
+        package
+            .unpack(&dir.join(package.name))
+            .with_context(|| format!("could not make the fixture {}", package.name))?;
     }
     sh::say(&format!("  private copies are in {}", dir.display()));
     Ok(dir)
@@ -118,6 +139,35 @@ pub(crate) fn tree(
     finish(to)?;
     fs::write(to.join("stamp"), stamp)?;
     Ok(())
+}
+
+impl Package {
+    /// `to/bin/NAME`, unless it is there. The stamp comes last.
+    fn unpack(&self, to: &Path) -> Result<()> {
+        let stamp = format!("{} {}\n", self.package, self.sha256);
+        if fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+            return Ok(());
+        }
+        sh::say(&format!("  fetching {} (npm)", self.package));
+        if to.exists() {
+            fs::remove_dir_all(to)?;
+        }
+        fs::create_dir_all(to.join("bin"))?;
+        let mut npm = sh::command("npm");
+        npm.args(["pack", "--silent", self.package]).current_dir(to);
+        let archive = sh::output(&mut npm, 10 * MINUTE)?;
+        let mut tar = sh::command("tar");
+        tar.args(["xzf", archive.trim(), self.file]).current_dir(to);
+        sh::run(&mut tar, MINUTE)?;
+        let program = to.join("bin").join(self.name);
+        fs::rename(to.join(self.file), &program)?;
+        fs::remove_file(to.join(archive.trim()))?;
+        let sum = sh::output(sh::command("sha256sum").arg(&program), MINUTE)?;
+        ensure!(sum.starts_with(self.sha256), "it is another file: {sum}");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        fs::write(to.join("stamp"), stamp)?;
+        Ok(())
+    }
 }
 
 impl Fixture {

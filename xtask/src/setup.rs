@@ -30,8 +30,11 @@ const TESTS: &[Need] = &[
         "/usr/share/keyrings/debian-archive-keyring.gpg",
     ),
     ("gcc", "gcc"),
+    ("git", "/usr/bin/git"),
     ("libc6-dev", "/usr/include/stdio.h"),
+    ("libgnutls28-dev", "/usr/include/gnutls/gnutls.h"),
     ("libssl-dev", "/usr/include/openssl/ssl.h"),
+    ("npm", "npm"),
     ("pkg-config", "pkg-config"),
     ("python3", "/usr/bin/python3"),
     (
@@ -51,6 +54,7 @@ const TESTS: &[Need] = &[
         "/usr/lib/python3/dist-packages/uvloop/__init__.py",
     ),
     ("sudo", "sudo"),
+    ("wget", "wget"),
 ];
 
 pub(crate) fn everything() -> Result<()> {
