@@ -296,7 +296,7 @@ impl Rules {
             .collect();
         let left = |meaning: &Meaning| match meaning {
             Meaning::Token(number) => Some(tokens[*number].left),
-            Meaning::PrivateKey => Some(Left::Edge),
+            Meaning::PrivateKey => Some(Left::Any),
             Meaning::Word | Meaning::Url => None,
         };
         let mut beginnings: Vec<Vec<Beginning>> = (0..256).map(|_| Vec::new()).collect();

@@ -24,6 +24,7 @@ pub enum Left {
     #[default]
     Edge,
     Digit,
+    Any,
 }
 
 impl Left {
@@ -31,6 +32,7 @@ impl Left {
         match self {
             Left::Edge => bytes::is_edge(text, at),
             Left::Digit => at > 0 && text[at - 1].is_ascii_digit(),
+            Left::Any => true,
         }
     }
 }
