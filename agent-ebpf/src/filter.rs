@@ -120,7 +120,7 @@ fn leader_comm_passes() -> bool {
     }
     let mut comm = [0u64, opaque(0)]; // one array of zeros would be a call of `memset`
     // SAFETY: kernel memory is read by the helper, which fails on a wrong address; `comm` is 16 bytes
-    // (TASK_COMM_LEN), zero-filled by the kernel behind its end.
+    // (TASK_COMM_LEN).
     unsafe {
         let task = bpf_get_current_task();
         // The pointer to the leader goes through `comm`, so that there is one stack slot only.
@@ -130,7 +130,9 @@ fn leader_comm_passes() -> bool {
             return false;
         }
         let from = (ptr::read_volatile(leader) + offset!(task_comm)) as *const c_void;
-        if generated::bpf_probe_read_kernel((&raw mut comm).cast(), 16, from) != 0 {
+        ptr::write_volatile(leader, 0);
+        // Only to its end: older kernels (5.10) leave there what was in a longer name before.
+        if generated::bpf_probe_read_kernel_str((&raw mut comm).cast(), 16, from) < 0 {
             return false;
         }
     }
