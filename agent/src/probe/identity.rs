@@ -66,6 +66,7 @@ impl Identities {
     /// # Errors
     /// This kernel can't say it: before 5.17, without BTF, or locked down.
     pub fn load(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Identities> {
+        ensure!(is_possible(), "no bpf_find_vma, which came with Linux 5.17");
         let identity = load(ebpf, "file_identity")?;
         let is_mapped = load(ebpf, "file_is_mapped")?;
         let answer = ebpf.take_map("IDENTITY").context("no map IDENTITY")?;
