@@ -49,7 +49,7 @@ impl Plan {
         let (last, most): (Vec<_>, Vec<_>) = tests.partition(|name| name.starts_with(LAST));
         for (label, names) in [("e2e", most), ("last", last)] {
             if !names.is_empty() {
-                plan.e2e(label, 720, &names);
+                plan.e2e(label, 840, &names);
             }
         }
         plan
@@ -88,7 +88,7 @@ impl Plan {
         let options = [
             "--test-threads=1",
             "--include-ignored",
-            "--show-output",
+            "--nocapture",
             "--exact",
         ];
         self.run(
