@@ -973,11 +973,12 @@ fn verifier_says(program: &Program, kernel: &Ebpf) -> Result<String, String> {
     Ok(text)
 }
 
-/// `stack depth 40`, or `40+8` with subprograms.
+/// `stack depth 40`, or `40+8` with subprograms; from 7.2 with more words behind it.
 fn stack_depth(text: &str) -> Option<i32> {
     let depths = text
         .lines()
         .find_map(|line| line.strip_prefix("stack depth "))?;
+    let (depths, _) = depths.split_once(' ').unwrap_or((depths, ""));
     depths
         .split('+')
         .map(|depth| depth.trim().parse::<i32>().ok())

@@ -61,6 +61,17 @@ pub enum Layout {
     Nothing,
 }
 
+impl Layout {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::Version2 => "version-2",
+            Layout::Hybrid => "hybrid",
+            Layout::Version1 => "version-1",
+            Layout::Nothing => "none",
+        }
+    }
+}
+
 /// A group that somebody named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {

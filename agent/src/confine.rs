@@ -12,8 +12,8 @@ use landlock::{
 use rustix::{
     process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
     thread::{
-        CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities,
-        set_no_new_privs,
+        CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+        set_capabilities, set_no_new_privs,
     },
 };
 use seccompiler::{
@@ -62,6 +62,20 @@ impl Default for Identity {
     }
 }
 
+/// What a process that root started needs to become nobody. Without one of them it would stay root.
+const NEEDED: [(&str, CapabilitySet); 3] = [
+    ("CAP_SETUID", CapabilitySet::SETUID),
+    ("CAP_SETGID", CapabilitySet::SETGID),
+    ("CAP_SETPCAP", CapabilitySet::SETPCAP),
+];
+
+/// The capabilities of root that [`lock_in`] will miss.
+pub fn missing() -> Vec<&'static str> {
+    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    let missing = NEEDED.iter().filter(|(_, one)| !held.contains(*one));
+    missing.map(|(name, _)| *name).collect()
+}
+
 /// What happens at a system call that is on no list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -89,6 +103,9 @@ pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineErr
     }
     use_up_first_times();
     if rustix::process::geteuid().is_root() {
+        if let Some(name) = missing().first() {
+            return Err(ConfineError::Right(name));
+        }
         empty_bounding_set()?;
         become_user(identity)?;
     }
@@ -422,6 +439,10 @@ pub enum ConfineError {
         what: &'static str,
         source: io::Error,
     },
+    #[error(
+        "lock in the pipeline: no {0} (to stop being root); `vortex-agent doctor` says how to give it"
+    )]
+    Right(&'static str),
     #[error("lock in the pipeline: {0} threads run already, they would keep their rights")]
     Threads(usize),
     #[error("lock in the pipeline: Landlock: {0}")]

@@ -10,19 +10,21 @@ use std::{
 
 use rustix::{
     process::{Pid, Signal, geteuid, kill_process},
-    thread::{CapabilitySet, capabilities, no_new_privs},
+    thread::no_new_privs,
 };
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     ahead::installed,
     cgroup::{Hierarchies, Layout},
     cli::Doctor,
     complain::complain,
-    escape,
+    confine, escape,
     locate::{Instruction, Point, Pread, Refusal, locate},
-    namespace, redact,
+    namespace,
+    probe::rights,
+    redact,
     self_test::MARKER,
 };
 
@@ -85,7 +87,9 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
         cgroups(),
     ];
     checks.extend(libraries());
-    checks.push(self_test());
+    let (tested, features) = self_test();
+    checks.push(tested);
+    checks.extend(kernel_features(&features));
     if let Some(pid) = arguments.pid {
         checks.extend(process(pid));
     }
@@ -94,7 +98,7 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
     }
     let is_healthy = checks.iter().all(|check| check.status != Status::Failed);
     let written = if arguments.json {
-        json(&checks, is_healthy)
+        json(&checks, &features, is_healthy)
     } else {
         text(&checks)
     };
@@ -111,8 +115,11 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
     }
 }
 
-fn json(checks: &[Check], is_healthy: bool) -> io::Result<()> {
-    let report = serde_json::json!({ "v": 1, "ok": is_healthy, "checks": checks }).to_string();
+fn json(checks: &[Check], features: &Features, is_healthy: bool) -> io::Result<()> {
+    let report = serde_json::json!({
+        "v": 1, "ok": is_healthy, "checks": checks, "features": features
+    });
+    let report = report.to_string();
     // serde_json leaves DEL, C1 and format controls as they are; details hold strangers' paths.
     let mut line = String::with_capacity(report.len() + 1);
     for c in report.chars() {
@@ -223,34 +230,44 @@ fn privileges() -> Check {
             ),
         };
     }
-    let needed = [
-        ("CAP_BPF", CapabilitySet::BPF),
-        ("CAP_PERFMON", CapabilitySet::PERFMON),
-        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE),
-        ("CAP_DAC_READ_SEARCH", CapabilitySet::DAC_READ_SEARCH),
-    ];
-    let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
-    if held.contains(CapabilitySet::SYS_ADMIN) {
-        return ok("privileges", "root");
-    }
-    let missing: Vec<_> = needed
+    let missing = rights::missing();
+    let purposes = missing.iter().map(|right| (right.name, right.purpose));
+    let own = confine::missing();
+    let own = own
         .iter()
-        .filter(|(_, one)| !held.contains(*one))
-        .collect();
+        .map(|name| (*name, "stop being root, in the half without privileges"));
+    let missing: Vec<_> = purposes.chain(own).collect();
     if missing.is_empty() {
-        return limited(
-            "privileges",
-            "root without CAP_SYS_ADMIN",
-            "kernels before 6.6 need CAP_SYS_ADMIN to attach",
-        );
+        return ok("privileges", "root, with what is needed");
     }
-    let names: Vec<_> = missing.iter().map(|(name, _)| *name).collect();
-    let names = names.join(", ");
+    let list = |one: fn(&(&str, &str)) -> String| missing.iter().map(one).collect::<Vec<_>>();
+    let purposes = list(|(name, purpose)| format!("{name} (to {purpose})")).join(", no ");
+    let names = list(|(name, _)| (*name).to_owned());
+    let short = list(|(name, _)| name.trim_start_matches("CAP_").to_owned());
     failed(
         "privileges",
-        format!("root without {names}"),
-        format!("give this process {names}"),
+        format!("root, but no {purposes}{}", filtered()),
+        format!(
+            "docker and podman: {}; Kubernetes: securityContext.capabilities.add: [{}], and runAsUser: 0; \
+             systemd: add {} to CapabilityBoundingSet=",
+            short
+                .iter()
+                .map(|name| format!("--cap-add={name}"))
+                .collect::<Vec<_>>()
+                .join(" "),
+            short.join(", "),
+            names.join(" "),
+        ),
     )
+}
+
+/// A seccomp filter looks the same as a missing right.
+fn filtered() -> &'static str {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if status.lines().any(|line| line == "Seccomp:\t2") {
+        return "; a seccomp filter is in force as well, which may refuse bpf() and perf_event_open()";
+    }
+    ""
 }
 
 fn on_path(program: &str) -> bool {
@@ -364,14 +381,32 @@ fn point(point: &Point) -> String {
     format!("{} ({instruction})", point.function)
 }
 
+/// What the kernel can do for us, as it was tried in the self-test; empty where that failed.
+type Features = Map<String, Value>;
+
+fn kernel_features(features: &Features) -> Option<Check> {
+    let how = |(what, how): (&String, &Value)| format!("{what} {}", how.as_str().unwrap_or("?"));
+    let all: Vec<String> = features.iter().map(how).collect();
+    (!all.is_empty()).then(|| ok("features", all.join(", ")))
+}
+
 /// One TLS call of our own, watched as anybody's would be: probes, ring, ledger and output.
-fn self_test() -> Check {
-    const NAME: &str = "self-test";
+fn self_test() -> (Check, Features) {
+    let mut features = Features::new();
+    let check = watch_ourselves("self-test", &mut features);
+    if let Ok(hierarchies) = Hierarchies::read() {
+        let layout = hierarchies.layout().name();
+        features.insert("cgroups".to_owned(), layout.into());
+    }
+    (check, features)
+}
+
+fn watch_ourselves(name: &'static str, features: &mut Features) -> Check {
     let started = Instant::now();
     let command = ["--content", "full", "--", "/proc/self/exe", "tls-self-test"];
     let output = match watch(&command, Duration::from_secs(20), None) {
         Ok(output) => output,
-        Err(error) => return failed(NAME, error.to_string(), "see the line above"),
+        Err(error) => return failed(name, error.to_string(), "see the line above"),
     };
     let took = started.elapsed().as_millis();
     let seen = |direction: &str| {
@@ -381,27 +416,31 @@ fn self_test() -> Check {
     };
     let Some(stats) = output.of("stats").last() else {
         let why = "run `vortex-agent doctor` as root, or see the reason";
-        return failed(NAME, output.complaint(), why);
+        return failed(name, output.complaint(), why);
     };
     if let Some(why) = output
         .lines
         .iter()
         .find(|line| line.contains("no libssl on this machine"))
     {
-        return limited(NAME, why.clone(), "install libssl3 to have it tested");
+        return limited(name, why.clone(), "install libssl3 to have it tested");
     }
     if !seen("sent") || !seen("received") {
         return failed(
-            NAME,
+            name,
             format!("a TLS call was made and not seen: {}", output.complaint()),
             "please report this, with `vortex-agent run -v -- curl https://…`",
         );
+    }
+    if let Some(Value::Object(found)) = stats["agent"].get("features") {
+        features.extend(found.clone());
     }
     let instruction = output
         .of("coverage")
         .find_map(|record| record["instruction"].as_str().map(str::to_owned))
         .unwrap_or_default();
-    let links = stats["agent"]["links"].as_str().unwrap_or_default();
+    let links = features.get("links").and_then(Value::as_str);
+    let links = links.unwrap_or_default();
     let bytes = &stats["ledger"]["bytes"];
     let detail = format!(
         "a TLS call of our own was seen in {took} ms: {} bytes sent and received, {} lost; the probed \
@@ -413,7 +452,7 @@ fn self_test() -> Check {
     );
     if instruction == "stepped" {
         return limited(
-            NAME,
+            name,
             detail,
             "each call costs about 10 µs more than with an emulated instruction: this build of the \
              library has none at its entry",
@@ -421,13 +460,13 @@ fn self_test() -> Check {
     }
     if links != "session" {
         return limited(
-            NAME,
+            name,
             detail,
             "a program that switches stacks inside a TLS call can be killed (README): Linux 6.13 has \
              session links, by which it lives",
         );
     }
-    ok(NAME, detail)
+    ok(name, detail)
 }
 
 /// What would be seen of this process.

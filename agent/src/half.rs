@@ -117,11 +117,82 @@ pub struct Hello {
     pub ring_bytes: u64,
     /// Rows of the counters.
     pub cpus: u32,
-    pub link: Link,
-    /// Uses of sockets are seen.
-    pub sees_sockets: bool,
+    pub features: Features,
     /// What does not work here, in words.
     pub limits: Vec<String>,
+}
+
+/// What this kernel can do for us. Each was tried; no version was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    pub link: Link,
+    /// A link can be for one process alone.
+    pub scopes_processes: bool,
+    pub sockets: Sockets,
+    /// Who connected is told from who accepted.
+    pub roles: bool,
+    pub files: Files,
+    /// Children are followed in the kernel.
+    pub follows: bool,
+    /// The name of a thread's leader can be asked for.
+    pub comms: bool,
+}
+
+impl Features {
+    /// For people and tests: what, and how.
+    pub fn words(&self) -> [(&'static str, &'static str); 8] {
+        let has = |has| if has { "yes" } else { "no" };
+        [
+            ("links", self.link.name()),
+            ("cookies", has(self.link != Link::Perf)),
+            ("process_links", has(self.scopes_processes)),
+            ("sockets", self.sockets.name()),
+            ("roles", has(self.roles)),
+            ("files", self.files.name()),
+            ("children", if self.follows { "kernel" } else { "reports" }),
+            ("comms", has(self.comms)),
+        ]
+    }
+}
+
+/// How uses of sockets are seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Sockets {
+    /// 6.3
+    Tracepoints,
+    Fexit,
+    Unseen,
+}
+
+impl Sockets {
+    const fn name(self) -> &'static str {
+        match self {
+            Sockets::Tracepoints => "tracepoints",
+            Sockets::Fexit => "fexit",
+            Sockets::Unseen => "none",
+        }
+    }
+}
+
+/// How a file is told from others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Files {
+    /// By the kernel's inode, also of what another process maps (6.1).
+    OfProcesses,
+    /// By the kernel's inode, of what we map ourselves (5.17).
+    Own,
+    /// By what `stat` shows.
+    Numbers,
+}
+
+impl Files {
+    const fn name(self) -> &'static str {
+        match self {
+            Files::OfProcesses => "inodes",
+            Files::Own => "own-inodes",
+            Files::Numbers => "numbers",
+        }
+    }
 }
 
 /// How probes are attached.

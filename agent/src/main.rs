@@ -16,7 +16,7 @@ use vortex_agent::{
     complain::{self, complain},
     config::Config,
     doctor, locate,
-    probe::{self, Loaded},
+    probe::{self, Loaded, Walked},
     run, self_test,
 };
 
@@ -107,7 +107,12 @@ fn load_check() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
     for (name, result) in results {
         match result {
-            Loaded::Yes(text) => println!("{name}: ok, {text}"),
+            Loaded::Yes(Walked {
+                instructions,
+                stack,
+            }) => {
+                println!("{name}: ok, {instructions} instructions, {stack} bytes of stack");
+            }
             Loaded::NotHere(why) => println!("{name}: not for this kernel: {why}"),
             Loaded::No(error) => {
                 println!("{name}: FAILED: {error}");

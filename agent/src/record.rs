@@ -288,8 +288,8 @@ pub struct Stats {
     /// Own CPU time so far in seconds and resident memory in bytes, both halves.
     pub cpu_seconds: f64,
     pub memory_bytes: u64,
-    /// How the probes are attached: `session`, `multi`, `perf`.
-    pub links: &'static str,
+    /// What the kernel can do for us, and how.
+    pub features: Vec<(&'static str, &'static str)>,
     /// `none`, `redacted`, `full`.
     pub content: &'static str,
     /// What does not work on this machine, in words: no BTF, no attribution.

@@ -41,7 +41,7 @@ use crate::{
     config::{Color, Config, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
-    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report},
+    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report, Sockets},
     launch::{self, Half},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, locate},
@@ -291,7 +291,7 @@ struct Session<'a> {
     /// Processes that the half has stopped, with their ids in our pid namespace.
     held: HashMap<u32, u32>,
     limits: Vec<Clear>,
-    links: &'static str,
+    features: Vec<(&'static str, &'static str)>,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
     surveyed: bool,
@@ -379,7 +379,7 @@ impl<'a> Session<'a> {
             ..Identity::default()
         };
         let clock = to_wall();
-        lock_in(identity, SeccompMode::Enforce)?;
+        let confinement = lock_in(identity, SeccompMode::Enforce)?;
         if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }
@@ -409,7 +409,7 @@ impl<'a> Session<'a> {
             filter_set: false,
             held: HashMap::new(),
             limits: Vec::new(),
-            links: "",
+            features: vec![("landlock", confinement.landlock)],
             half_usage: (0, 0),
             surveyed: false,
             late: VecDeque::new(),
@@ -855,13 +855,13 @@ impl<'a> Session<'a> {
         for limit in &hello.limits {
             tracing::warn!("{limit}");
         }
-        self.links = hello.link.name();
+        self.features.extend(hello.features.words());
         let limits = hello.limits.iter();
         self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
         let wanted = self.filter();
         let bits = self.filter_bits(&wanted);
         shared.control.set(control::AWAKE, 1);
-        if hello.sees_sockets {
+        if hello.features.sockets != Sockets::Unseen {
             self.pipeline.expect_sockets();
             shared.control.set(control::SOCKETS, 1);
         }
@@ -1087,7 +1087,7 @@ impl<'a> Session<'a> {
                 + half_micros as f64 / 1e6,
             memory_bytes: own_memory(&self.statm) + half_memory,
             content: self.config.content.name(),
-            links: self.links,
+            features: self.features.clone(),
             limits: self.limits.clone(),
         };
         let now = now();

@@ -23,6 +23,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set,
+    set_capabilities,
+};
 use serde_json::Value;
 
 use crate::records::{Records, Truth, compare, total};
@@ -78,6 +82,11 @@ fn factor(variable: &str, otherwise: u64) -> u64 {
     };
     let value = value.parse().ok().filter(|&value| value > 0);
     value.unwrap_or_else(|| panic!("{variable} is not a positive number"))
+}
+
+/// Nobody else is on this machine.
+pub(crate) fn is_alone() -> bool {
+    set("VORTEX_ALONE")
 }
 
 /// Clients run alone, nothing is captured.
@@ -141,6 +150,36 @@ pub(crate) fn random(size: usize, seed: u64) -> Vec<u8> {
     }
     bytes.truncate(size);
     bytes
+}
+
+/// Root that starts a program has what its bounding set holds: these and no others.
+pub(crate) fn limit(command: &mut Command, held: CapabilitySet) {
+    // SAFETY: system calls and nothing else: all of it is async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            for number in 0..64 {
+                let one = CapabilitySet::from_bits_retain(1 << number);
+                if held.contains(one) {
+                    continue;
+                }
+                match remove_capability_from_bounding_set(one) {
+                    Ok(()) => {}
+                    // The first number that this kernel does not know.
+                    Err(rustix::io::Errno::INVAL) => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            let sets = capabilities(None)?;
+            let inheritable = CapabilitySet::empty();
+            Ok(set_capabilities(
+                None,
+                CapabilitySets {
+                    inheritable,
+                    ..sets
+                },
+            )?)
+        })
+    };
 }
 
 /// How a process ended.
@@ -264,7 +303,7 @@ impl Lab {
     #[track_caller]
     pub(crate) fn alone(test: &'static str) -> Self {
         assert!(
-            set("VORTEX_ALONE"),
+            is_alone(),
             "{test} probes everybody's libraries: in a virtual machine only, by `cargo xtask vm -- {test}`"
         );
         assert!(!bare(), "VORTEX_BARE has nothing to check here");
@@ -564,6 +603,7 @@ impl Lab {
             environment: Vec::new(),
             stdin: None,
             directory: None,
+            capabilities: None,
         }
     }
 }
@@ -662,6 +702,7 @@ pub(crate) struct Agent<'a> {
     environment: Vec<(OsString, OsString)>,
     stdin: Option<PathBuf>,
     directory: Option<PathBuf>,
+    capabilities: Option<CapabilitySet>,
 }
 
 impl Agent<'_> {
@@ -691,6 +732,12 @@ impl Agent<'_> {
     /// A copy of the agent.
     pub(crate) fn binary(mut self, path: &Path) -> Self {
         self.binary = path.to_owned();
+        self
+    }
+
+    /// Root with these and no others.
+    pub(crate) fn capabilities(mut self, held: CapabilitySet) -> Self {
+        self.capabilities = Some(held);
         self
     }
 
@@ -746,6 +793,9 @@ impl Agent<'_> {
         }
         if let Some(dir) = &self.directory {
             command.current_dir(dir);
+        }
+        if let Some(held) = self.capabilities {
+            limit(&mut command, held);
         }
         command
     }

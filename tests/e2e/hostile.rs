@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use vortex_agent::half::{
-    self, Filter, Hello, Link, Mapped, OWN_FILE, Order, Received, Report, Site,
+    self, Features, Files, Filter, Hello, Link, Mapped, OWN_FILE, Order, Received, Report, Site,
+    Sockets,
 };
 use vortex_agent::locate::{Pread, locate};
 
@@ -353,8 +354,15 @@ fn hello(ring_bytes: u64) -> Report {
     Report::Hello(Hello {
         ring_bytes,
         cpus: 1,
-        link: Link::Multi,
-        sees_sockets: false,
+        features: Features {
+            link: Link::Multi,
+            scopes_processes: false,
+            sockets: Sockets::Unseen,
+            roles: false,
+            files: Files::Numbers,
+            follows: false,
+            comms: false,
+        },
         limits: vec![],
     })
 }

@@ -12,15 +12,18 @@
 
 mod addresses;
 mod attribution;
+mod capabilities;
 mod cli;
 mod containers;
 mod files;
 mod filters;
+mod golden;
 mod halves;
 mod harness;
 mod hostile;
 mod identity;
 mod kernel;
+mod kernels;
 mod libraries;
 mod life;
 mod lifecycle;

@@ -85,6 +85,19 @@ pub(crate) fn half_of(agent: u32) -> Option<u32> {
     })
 }
 
+/// The kinds of BPF links that a process holds.
+pub(crate) fn links_of(pid: u32) -> Vec<String> {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let kind = |info: fs::DirEntry| {
+        let text = fs::read_to_string(info.path()).ok()?;
+        let kind = text
+            .lines()
+            .find_map(|line| line.strip_prefix("link_type:"));
+        kind.map(|kind| kind.trim().to_owned())
+    };
+    infos.filter_map(|info| kind(info.unwrap())).collect()
+}
+
 /// The process whose executable this is. Only for executables that the test made itself.
 pub(crate) fn running(executable: &Path) -> Option<u32> {
     all().find(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == executable))

@@ -2,6 +2,7 @@
 
 mod apt;
 mod bench;
+mod bless;
 mod console;
 mod cpio;
 mod demo;
@@ -36,6 +37,8 @@ usage: cargo xtask COMMAND
   vm --drill            does it report a panic, a hang, a failing test? Boots machines with each
   vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
   fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
+  bless [--kernel V,...]
+                        renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
@@ -64,6 +67,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["test", filter] if !filter.starts_with('-') => test::run(Some(filter)),
         ["vm", rest @ ..] if !rest.contains(&"--help") => vm::command(rest),
         ["fuzz", rest @ ..] if !rest.contains(&"--help") => fuzz::command(rest),
+        ["bless", rest @ ..] if !rest.contains(&"--help") => bless::command(rest),
         ["bench", rest @ ..] => bench::main(rest),
         ["demo"] => demo::run(),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {

@@ -25,7 +25,7 @@ use aya::{
 };
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_func_id};
 
-use super::session;
+use super::raw;
 
 /// The address of a `struct inode`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -131,6 +131,11 @@ impl Identities {
         (answer.inode != 0).then_some(Inode(answer.inode))
     }
 
+    /// Is [`Identities::of_mapping`] ever answered?
+    pub fn know_other_processes(&self) -> bool {
+        self.of_process.is_some()
+    }
+
     /// Does any process map the file, in whatever namespace? `inode` must be held alive by a link or a
     /// descriptor of ours.
     pub fn is_mapped(&self, inode: Inode) -> Result<bool> {
@@ -149,13 +154,13 @@ impl Identities {
     /// BPF_PROG_TEST_RUN with one argument.
     fn run(&self, program: &OwnedFd, argument: u64) -> Result<FileIdentity> {
         let answer = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut attributes = session::zeroed();
+        let mut attributes = raw::zeroed();
         let arguments = [argument];
         attributes.test.prog_fd = program.as_raw_fd() as u32;
         attributes.test.ctx_in = arguments.as_ptr() as u64;
         attributes.test.ctx_size_in = size_of_val(&arguments) as u32;
         // SAFETY: `arguments` is as long as it says, and outlives the call.
-        unsafe { session::bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }
+        unsafe { raw::bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attributes) }
             .context("ask a kernel program")?;
         Ok(answer.get(&0, 0)?)
     }
@@ -201,7 +206,7 @@ pub(super) fn load_iterator(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<Ow
 pub(super) fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
     // `union bpf_iter_link_info`: tid, pid, pid_fd.
     let thread = [pid, 0, 0, 0];
-    let mut attributes = session::zeroed();
+    let mut attributes = raw::zeroed();
     // SAFETY: unions of plain integers, zeroed; `thread` is as long as it says, and outlives the call.
     let link = unsafe {
         let create = &mut attributes.link_create;
@@ -209,12 +214,12 @@ pub(super) fn iterate(program: &OwnedFd, pid: u32) -> io::Result<()> {
         create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
         create.__bindgen_anon_3.__bindgen_anon_1.iter_info = thread.as_ptr() as u64;
         create.__bindgen_anon_3.__bindgen_anon_1.iter_info_len = size_of_val(&thread) as u32;
-        session::descriptor_of(bpf_cmd::BPF_LINK_CREATE, &mut attributes)?
+        raw::descriptor_of(bpf_cmd::BPF_LINK_CREATE, &mut attributes)?
     };
-    let mut attributes = session::zeroed();
+    let mut attributes = raw::zeroed();
     attributes.iter_create.link_fd = link.as_raw_fd() as u32;
     // SAFETY: plain numbers; the command makes a descriptor.
-    let iterator = unsafe { session::descriptor_of(bpf_cmd::BPF_ITER_CREATE, &mut attributes)? };
+    let iterator = unsafe { raw::descriptor_of(bpf_cmd::BPF_ITER_CREATE, &mut attributes)? };
     // It writes nothing: the end is all that there is to read.
     rustix::io::read(&iterator, &mut [0; 8])?;
     Ok(())

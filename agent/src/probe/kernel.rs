@@ -18,6 +18,8 @@ pub struct Known {
     pub ids: bool,
     /// Addresses of sockets.
     pub sockets: bool,
+    /// Who of them connected, and who accepted.
+    pub sides: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
 }
@@ -102,6 +104,7 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
             leader,
             ids: tasks && ids,
             sockets,
+            sides,
             files,
         },
     ))

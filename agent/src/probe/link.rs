@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap as Named,
-    ffi::{CStr, CString},
+    ffi::CString,
     io,
     num::NonZeroU32,
     os::fd::AsRawFd as _,
@@ -22,18 +22,19 @@ use aya::{
         UProbeMultiFeature, is_helper_supported, is_perf_link_supported, is_uprobe_multi_supported,
     },
 };
-use aya_obj::generated::{bpf_attach_type, bpf_func_id};
+use aya_obj::generated::bpf_func_id;
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::{
-    identity::{self, Identities, Inode},
+    identity::{Identities, Inode},
     ids::Ids,
     kernel::{self, Known},
     mapping::Mapping,
+    raw::{self, Bound, Kind},
     session::{self, Session},
 };
 use crate::{
-    half::{Link, Site},
+    half::{Features, Files, Link, Site, Sockets},
     namespace,
 };
 
@@ -52,20 +53,35 @@ const PERF_ENTRIES: [(u64, &str); 8] = [
     (25, "entry_flush"),
 ];
 const WHAT: u64 = 31;
-/// Programs that see sockets used, and what they hang on: the first pair that this kernel takes. The
-/// tracepoints came with 6.3. The old pair is refused where it does not belong, the new one is not.
-const SOCKET_USES: [[(&str, &str); 2]; 3] = [
-    [
-        ("socket_send", "sock_send_length"),
-        ("socket_receive", "sock_recv_length"),
-    ],
-    [
-        ("tcp_send_old", "tcp_sendmsg"),
-        ("tcp_receive_old", "tcp_recvmsg"),
-    ],
-    [("tcp_send", "tcp_sendmsg"), ("tcp_receive", "tcp_recvmsg")],
+/// Programs that see sockets used, and what they hang on.
+pub struct SocketUses {
+    how: Sockets,
+    pub pair: [(&'static str, &'static str); 2],
+}
+
+/// The first that this kernel takes. The tracepoints came with 6.3. The old pair is refused where it does
+/// not belong, the new one is not.
+pub const SOCKET_USES: [SocketUses; 3] = [
+    SocketUses {
+        how: Sockets::Tracepoints,
+        pair: [
+            ("socket_send", "sock_send_length"),
+            ("socket_receive", "sock_recv_length"),
+        ],
+    },
+    SocketUses {
+        how: Sockets::Fexit,
+        pair: [
+            ("tcp_send_old", "tcp_sendmsg"),
+            ("tcp_receive_old", "tcp_recvmsg"),
+        ],
+    },
+    SocketUses {
+        how: Sockets::Fexit,
+        pair: [("tcp_send", "tcp_sendmsg"), ("tcp_receive", "tcp_recvmsg")],
+    },
 ];
-const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
+pub const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 6;
 const CONTROL: u64 = 10;
@@ -73,7 +89,7 @@ const CLEARED: u64 = 12;
 const FREED: u64 = 16;
 
 /// Programs for session links: for calls, and for creators.
-const SESSIONS: [&CStr; 2] = [c"call_session", c"created_session"];
+pub const SESSIONS: [&str; 2] = ["call_session", "created_session"];
 
 /// A link. Dropping it detaches.
 pub enum Attachment {
@@ -85,13 +101,9 @@ pub enum Attachment {
 pub struct Kernel {
     maps: Named<String, Map>,
     pub programs: Programs,
-    pub link: Link,
+    pub features: Features,
     /// Where the ids that we know processes by are not those that the programs know them by.
     ids: Option<Ids>,
-    /// Children are followed in the kernel.
-    pub follows: bool,
-    /// Uses of sockets are seen.
-    pub sees_sockets: bool,
     /// What does not work here, in words.
     pub limits: Vec<String>,
     pub cpus: u32,
@@ -139,10 +151,10 @@ impl Kernel {
         }
         let mut sessions = Vec::new();
         if link == Link::Session {
-            let object = session::Bound::to(&ebpf)?;
+            let object = Bound::to(&ebpf)?;
             for name in SESSIONS {
-                let loaded = object.load(name);
-                sessions.push(loaded.with_context(|| format!("load the kernel program {name:?}"))?);
+                let loaded = Session::load(&object, name);
+                sessions.push(loaded.with_context(|| format!("load the kernel program {name}"))?);
             }
         }
         load_uprobes(&mut ebpf, link)?;
@@ -165,12 +177,12 @@ impl Kernel {
                 .unwrap_or(false);
         // Once: the kernel's types are megabytes to read.
         let btf = Btf::from_sys_fs();
-        let mut sees_sockets = known.sockets;
-        if known.sockets
-            && let Err(error) = follow_sockets(&mut ebpf, &btf)
-        {
-            limits.push(format!("no addresses of connections: {error:#}"));
-            sees_sockets = false;
+        let mut sockets = Sockets::Unseen;
+        if known.sockets {
+            sockets = follow_sockets(&mut ebpf, &btf).unwrap_or_else(|error| {
+                limits.push(format!("no addresses of connections: {error:#}"));
+                Sockets::Unseen
+            });
         }
         let identities = if known.files {
             Identities::load(&mut ebpf, &btf)
@@ -188,6 +200,19 @@ impl Kernel {
             false if known.ids => Some(Ids::load(&mut ebpf, &btf).context(namespace::NO_IDS)?),
             false => bail!("{}: its structures are unknown", namespace::NO_IDS),
         };
+        let features = Features {
+            link,
+            scopes_processes,
+            sockets,
+            roles: known.sides,
+            files: match &identities {
+                Ok(known) if known.know_other_processes() => Files::OfProcesses,
+                Ok(_) => Files::Own,
+                Err(()) => Files::Numbers,
+            },
+            follows,
+            comms: known.leader,
+        };
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let maps = names
             .into_iter()
@@ -202,10 +227,8 @@ impl Kernel {
                 link,
                 scopes_processes,
             },
-            link,
+            features,
             ids,
-            follows,
-            sees_sockets,
             limits,
             cpus,
             ring_bytes,
@@ -427,19 +450,19 @@ impl Programs {
 }
 
 /// Attaches what sees sockets: those that end in any case, and the first pair for those that are used.
-fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<()> {
+fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Sockets> {
     let btf = btf.as_ref().map_err(|error| anyhow!("{error}"))?;
     load_socket_program(ebpf, SOCKET_END, btf)?;
     let mut refusals = Vec::new();
-    for uses in SOCKET_USES {
-        let loaded: Result<()> = uses
+    for SocketUses { how, pair } in SOCKET_USES {
+        let loaded: Result<()> = pair
             .into_iter()
             .try_for_each(|program| load_socket_program(ebpf, program, btf));
         if let Err(error) = loaded {
             refusals.push(format!("{error:#}"));
             continue;
         }
-        for (name, hook) in [SOCKET_END].into_iter().chain(uses) {
+        for (name, hook) in [SOCKET_END].into_iter().chain(pair) {
             let program = ebpf.program_mut(name).context("it was loaded above")?;
             let attached = match program {
                 Program::BtfTracePoint(program) => program.attach().map(drop),
@@ -448,7 +471,7 @@ fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<()> {
             };
             attached.with_context(|| format!("attach to {hook}"))?;
         }
-        return Ok(());
+        return Ok(how);
     }
     bail!("{}", refusals.join("; "))
 }
@@ -466,120 +489,6 @@ fn load_on(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), ProgramEr
         Program::FExit(program) => program.load(hook, btf),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
-}
-
-/// What came of loading one program.
-pub enum Loaded {
-    Yes(String),
-    /// Its kind does not exist on this kernel; another program does its work, or nobody.
-    NotHere(&'static str),
-    No(String),
-}
-
-/// Loads every program of the object by itself, whatever this machine would use. For tests on many
-/// kernels.
-pub fn check_all() -> Result<Vec<(String, Loaded)>> {
-    let (offsets, _) = readable_offsets().unwrap_or_default();
-    let mut ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
-    let btf = Btf::from_sys_fs().ok();
-    let has_multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation).unwrap_or(false);
-    let has_cookies = is_perf_link_supported().unwrap_or(false);
-    let mut results = check_sessions(&ebpf);
-    for (name, program) in ebpf.programs_mut() {
-        if name.ends_with("_session") {
-            continue;
-        }
-        let loaded = match program {
-            Program::UProbe(_) if name.ends_with("_multi") && !has_multi => {
-                results.push((name.to_owned(), Loaded::NotHere("no uprobe_multi links")));
-                continue;
-            }
-            Program::UProbe(_) if name == "freed_perf" && !has_cookies => {
-                results.push((name.to_owned(), Loaded::NotHere("no cookies")));
-                continue;
-            }
-            Program::UProbe(program) => program.load(),
-            Program::RawTracePoint(_) if name == "file_identity" && !identity::is_possible() => {
-                results.push((name.to_owned(), Loaded::NotHere("no bpf_find_vma")));
-                continue;
-            }
-            Program::RawTracePoint(program) => program.load(),
-            Program::Iter(_) if name == "mapping_identity" && !identity::is_possible() => {
-                results.push((name.to_owned(), Loaded::NotHere("no bpf_find_vma")));
-                continue;
-            }
-            Program::Iter(program) => match &btf {
-                Some(btf) => program.load("task", btf),
-                None => {
-                    results.push((name.to_owned(), Loaded::NotHere("no BTF")));
-                    continue;
-                }
-            },
-            Program::BtfTracePoint(_) | Program::FExit(_) => {
-                let mut hooks = SOCKET_USES.iter().flatten().chain([&SOCKET_END]);
-                let hook = hooks.find(|(known, _)| *known == name);
-                let (_, hook) = hook.with_context(|| format!("{name}: no hook is known"))?;
-                match &btf {
-                    Some(btf) => load_on(program, hook, btf),
-                    None => {
-                        results.push((name.to_owned(), Loaded::NotHere("no BTF")));
-                        continue;
-                    }
-                }
-            }
-            other => bail!(
-                "{name}: a program of an unexpected type: {:?}",
-                other.prog_type()
-            ),
-        };
-        let result = match loaded.and_then(|()| program.info()) {
-            Ok(info) => Loaded::Yes(match info.verified_instruction_count() {
-                Some(count) => format!("{count} instructions verified"),
-                None => "loaded".to_owned(),
-            }),
-            Err(ProgramError::Btf(_)) => Loaded::NotHere("no such tracepoint"),
-            Err(error) => Loaded::No(last_lines(&error)),
-        };
-        results.push((name.to_owned(), result));
-    }
-    accept_alternatives(&mut results);
-    Ok(results)
-}
-
-/// One pair of the programs that see sockets is enough.
-fn accept_alternatives(results: &mut [(String, Loaded)]) {
-    let is_loaded = |(wanted, _): &(&str, &str)| {
-        let mut results = results.iter();
-        results.any(|(name, loaded)| name == wanted && matches!(loaded, Loaded::Yes(_)))
-    };
-    if !SOCKET_USES.iter().any(|pair| pair.iter().all(is_loaded)) {
-        return;
-    }
-    for (name, loaded) in results {
-        let is_use = SOCKET_USES.iter().flatten().any(|(use_, _)| use_ == name);
-        if is_use && matches!(loaded, Loaded::No(_)) {
-            *loaded = Loaded::NotHere("another pair sees sockets");
-        }
-    }
-}
-
-fn check_sessions(ebpf: &Ebpf) -> Vec<(String, Loaded)> {
-    let is_supported = session::is_supported();
-    let check = |name| {
-        if !is_supported {
-            return Loaded::NotHere("no session links");
-        }
-        match session::Bound::to(ebpf).and_then(|object| object.load(name)) {
-            Ok(session) => match session.verified() {
-                Ok(count) => Loaded::Yes(format!("{count} instructions verified")),
-                Err(_) => Loaded::Yes("loaded".to_owned()),
-            },
-            Err(error) => Loaded::No(tail(&format!("{error:#}"))),
-        }
-    };
-    SESSIONS
-        .map(|name| (name.to_string_lossy().into_owned(), check(name)))
-        .into()
 }
 
 /// The verifier's log is for `load-check`; its last words are enough here.
@@ -605,24 +514,7 @@ fn in_a_line(error: &ProgramError) -> String {
 const VERIFIER_STATISTICS: [&str; 4] =
     ["verification time", "stack depth", "processed", "mark_read"];
 
-/// Why the verifier refused is at the end of what it says.
-fn last_lines(error: &ProgramError) -> String {
-    let ProgramError::LoadError {
-        io_error,
-        verifier_log,
-    } = error
-    else {
-        return format!("{error:#}");
-    };
-    format!("{io_error}\n{}", tail(&verifier_log.to_string()))
-}
-
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
-}
-
-fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
+pub fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
     const PROCESSES: u32 = 32768;
     let ids = if namespace::is_initial() {
         1
@@ -644,10 +536,7 @@ fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
         .map_max_entries("COUNTERS", cpus)
         .map_max_entries("IDS", ids)
         .load(OBJECT)
-        .context(
-            "create the kernel maps: it needs CAP_BPF and CAP_PERFMON (or CAP_SYS_ADMIN before 5.8), \
-             and below 5.11 an unlimited RLIMIT_MEMLOCK; `vortex-agent doctor` says what is missing",
-        )
+        .context("create the kernel maps")
 }
 
 /// Where the members of kernel structures are, if a program may read them. Without offsets no program tries:
@@ -685,15 +574,15 @@ fn load_uprobes(ebpf: &mut Ebpf, link: Link) -> Result<()> {
 /// aya takes a kernel that refuses reads of its own memory for one from before 5.5, and makes one helper of all
 /// that read memory, which is refused as well. So we load what was built, and aya gets the programs.
 fn load_uprobes_as_built(ebpf: &mut Ebpf, link: Link) -> Result<()> {
-    let object = session::Bound::to(ebpf)?;
+    let object = Bound::to(ebpf)?;
     for name in uprobes(link) {
         let kind = match name.ends_with("_multi") {
-            true => bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32,
-            false => 0,
+            true => Kind::MULTI,
+            false => Kind::UPROBE,
         };
-        let loaded = object.load_for(&CString::new(name)?, kind);
+        let loaded = object.load(name, kind);
         let loaded = loaded.with_context(|| format!("load the kernel program {name}"))?;
-        let id = session::info(&loaded)?.id;
+        let id = raw::info(&loaded)?.id;
         let mut all = loaded_programs().flatten();
         let info = all.find(|info| info.id() == id);
         let info = info.context("a loaded program is not in the kernel's list")?;
@@ -771,7 +660,7 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// The kernel numbers CPUs from 0 to this, absent ones included.
-fn possible_cpus() -> Result<u32> {
+pub fn possible_cpus() -> Result<u32> {
     let cpus = aya::util::nr_cpus()
         .map_err(|(path, error)| io::Error::new(error.kind(), format!("{path}: {error}")))?;
     Ok(cpus.get())

@@ -58,6 +58,12 @@ pub struct SideBand {
 }
 
 impl SideBand {
+    /// Are we not allowed to be told?
+    pub fn is_refused() -> bool {
+        let first = Ring::open(0);
+        first.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     pub fn open() -> io::Result<Self> {
         let mut band = SideBand {
             online: String::new(),

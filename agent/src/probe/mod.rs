@@ -5,6 +5,7 @@
 //! it attaches only to files that it sent or was sent, inside the file, where the bytes are those that
 //! the pipeline saw. What it sends with `-- CMD` is what the tree maps.
 
+mod check;
 pub mod facts;
 mod file;
 mod hold;
@@ -19,6 +20,8 @@ mod link;
 mod log;
 mod mapping;
 mod place;
+mod raw;
+pub mod rights;
 mod session;
 mod watch;
 
@@ -40,7 +43,10 @@ use rustix::{
     time::ClockId,
 };
 
-pub use self::link::{Loaded, OBJECT, check_all};
+pub use self::{
+    check::{Loaded, Walked, check_all},
+    link::OBJECT,
+};
 use self::{
     file::Version,
     hold::Holds,
@@ -73,11 +79,9 @@ pub struct Options {
 /// undoes every link.
 pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     raise_descriptor_limit();
+    rights::check()?;
     let kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
-    let band = SideBand::open().context(
-        "watch for executable mappings by perf_event_open: it needs CAP_PERFMON, and \
-         kernel.perf_event_paranoid must not forbid it",
-    )?;
+    let band = SideBand::open().context("watch for executable mappings by perf_event_open")?;
     let mut half = Half::new(kernel, band, socket)?;
     half.greet()?;
     let served = half.run();
@@ -264,8 +268,7 @@ impl<'a> Half<'a> {
         let hello = Report::Hello(Hello {
             ring_bytes: u64::from(self.kernel.ring_bytes),
             cpus: self.kernel.cpus,
-            link: self.kernel.link,
-            sees_sockets: self.kernel.sees_sockets,
+            features: self.kernel.features,
             limits: self.kernel.limits.clone(),
         });
         half::send(self.socket, &hello, &self.kernel.shared())
@@ -364,7 +367,7 @@ impl<'a> Half<'a> {
                     self.tell(pid);
                     self.homes.fork(parent, pid);
                 }
-                if !self.kernel.follows && self.filter.follow && self.has(parent, WANTED) {
+                if !self.kernel.features.follows && self.filter.follow && self.has(parent, WANTED) {
                     self.mark(pid, WANTED)?;
                 }
             }
@@ -985,7 +988,7 @@ impl<'a> Half<'a> {
         if self.files.values().all(|file| file.old.is_none()) {
             return;
         }
-        let open = match self.kernel.link {
+        let open = match self.kernel.features.link {
             Link::Session => self.open_calls(),
             Link::Multi | Link::PerfCookie | Link::Perf => HashSet::new(),
         };

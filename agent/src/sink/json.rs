@@ -334,7 +334,11 @@ impl Object<'_> {
             agent.key("cpu_seconds");
             agent.display(format_args!("{:.3}", stats.cpu_seconds));
             agent.number("memory_bytes", stats.memory_bytes);
-            agent.word("links", stats.links);
+            agent.object("features", |features| {
+                for (what, how) in &stats.features {
+                    features.word(what, how);
+                }
+            });
         });
         self.array("limits", &stats.limits, |out, limit| quoted(limit, out));
     }
@@ -750,7 +754,7 @@ mod tests {
                 r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"sendfile":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
-                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"links":""},"limits":[]}"#,
+                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[]}"#,
                 "\n"
             )
         );
@@ -775,7 +779,7 @@ mod tests {
         stats.last = true;
         stats.cpu_seconds = 1.25;
         stats.memory_bytes = 17;
-        stats.links = "multi";
+        stats.features = vec![("links", "multi"), ("cookies", "yes")];
         stats.limits = vec!["no BTF".into(), "no attribution".into()];
         stats.sinks = ["stdout", "/tmp/x"]
             .map(|name| SinkCount {
@@ -806,7 +810,7 @@ mod tests {
         assert_eq!(got["last"], json!(true));
         assert_eq!(
             got["agent"],
-            json!({"cpu_seconds": 1.25, "memory_bytes": 17, "links": "multi"})
+            json!({"cpu_seconds": 1.25, "memory_bytes": 17, "features": {"links": "multi", "cookies": "yes"}})
         );
         assert_eq!(got["limits"], json!(["no BTF", "no attribution"]));
         assert_eq!(

@@ -870,7 +870,7 @@ mod tests {
             }],
             cpu_seconds: 0.125,
             memory_bytes: 3 << 19,
-            links: "session",
+            features: vec![("links", "session")],
             content: "full",
             limits: vec!["no BTF".into()],
         };
