@@ -23,7 +23,7 @@ use crate::{
     confine, escape,
     locate::{Instruction, Point, Pread, Refusal, locate},
     namespace,
-    probe::rights,
+    probe::{danger, rights},
     redact,
     self_test::MARKER,
 };
@@ -86,6 +86,7 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
         namespace(),
         cgroups(),
     ];
+    checks.extend(dangers());
     checks.extend(libraries());
     let (tested, features) = self_test();
     checks.push(tested);
@@ -208,6 +209,20 @@ fn lockdown() -> Check {
         );
     }
     ok("lockdown", text.trim().to_owned())
+}
+
+/// What this kernel is known to do wrong.
+fn dangers() -> Vec<Check> {
+    const NAME: &str = "dangers";
+    let known = danger::known();
+    if known.is_empty() {
+        return vec![ok(NAME, "none are known of this kernel")];
+    }
+    let told = known.into_iter().map(|danger| match danger.is_deadly {
+        true => failed(NAME, danger.what, danger.way_out),
+        false => limited(NAME, danger.what, danger.way_out),
+    });
+    told.collect()
 }
 
 /// The rights of the half, by how it would be started.

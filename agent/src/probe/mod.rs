@@ -6,6 +6,7 @@
 //! the pipeline saw. What it sends with `-- CMD` is what the tree maps.
 
 mod check;
+pub mod danger;
 pub mod facts;
 mod file;
 mod hold;
@@ -80,7 +81,12 @@ pub struct Options {
 pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     raise_descriptor_limit();
     rights::check()?;
-    let kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
+    let dangers = danger::known();
+    danger::check(&dangers)?;
+    let mut kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
+    kernel
+        .limits
+        .extend(dangers.iter().map(|danger| danger.what.to_owned()));
     let band = SideBand::open().context("watch for executable mappings by perf_event_open")?;
     let mut half = Half::new(kernel, band, socket)?;
     half.greet()?;
