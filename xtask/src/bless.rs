@@ -57,7 +57,7 @@ pub(crate) fn command(args: &[&str]) -> Result<()> {
 }
 
 fn here() -> Result<String> {
-    let agent: PathBuf = test::build_agent()?;
+    let agent: PathBuf = test::build_agent(&[])?;
     let env = [("VORTEX_AGENT", agent.display().to_string())];
     let mut command = sh::as_root(test::build_e2e()?, &env);
     command.args([TESTS, "--nocapture", "--test-threads=1"]);

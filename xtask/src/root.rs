@@ -49,6 +49,7 @@ const COMPILE: &[&str] = &[
     "bio_connect",
     "churn",
     "early",
+    "gnutls",
     "late",
     "letters",
     "life",
@@ -184,7 +185,10 @@ fn compile(name: &str, options: &[&str]) -> Result<PathBuf> {
         .arg(&binary)
         .args(options)
         .arg(source)
-        .args(["-lssl", "-lcrypto", "-lpthread", "-ldl"]);
+        .args(match name {
+            "gnutls" => &["-lgnutls"][..],
+            _ => &["-lssl", "-lcrypto", "-lpthread", "-ldl"],
+        });
     sh::run(&mut cc, MINUTE)?;
     Ok(binary)
 }
