@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 32] = [
+const PROGRAMS: [(&str, &str); 33] = [
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
