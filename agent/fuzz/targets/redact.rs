@@ -3,8 +3,8 @@
 //! It never panics, accounts for each byte, shows the same however the streams are cut, and shows no planted
 //! secret, also where they pause.
 //!
-//! An input is a number of eight bytes, which the cuts, the pauses and the secrets come from, and then the
-//! streams: text, in which 0xFE and one more byte are a step (see [`steps`]).
+//! An input is a number of eight bytes, which the cuts and the pauses come from, and then the streams: text, in
+//! which 0xFE and one more byte are a step (see [`steps`]).
 #![no_main]
 
 use agent_ebpf::Direction;
@@ -15,8 +15,8 @@ use vortex_agent::{
     redact::{Key, Piece, Policy, Redactor, Shown},
 };
 
-/// Beginnings that say by themselves what follows, and where it may stand. The secret itself comes from the
-/// input's number: no mutation of the text can show it elsewhere.
+/// Beginnings that say by themselves what follows, and where it may stand. The secret itself comes from all of
+/// the input: libFuzzer learns what is compared, and would put it elsewhere, where it may be shown.
 const TOKENS: [&str; 5] = ["ghp_", "sk-proj-", "glpat-", "npm_", "xoxb-0123456789-"];
 const PLACES: [&str; 6] = [
     "\r\nAuthorization: Bearer @\r\n",
@@ -38,7 +38,7 @@ fuzz_target!(|input: &[u8]| {
         return;
     };
     let seed = u64::from_le_bytes(*seed);
-    let secret = Chance(seed ^ 0x5ec7e7).secret();
+    let secret = Chance(hash(input)).secret();
     let steps = steps(script, &secret);
     let whole = run(&steps, &mut |_, _| 0, None);
     let mut cuts = Chance(seed);
@@ -168,6 +168,12 @@ fn run(
         assert_eq!(given[stream], ends[stream], "at the end all is given out");
     }
     shown
+}
+
+/// FNV-1a.
+fn hash(input: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    input.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// xorshift64*, which must not be 0.
