@@ -196,6 +196,8 @@ impl Scanner {
     /// Gives out what can be decided.
     fn scan(&mut self, ending: Ending, out: Out<'_>) {
         let mut held = self.checked;
+        // Where to judge again when there is more.
+        let mut again = usize::MAX;
         while self.leave_secret() {
             let text = &self.buffer[..self.checked];
             let Some(hit) = RULES.find(text, self.judged) else {
@@ -210,6 +212,11 @@ impl Scanner {
             match verdict {
                 Verdict::Secret(secret) => self.enter(secret, hit),
                 Verdict::No => self.judged = hit.start + 1,
+                // Nothing of it has come: there may be another secret before its own.
+                Verdict::Wait(from) if from == text.len() => {
+                    again = again.min(hit.start);
+                    self.judged = hit.start + 1;
+                }
                 Verdict::Wait(from) => {
                     self.judged = hit.start;
                     held = from;
@@ -217,6 +224,7 @@ impl Scanner {
                 }
             }
         }
+        self.judged = self.judged.min(again).max(self.floor);
         let end = match &self.inside {
             Some(inside) => inside.start,
             None => {

@@ -246,6 +246,9 @@ fn cuts_change_nothing() {
         "POST /a HTTP/1.1\r\nCookie: a=b\r\n\r\n{\"password\": \"x y z\", \"é\": \"sk-proj\"} -----BEGIN",
         "use sk-proj-Ab1Cd2Ef3Gh4Ij5Kl6 or ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn at https://me:hunter2@host:80/x",
         "{\"password\": \"a\\\"b\\\\\", \"n\": \"{\\\"password\\\":\\\"c\\\\\\\"d\\\"}\"} shown",
+        "git clone https://ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2@github.com/x\n",
+        "git clone https://ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2:x-oauth-basic@github.com/x\n",
+        "://me&note=ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2&x=1 more",
         "x2-----BEGIN RSA PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
         "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
     ];

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::{
     bytes::{self, Set},
-    value::{ENOUGH, is_keyword, is_placeholder},
+    value::{ENOUGH, is_keyword, is_opaque, is_placeholder},
     verdict::{Ending, Secret, Until, Verdict, undecided},
 };
 
@@ -182,12 +182,19 @@ pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
     };
     let colon = run(behind, 128, bytes::USER.without(b':').without(b'@'));
     match text.get(colon) {
+        // It may be a token, and is judged with its password or, too late for one, by itself.
+        None if matches!(ending, Ending::More | Ending::Idle) => return Verdict::Wait(behind),
         None => return undecided(text, ending),
         Some(b':') => {}
         Some(_) => return Verdict::No,
     }
     let start = colon + 1;
     let end = run(start, 1024, bytes::USER);
+    // With some services the user is a token, and the password is nothing.
+    let from = match is_opaque(&text[behind..colon]) {
+        true => behind,
+        false => start,
+    };
     let value = &text[start..end];
     // The last one: some write a password with an @ in it.
     let at = memchr::memrchr(b'@', value);
@@ -197,13 +204,13 @@ pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
             if password.is_empty() || is_placeholder(password) || is_keyword(password) {
                 return Verdict::No;
             }
-            (password.len(), Set::NONE)
+            (start - from + password.len(), Set::NONE)
         }
         (_, Ending::Late) if !value.is_empty() => (0, bytes::USER.without(b'@')),
-        _ => return Verdict::Wait(start),
+        _ => return Verdict::Wait(from),
     };
     Verdict::Secret(Secret {
-        start,
+        start: from,
         kind: "password",
         until: Until::Token { beginning, set },
     })

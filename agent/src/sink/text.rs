@@ -765,11 +765,9 @@ mod tests {
             "  > [redacted:[redacted:cookie:00000abc]    \n  > [redacted:cookie]\n  > [redacted:cookie]\n"
         );
         // Not where it should be: nothing is painted.
-        assert_eq!(marks(5, text, &[redaction(14, 20, Some(0xabc))]), []);
-        assert_eq!(
-            marks(5, text, &[redaction(5, 99, None), redaction(6, 1, None)]),
-            []
-        );
+        assert!(marks(5, text, &[redaction(14, 20, Some(0xabc))]).is_empty());
+        let overlapping = [redaction(5, 99, None), redaction(6, 1, None)];
+        assert!(marks(5, text, &overlapping).is_empty());
     }
 
     #[test]
