@@ -162,13 +162,12 @@ pub fn private_key(text: &[u8], (start, end): (usize, usize), ending: Ending) ->
         .take(16)
         .take_while(|byte| bytes::BASE64.has(**byte))
         .count();
-    let is_titled = [&b"Proc-Type"[..], b"Version", b"Comment", b"DEK-Info"]
-        .iter()
-        .any(|title| body.starts_with(title));
-    if run == 16 || is_titled {
+    let titles = [&b"Proc-Type"[..], b"Version", b"Comment", b"DEK-Info"];
+    if run == 16 || titles.iter().any(|title| body.starts_with(title)) {
         return secret;
     }
-    if run == body.len() && body.len() < 16 {
+    let is_cut_title = titles.iter().any(|title| title.starts_with(body));
+    if run == body.len() && body.len() < 16 || is_cut_title {
         return cut(!body.is_empty());
     }
     Verdict::No
