@@ -25,6 +25,7 @@ const PROGRAMS: &[&str] = &[
     "btrfs",
     "curl",
     "date",
+    "env",
     "losetup",
     "mkfs.btrfs",
     "mkfs.ext4",
