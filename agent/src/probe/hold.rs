@@ -13,10 +13,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::facts;
 use crate::half::FileId;
 
-/// The longest time that a process waits. An attach takes 3 to 20 ms; but who detaches elsewhere on the
-/// machine holds the kernel's writer lock for 70 to 160 ms a file, and on a loaded one several of those were
-/// in front of us: 400 ms were too few for one library in 2,000.
-const LIMIT: Duration = Duration::from_secs(2);
+/// The longest time that a process waits until it is known what there is to probe: its file system may never
+/// answer.
+const LIMIT: Duration = Duration::from_millis(400);
+/// And from then on, until the probes are in place. The kernel answers: an attach takes 3 to 20 ms. But who
+/// detaches elsewhere on the machine holds its writer lock for 70 to 160 ms a file, and on a loaded one several
+/// of those were in front of us: 400 ms in all were too few for one library in 2,000.
+const PLACING: Duration = Duration::from_secs(2);
 
 /// Makes the calling thread run before all ordinary ones: the way from a mapping to the stop is shorter than
 /// the mapping process's to its first request, as long as nobody else is in between. Behind a thread that we
@@ -82,6 +85,16 @@ impl Holds {
     pub fn stop(&self, pid: u32) {
         if let Some(hold) = self.0.get(&pid) {
             hold.signal(Signal::STOP);
+        }
+    }
+
+    /// There is something to probe in the file, and it begins now.
+    pub fn placing(&mut self, file: FileId) {
+        let until = Instant::now() + PLACING;
+        for hold in self.0.values_mut() {
+            if hold.files.contains(&file) {
+                hold.until = until;
+            }
         }
     }
 

@@ -758,6 +758,9 @@ impl<'a> Half<'a> {
             }),
             None,
         );
+        if known.is_some_and(|id| matches!(self.files[&id].state, State::Placing)) {
+            self.holds.placing(id);
+        }
         if held {
             // Said before it is done: should we die now, the pipeline continues it.
             self.flush()?;
@@ -1072,6 +1075,7 @@ impl<'a> Half<'a> {
         }
         let programs = self.kernel.programs.clone();
         sites.retain(|site| programs.takes(site));
+        self.holds.placing(id);
         let file = self.asked(id)?;
         file.state = State::Placing;
         file.sites.clone_from(&sites);
