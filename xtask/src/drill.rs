@@ -72,7 +72,7 @@ fn drills() -> [Drill; 6] {
             "hanging-machine",
             then("echo it hangs; sleep 1000", 1000),
             30,
-            &["it hangs", "no verdict", "ended by xtask after 30s"],
+            &["it hangs", "no verdict", "not over within 30s"],
         ),
     ]
 }

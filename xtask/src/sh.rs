@@ -139,7 +139,8 @@ pub(crate) fn lines(
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
-    let status = wait(&mut child, limit.saturating_sub(start.elapsed()));
+    let status = wait(&mut child, limit.saturating_sub(start.elapsed()))
+        .with_context(|| format!("not over within {limit:?}"));
     receiver.try_iter().for_each(|line| see(&line));
     status.with_context(|| line(command))
 }
