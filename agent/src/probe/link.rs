@@ -449,12 +449,22 @@ impl Programs {
     }
 }
 
+/// Who takes a trampoline off waits (`synchronize_rcu_tasks`, in kernels with CONFIG_PREEMPTION) for all tasks that
+/// are ending. The first process of a pid namespace, when it ends, waits for all others there, and so for the half:
+/// both for good, and from then on nobody on that machine takes a trampoline off. Each time on 6.1.192, by the stacks
+/// of the two. The tracepoints, which are tried first, have no trampoline.
+const UNSAFE_FEXIT: &str = "fexit: in a pid namespace this kernel could hang when the agent ends (from 6.3 on tracepoints are used instead)";
+
 /// Attaches what sees sockets: those that end in any case, and the first pair for those that are used.
 fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Sockets> {
     let btf = btf.as_ref().map_err(|error| anyhow!("{error}"))?;
     load_socket_program(ebpf, SOCKET_END, btf)?;
     let mut refusals = Vec::new();
     for SocketUses { how, pair } in SOCKET_USES {
+        if how == Sockets::Fexit && !namespace::is_initial() {
+            refusals.push(UNSAFE_FEXIT.to_owned());
+            break;
+        }
         let loaded: Result<()> = pair
             .into_iter()
             .try_for_each(|program| load_socket_program(ebpf, program, btf));
