@@ -27,6 +27,9 @@ const THREADS: usize = 16;
 const THREADS_OF_GROUP: usize = 3;
 /// Threads that are kept for the next job.
 const IDLE: usize = 2;
+/// The owner looks at least every second. Who looks this much later was stopped or frozen, and the threads with
+/// it: that time counts for no deadline.
+const AWAY: Duration = Duration::from_secs(2);
 
 /// Runs jobs, which give `T`; each has a key, by which its owner knows it.
 pub struct Workers<K, T> {
@@ -35,6 +38,7 @@ pub struct Workers<K, T> {
     idle: Vec<Sender<Task<T>>>,
     waiting: VecDeque<Waiting<K, T>>,
     given_up: Vec<K>,
+    looked: Instant,
     next_ticket: u64,
     results: Receiver<(u64, Option<T>)>,
     sender: Sender<(u64, Option<T>)>,
@@ -70,6 +74,7 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
             idle: Vec::new(),
             waiting: VecDeque::new(),
             given_up: Vec::new(),
+            looked: Instant::now(),
             next_ticket: 0,
             results,
             sender,
@@ -85,10 +90,14 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         limit: Duration,
         job: impl FnOnce() -> T + Send + 'static,
     ) {
+        let now = Instant::now();
+        if self.deadline().is_none() {
+            self.looked = now;
+        }
         self.waiting.push_back(Waiting {
             key,
             group,
-            until: Instant::now() + limit,
+            until: now + limit,
             job: Box::new(job),
         });
         self.start_waiting();
@@ -110,6 +119,7 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
             }
         }
         let now = Instant::now();
+        self.look(now);
         for job in &mut self.running {
             if now >= job.until && !job.is_given_up {
                 job.is_given_up = true;
@@ -119,6 +129,12 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         self.start_waiting();
         finished.extend(self.given_up.drain(..).map(|key| (key, None)));
         finished
+    }
+
+    /// Does a thread of the group not come back?
+    pub fn is_silent(&self, group: u64) -> bool {
+        let mut running = self.running.iter();
+        running.any(|job| job.group == group && job.is_given_up)
     }
 
     /// Readable when there is something to take.
@@ -133,14 +149,24 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         running.map(|job| job.until).chain(waiting).min()
     }
 
+    fn look(&mut self, now: Instant) {
+        let away = now - std::mem::replace(&mut self.looked, now);
+        if away < AWAY {
+            return;
+        }
+        let running = self.running.iter_mut().map(|job| &mut job.until);
+        let waiting = self.waiting.iter_mut().map(|job| &mut job.until);
+        running.chain(waiting).for_each(|until| *until += away);
+    }
+
     fn start_waiting(&mut self) {
         let now = Instant::now();
         for job in std::mem::take(&mut self.waiting) {
             let of_group = self.running.iter().filter(|other| other.group == job.group);
-            let is_silent = of_group.clone().any(|other| other.is_given_up);
-            if is_silent || now >= job.until {
+            let of_group = of_group.count();
+            if self.is_silent(job.group) || now >= job.until {
                 self.given_up.push(job.key);
-            } else if self.running.len() < THREADS && of_group.count() < THREADS_OF_GROUP {
+            } else if self.running.len() < THREADS && of_group < THREADS_OF_GROUP {
                 self.run(job);
             } else {
                 self.waiting.push_back(job);
@@ -296,6 +322,32 @@ mod tests {
         assert!(late.iter().all(|(_, result)| result.is_some()));
         workers.start(12, HELD, LONG, || 12);
         assert_eq!(next(&mut workers), [(12, Some(12))], "and is asked again");
+    }
+
+    #[test]
+    fn time_away_counts_for_nobody() {
+        let mut workers = Workers::new().unwrap();
+        let gate = Arc::new(Barrier::new(2));
+        let held = gate.clone();
+        let limit = Duration::from_secs(5);
+        workers.start(1, 1, limit, move || {
+            held.wait();
+            1
+        });
+        let past = |seconds| Instant::now().checked_sub(Duration::from_secs(seconds));
+        // Stopped for ten seconds, right after the start.
+        let away = past(10).unwrap();
+        workers.looked = away;
+        workers.running[0].until = away + limit;
+        assert_eq!(workers.finished(), []);
+        assert!(!workers.is_silent(1));
+        // Looked all the time.
+        workers.running[0].until = past(0).unwrap();
+        assert_eq!(workers.finished(), [(1, None)]);
+        assert!(workers.is_silent(1));
+        gate.wait();
+        assert_eq!(next(&mut workers), [(1, Some(1))]);
+        assert!(!workers.is_silent(1));
     }
 
     #[test]

@@ -98,6 +98,44 @@ fn a_file_system_that_answers_nothing() {
     beside_a_silent_file("a_file_system_that_answers_nothing", "all");
 }
 
+/// Who maps a file of a file system that was silent for a while is not forgotten.
+#[test]
+fn a_file_system_that_answers_later() {
+    let test = "a_file_system_that_answers_later";
+    if !Path::new("/dev/fuse").exists() {
+        skip(test, "no /dev/fuse");
+        return;
+    }
+    let Some(lab) = Lab::with(test, &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let file_system = silent(&lab, "reads");
+    let mapped = lab.path("mounted/libssl.so.3");
+    let running = lab.agent().start(argv![
+        lab.path("silent"),
+        "map",
+        file_system.pid().to_string(),
+        &mapped,
+        "30000"
+    ]);
+    let covered = |status: &str| {
+        let records = running.records();
+        let is_it = |record: &serde_json::Value| {
+            record["status"] == status && record["library"]["path"].as_str() == mapped.to_str()
+        };
+        records.kind("coverage").any(is_it).then_some(())
+    };
+    wait_for("its refusal", seconds(10), || covered("refused"));
+    file_system.signal(libc::SIGUSR1);
+    // Not from its start.
+    wait_for("its probes", seconds(10), || covered("partly"));
+    running.process.signal(libc::SIGTERM);
+    running.finish(seconds(20));
+}
+
 /// The machine's libssl with a symbol table of 300 MB at its end, in which every wanted name's place has
 /// to be looked for.
 fn huge(lab: &Lab) {

@@ -1,8 +1,8 @@
 // A FUSE file system with one file, which stops answering; and a process that maps it as code.
 //
 //   silent serve DIR FILE MODE    mounts it on DIR, in a mount namespace of its own, with FILE's size;
-//                                 MODE: "reads" never answers a read, "all" answers nothing any more
-//                                 once the first opener has closed the file
+//                                 MODE: "reads" answers no read before SIGUSR1, "all" answers nothing any
+//                                 more once the first opener has closed the file
 //   silent map PID PATH MS        maps PATH in the namespace of PID and watches the clock for MS
 //                                 milliseconds; prints the longest pause in milliseconds
 #define _GNU_SOURCE
@@ -45,11 +45,37 @@ static struct fuse_attr attributes(uint64_t node, uint64_t size) {
     return attr;
 }
 
-static void serve(const char *dir, const char *file, const char *mode) {
+static volatile sig_atomic_t speaks;
+
+static void speak(int signal) {
+    (void)signal;
+    speaks = 1;
+}
+
+struct question {
+    uint64_t unique;
+    struct fuse_read_in read;
+};
+
+static void answer_read(int fuse, int file, struct question asked) {
+    static char bytes[1 << 20];
+    size_t wanted = asked.read.size < sizeof bytes ? asked.read.size : sizeof bytes;
+    ssize_t length = pread(file, bytes, wanted, asked.read.offset);
+    must(length >= 0, "read the file");
+    answer(fuse, asked.unique, 0, bytes, length);
+}
+
+static void serve(const char *dir, const char *path, const char *mode) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
     struct stat stat_of_file;
-    must(stat(file, &stat_of_file) == 0, file);
+    must(file >= 0 && fstat(file, &stat_of_file) == 0, path);
     uint64_t size = stat_of_file.st_size;
     int all = strcmp(mode, "all") == 0, closed = 0;
+    struct question waiting[64];
+    unsigned count = 0;
+    // Not SA_RESTART: it interrupts the wait for requests.
+    struct sigaction action = {.sa_handler = speak};
+    must(sigaction(SIGUSR1, &action, NULL) == 0, "sigaction");
 
     must(unshare(CLONE_NEWNS) == 0, "unshare");
     must(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0, "make mounts private");
@@ -64,6 +90,8 @@ static void serve(const char *dir, const char *file, const char *mode) {
     static char request[1 << 20];
     for (;;) {
         ssize_t length = read(fuse, request, sizeof request);
+        while (speaks && count > 0)
+            answer_read(fuse, file, waiting[--count]);
         if (length < 0 && (errno == EINTR || errno == ENOENT))
             continue;
         must(length >= (ssize_t)sizeof(struct fuse_in_header), "read a request");
@@ -104,7 +132,14 @@ static void serve(const char *dir, const char *file, const char *mode) {
             answer(fuse, in->unique, 0, &out, sizeof out);
             break;
         }
-        case FUSE_READ:
+        case FUSE_READ: {
+            struct question asked = {in->unique, *(struct fuse_read_in *)(in + 1)};
+            if (speaks)
+                answer_read(fuse, file, asked);
+            else if (count < sizeof waiting / sizeof *waiting)
+                waiting[count++] = asked;
+            break;
+        }
         case FUSE_FORGET:
         case FUSE_BATCH_FORGET:
         case FUSE_INTERRUPT:

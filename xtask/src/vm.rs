@@ -274,7 +274,10 @@ impl Rig {
         qemu.arg("-kernel").arg(&machine.files.image);
         qemu.arg("-initrd").arg(&root);
         let (_, more) = words_of(name);
-        qemu.args(["-append", &format!("console=ttyS0 panic=-1 quiet mitigations=off {more}")]);
+        qemu.args([
+            "-append",
+            &format!("console=ttyS0 panic=-1 quiet mitigations=off {more}"),
+        ]);
         let start = Instant::now();
         let status = sh::lines(&mut qemu, machine.limit, |line| {
             let at = start.elapsed().as_secs_f32();

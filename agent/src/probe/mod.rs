@@ -136,6 +136,8 @@ struct Half<'a> {
     /// Those who joined the watched control groups: what they map already is looked at soon. Not at once:
     /// most are in exec, and the kernel reports what that maps.
     joined: Vec<u32>,
+    /// Who maps files of devices that did not answer, and which: looked at again when those do.
+    unanswered: HashSet<(u32, u64)>,
     /// Processes that may have moved between control groups.
     to_check: VecDeque<u32>,
     /// What processes map that are in the middle of exec, and since when.
@@ -261,6 +263,7 @@ impl<'a> Half<'a> {
             group: 0,
             to_scan: VecDeque::new(),
             joined: Vec::new(),
+            unanswered: HashSet::new(),
             to_check: VecDeque::new(),
             in_exec: VecDeque::new(),
             mapped: HashSet::new(),
@@ -321,6 +324,7 @@ impl<'a> Half<'a> {
                 self.move_home();
                 self.close_old();
                 self.check_some_members()?;
+                self.ask_again();
                 self.band.refresh()?;
                 self.take_shelved()?;
                 self.forget_ended()?;
@@ -475,6 +479,9 @@ impl<'a> Half<'a> {
                     self.unread(id, format!("open it: {error}"));
                 }
                 (None, State::Opening) => {
+                    let device = file.version.identity.device();
+                    let users = self.mapped.iter().filter(|(_, file)| *file == id);
+                    self.unanswered.extend(users.map(|(pid, _)| (*pid, device)));
                     self.unread(id, "its file system does not answer".to_owned());
                 }
                 // Also when it was given up before.
@@ -613,6 +620,18 @@ impl<'a> Half<'a> {
         Ok(())
     }
 
+    /// What was not looked at is, where it can be by now.
+    fn ask_again(&mut self) {
+        let workers = &self.workers;
+        let back = |(_, device): &(u32, u64)| !workers.is_silent(*device);
+        let back: HashSet<u32> = self
+            .unanswered
+            .extract_if(back)
+            .map(|(pid, _)| pid)
+            .collect();
+        self.to_scan.extend(back);
+    }
+
     /// Whether uses of these sockets are told. Of those that are still open.
     fn settle_sockets(&mut self, sockets: &[(u64, u64)]) {
         const BPF_EXIST: u64 = 2;
@@ -679,6 +698,7 @@ impl<'a> Half<'a> {
     fn forget(&mut self, pid: u32) {
         self.told.remove(&pid);
         self.mapped.retain(|(known, _)| *known != pid);
+        self.unanswered.retain(|(known, _)| *known != pid);
         self.homes.forget(pid);
     }
 
