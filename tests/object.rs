@@ -35,13 +35,15 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 33] = [
+const PROGRAMS: [(&str, &str); 35] = [
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
+    ("created_cookie", "uretprobe"),
     ("created_multi", "uretprobe.multi"),
     ("created_perf", "uretprobe"),
     ("created_session", "uprobe.multi"),
+    ("entry_cookie", "uprobe"),
     ("entry_flush", "uprobe"),
     ("entry_handshake", "uprobe"),
     ("entry_multi", "uprobe.multi"),
@@ -51,10 +53,10 @@ const PROGRAMS: [(&str, &str); 33] = [
     ("entry_write", "uprobe"),
     ("entry_write_fifth", "uprobe"),
     ("entry_write_fourth", "uprobe"),
+    ("event_cookie", "uprobe"),
     ("event_multi", "uprobe.multi"),
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
-    ("freed_perf", "uprobe"),
     ("mapping_identity", ITERATOR),
     ("process_exec", "raw_tp/sched_process_exec"),
     ("process_exit", "raw_tp/sched_process_exit"),
@@ -194,7 +196,7 @@ impl Program {
     fn is_newer(&self) -> bool {
         self.section.ends_with(".multi")
             || self.section.starts_with("tp_btf/")
-            || self.name == "freed_perf"
+            || self.name.ends_with("_cookie")
             || self.has_callback()
     }
 }
@@ -627,7 +629,7 @@ fn doctored_objects_are_refused() {
         let bytes = doctor(program, call(helper), |i| i.imm = 174);
         let newer = section.ends_with(".multi")
             || section.starts_with("tp_btf/")
-            || program == "freed_perf";
+            || program.ends_with("_cookie");
         assert_eq!(
             judge(&bytes).is_empty(),
             newer,

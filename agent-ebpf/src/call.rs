@@ -60,8 +60,14 @@ fn is_return(ctx: &ProbeContext) -> bool {
     unsafe { generated::bpf_get_func_ip(ctx.as_ptr()) != (*ctx.regs).rip }
 }
 
-/// One perf event per point. Before 5.15 there are no cookies, so the program says what the point is;
-/// the cookie, where there is one, adds its number.
+/// One perf event per point, each with its cookie (5.15).
+#[uprobe]
+pub fn entry_cookie(ctx: ProbeContext) -> u32 {
+    enter::<false>(&ctx, || attach_cookie(ctx.as_ptr()));
+    0
+}
+
+/// The same without cookies: the program says what the point is, and nobody knows in which file.
 macro_rules! perf_entry {
     ($name:ident, $direction:ident, $shape:ident) => {
         #[uprobe]
@@ -117,6 +123,12 @@ pub extern "C" fn created_session(ctx: *mut c_void) -> u32 {
         }
     }
     WITH_RETURN
+}
+
+#[uretprobe]
+pub fn created_cookie(ctx: RetProbeContext) -> u32 {
+    let cookie = attach_cookie(ctx.as_ptr());
+    created(&ctx, cookie)
 }
 
 #[uretprobe]

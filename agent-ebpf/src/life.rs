@@ -19,14 +19,13 @@ use crate::{
 /// One link for all such points of a file.
 #[uprobe(multi)]
 pub fn event_multi(ctx: ProbeContext) -> u32 {
-    const CONTROL: u64 = Shape::Control as u64;
-    const CLEARED: u64 = Shape::Cleared as u64;
-    let cookie = attach_cookie(ctx.as_ptr());
-    match cookie >> 1 & 15 {
-        CONTROL => name::named(&ctx),
-        CLEARED => cleared(&ctx, cookie),
-        _ => freed(&ctx, cookie),
-    }
+    event(&ctx)
+}
+
+/// One perf event per point, each with its cookie (5.15).
+#[uprobe]
+pub fn event_cookie(ctx: ProbeContext) -> u32 {
+    event(&ctx)
 }
 
 #[uprobe]
@@ -34,11 +33,16 @@ pub fn cleared_perf(ctx: ProbeContext) -> u32 {
     cleared(&ctx, 0)
 }
 
-/// Not without a cookie (5.15).
-#[uprobe]
-pub fn freed_perf(ctx: ProbeContext) -> u32 {
+#[inline(always)]
+fn event(ctx: &ProbeContext) -> u32 {
+    const CONTROL: u64 = Shape::Control as u64;
+    const CLEARED: u64 = Shape::Cleared as u64;
     let cookie = attach_cookie(ctx.as_ptr());
-    freed(&ctx, cookie)
+    match cookie >> 1 & 15 {
+        CONTROL => name::named(ctx),
+        CLEARED => cleared(ctx, cookie),
+        _ => freed(ctx, cookie),
+    }
 }
 
 /// The object forgets its connection and can have another one.

@@ -100,7 +100,7 @@ impl Here {
                 .then_some(Kind::MULTI)
                 .ok_or("no uprobe_multi links"),
             ProgramSection::UProbe { .. } | ProgramSection::URetProbe { .. } => {
-                let is_possible = name != "freed_perf" || self.has_cookies;
+                let is_possible = !name.ends_with("_cookie") || self.has_cookies;
                 is_possible.then_some(Kind::UPROBE).ok_or("no cookies")
             }
             ProgramSection::RawTracePoint => {

@@ -41,7 +41,7 @@ use crate::{
 /// The kernel programs as they were built.
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
-/// Programs for perf links, by the low bits of the cookie: shape and direction.
+/// Programs for perf links without cookies, by the low bits of what would be the cookie: shape and direction.
 const PERF_ENTRIES: [(u64, &str); 8] = [
     (0, "entry_read"),
     (1, "entry_write"),
@@ -393,7 +393,13 @@ impl Programs {
                 ("created_multi", creators),
                 ("event_multi", events),
             ],
-            Link::Perf | Link::PerfCookie => {
+            Link::PerfCookie => vec![
+                ("return_perf", carriers.clone()),
+                ("entry_cookie", carriers),
+                ("created_cookie", creators),
+                ("event_cookie", events),
+            ],
+            Link::Perf => {
                 let entries = PERF_ENTRIES.map(|(what, name)| {
                     let is_of = |site: &&&Site| site.cookie & WHAT == what;
                     (name, carriers.iter().filter(is_of).copied().collect())
@@ -403,7 +409,6 @@ impl Programs {
                 groups.push(("created_perf", creators));
                 groups.push(("control_perf", of(CONTROL)));
                 groups.push(("cleared_perf", of(CLEARED)));
-                groups.push(("freed_perf", of(FREED)));
                 groups
             }
         };
@@ -627,7 +632,13 @@ fn uprobes(link: Link) -> Vec<&'static str> {
             "created_multi",
             "event_multi",
         ],
-        Link::Perf | Link::PerfCookie => PERF_ENTRIES
+        Link::PerfCookie => vec![
+            "entry_cookie",
+            "return_perf",
+            "created_cookie",
+            "event_cookie",
+        ],
+        Link::Perf => PERF_ENTRIES
             .iter()
             .map(|(_, name)| *name)
             .chain([
@@ -636,7 +647,6 @@ fn uprobes(link: Link) -> Vec<&'static str> {
                 "control_perf",
                 "cleared_perf",
             ])
-            .chain((link == Link::PerfCookie).then_some("freed_perf"))
             .collect(),
     }
 }
