@@ -149,6 +149,8 @@ pub(crate) fn run(
         !(machines.is_empty() && outcomes.is_empty()),
         "no test of these machines has that in its name: see tests/kernels.txt"
     );
+    // The longest first, so that none of them is left alone at the end.
+    machines.sort_by_key(|machine| std::cmp::Reverse(machine.plan.expected().len()));
     outcomes.extend(rig.boot_all(machines, jobs));
     outcomes.sort_by_key(|outcome| names.iter().position(|&name| name == outcome.machine));
     for outcome in &outcomes {
@@ -197,7 +199,9 @@ impl Rig {
     /// Some at a time, in the order given.
     pub(crate) fn boot_all(&self, machines: Vec<Machine>, jobs: Option<usize>) -> Vec<Outcome> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let jobs = jobs.unwrap_or(cores.min(2)).clamp(1, machines.len().max(1));
+        // A machine takes one core. On more than two, one stays free for everything else.
+        let usual = if cores > 2 { (cores - 1).min(3) } else { cores };
+        let jobs = jobs.unwrap_or(usual).clamp(1, machines.len().max(1));
         let queue = Mutex::new(machines.into_iter());
         let next = || queue.lock().expect("no panic with the lock").next();
         let done = Mutex::new(Vec::new());
