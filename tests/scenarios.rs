@@ -11,8 +11,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, Shape, Socket, Touch, Transfer,
-    Unseen, cause, cookie, kind,
+    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, REJOINED, Shape, Socket, Touch,
+    Transfer, Unseen, cause, cookie, kind,
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
@@ -86,6 +86,9 @@ enum Step {
         point: u64,
         #[serde(default)]
         born: u64,
+        /// Its process was away before.
+        #[serde(default)]
+        rejoined: bool,
         /// The thread's count; without a socket it goes up by one each time.
         #[serde(default)]
         sequence: u32,
@@ -319,6 +322,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             socket,
             point,
             born,
+            rejoined,
             sequence,
         } => {
             let bytes = match (text, hex) {
@@ -329,7 +333,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             let data = Data {
                 head: head(kind::DATA, direction, bytes.len(), time),
                 pid_tgid: both(*pid),
-                born: *born,
+                born: if *rejoined { born | REJOINED } else { *born },
                 handle: *handle,
                 offset: *offset,
                 socket: *socket,
@@ -588,6 +592,7 @@ scenarios! {
     one_request
     other_stack
     redacted
+    rejoined
     reused_handle
     set_clock
     shelved_hole

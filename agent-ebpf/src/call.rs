@@ -173,6 +173,9 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) 
     let cookie = cookie();
     // SAFETY: the program's context, and a map value.
     unsafe {
+        if get!(thread, back) != 0 {
+            emit::rejoin(thread, ctx.arg(0).unwrap_or(0));
+        }
         let depth = get!(thread, depth);
         if depth == 0 {
             count(counter::ENTRIES, 1);

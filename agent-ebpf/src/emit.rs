@@ -4,8 +4,8 @@ use core::{ffi::c_void, ptr};
 
 use agent_ebpf::{
     Data, Direction, Freed, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX,
-    RECORDS_PER_CALL, SHELVED, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause, control, counter,
-    kind,
+    RECORDS_PER_CALL, REJOINED, SHELVED, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause,
+    control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -299,23 +299,11 @@ pub unsafe fn opened(thread: *mut Thread, kind: u16) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         budget::note(thread);
-        (*thread).key.direction = Direction::Received as u32;
-        if !end(thread) {
-            return;
-        }
-        (*thread).key.direction = Direction::Sent as u32;
-        if !end(thread) {
-            return;
-        }
-        // Zeros side by side would be a call of `memset`.
-        (*thread).call.position = opaque(0);
-        (*thread).call.pending = opaque(0);
-        (*thread).call.cause = opaque(0);
         (*thread).call.opened = bpf_ktime_get_boot_ns();
-        // Both directions, from a value that is the same.
-        begin(thread);
-        (*thread).key.direction = Direction::Received as u32;
-        begin(thread);
+        (*thread).call.touches = opaque(0);
+        if !renew(thread) {
+            return;
+        }
         let record: *mut Opened = reserve(size_of::<Opened>() as u64).cast();
         if record.is_null() {
             // Its records tell it apart all the same.
@@ -332,6 +320,58 @@ pub unsafe fn opened(thread: *mut Thread, kind: u16) {
         (*record).handle = get!(thread, key.handle);
         (*record).cookie = get!(thread, cookie);
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
+    }
+}
+
+/// The process was away, and a handle that is older than its return has a hole of unknown length: from here on
+/// it is a connection that was joined in its middle. What works in memory is told from what uses sockets as
+/// before: stamped by mistake, a name would be a wrong one.
+#[inline(always)]
+pub unsafe fn rejoin(thread: *mut Thread, handle: u64) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        (*thread).key.handle = handle;
+        (*thread).key.born = get!(thread, born);
+        (*thread).key.direction = Direction::Received as u32;
+        (*thread).call.touches = opaque(0);
+        let stream = stream(thread);
+        if !stream.is_null() {
+            if get!(stream, opened) & !REJOINED >= get!(thread, back) {
+                return;
+            }
+            if get!(stream, touches) != 0 {
+                (*thread).call.touches = 1;
+            }
+        }
+        (*thread).call.opened = bpf_ktime_get_boot_ns() | REJOINED;
+        renew(thread);
+        (*thread).call.touches = opaque(0);
+    }
+}
+
+/// Ends both streams of the handle in `key` and begins them again, with `call.opened` and `call.touches`. False
+/// if there is not even room to keep a hole at their end.
+#[inline(always)]
+unsafe fn renew(thread: *mut Thread) -> bool {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
+        (*thread).key.direction = Direction::Sent as u32;
+        if !end(thread) {
+            return false;
+        }
+        (*thread).key.direction = Direction::Received as u32;
+        if !end(thread) {
+            return false;
+        }
+        // Zeros side by side would be a call of `memset`.
+        (*thread).call.position = opaque(0);
+        (*thread).call.pending = opaque(0);
+        (*thread).call.cause = opaque(0);
+        begin(thread);
+        (*thread).key.direction = Direction::Sent as u32;
+        begin(thread);
+        (*thread).key.direction = Direction::Received as u32;
+        true
     }
 }
 

@@ -1,15 +1,18 @@
 //! Which calls are wanted. Runs before anything is copied or kept.
+//!
+//! A process that is turned away goes on with its connections, and may come back: nobody knows how many bytes
+//! passed by meanwhile. So it is remembered as absent, and each of its handles begins again when it is back.
 
 use core::{ffi::c_void, ptr};
 
-use agent_ebpf::{MEMBER, OURS, Process, Thread, WANTED, control, filter, unmatched};
+use agent_ebpf::{Absence, MEMBER, OURS, Process, Thread, WANTED, control, filter, unmatched};
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, generated,
 };
 
 use crate::maps::{
-    CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, insert, lookup, new_thread, offset,
-    opaque,
+    ABSENCES, CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, get, insert, lookup,
+    new_thread, offset, opaque,
 };
 
 const _: () = assert!(filter::PROCESS == WANTED && filter::MEMBER == MEMBER);
@@ -26,7 +29,6 @@ pub enum Admission {
 /// The calling thread's entry, made at its first wanted call.
 #[inline(always)]
 pub fn admit(id: &u64) -> Admission {
-    const CHANGEABLE: u64 = filter::MEMBER | filter::UID | filter::COMM | filter::CGROUP;
     let active = control(control::FILTER);
     // The upper half of the id is the thread group: no second stack slot for the key.
     // SAFETY: eight bytes; little endian, as all targets of this crate are.
@@ -34,25 +36,32 @@ pub fn admit(id: &u64) -> Admission {
     if let Some(thread) = THREADS.get_ptr_mut(id) {
         // A process that was asked for by its id is wanted as long as it lives, so its threads need not ask
         // again. Its user, name and groups can change.
-        let passes = active & CHANGEABLE == 0 || is_member(active, tgid) && changeable_pass(active);
-        return if passes {
-            Admission::Wanted(thread)
-        } else {
-            Admission::Filtered
-        };
+        if active & filter::CHANGEABLE == 0 {
+            return Admission::Wanted(thread);
+        }
+        if is_member(active, tgid) && changeable_pass(active) {
+            come_back(thread, tgid);
+            return Admission::Wanted(thread);
+        }
+        // A call without a place among the thread's others: what was inferred of those holds no longer.
+        // SAFETY: a map value.
+        unsafe { (*thread).sequence = get!(thread, sequence) + 1 };
+        go_away(tgid);
+        return Admission::Filtered;
     }
     // SAFETY: a key of PROCESSES.
     let mut process: *mut Process = unsafe { lookup(address(&PROCESSES), tgid) };
-    let needed = active & (filter::PROCESS | filter::MEMBER);
-    if process.is_null() {
-        if needed != 0 {
-            return Admission::Filtered;
-        }
     // SAFETY: checked for null, a map value lives on until the program ends.
-    } else if unsafe { (*process).flags } & (needed | OURS) != needed {
+    let flags = if process.is_null() {
+        0
+    } else {
+        unsafe { (*process).flags }
+    };
+    if flags & (filter::PROCESS & active | OURS) != filter::PROCESS & active {
         return Admission::Filtered;
     }
-    if !changeable_pass(active) {
+    if flags & filter::MEMBER & active != filter::MEMBER & active || !changeable_pass(active) {
+        go_away(tgid);
         return Admission::Filtered;
     }
     if process.is_null() {
@@ -77,7 +86,44 @@ pub fn admit(id: &u64) -> Admission {
         (*thread).key.tgid = (*id >> 32) as u32;
         (*thread).born = (*process).born;
     }
+    come_back(thread, tgid);
     Admission::Wanted(thread)
+}
+
+/// A call of the process passes by.
+#[inline(always)]
+fn go_away(tgid: *const c_void) {
+    // SAFETY: a key and a value of ABSENCES; what is found is checked for null.
+    unsafe {
+        let absence: *mut Absence = lookup(address(&ABSENCES), tgid);
+        if absence.is_null() {
+            let new = Absence {
+                is_away: 1,
+                back: 0,
+            };
+            insert(address(&ABSENCES), tgid, (&raw const new).cast());
+        } else if get!(absence, is_away) == 0 {
+            (*absence).is_away = 1;
+        }
+    }
+}
+
+/// A call of the process is wanted, perhaps again. No longer away first: who is turned away in between is away
+/// after `back`.
+#[inline(always)]
+fn come_back(thread: *mut Thread, tgid: *const c_void) {
+    // SAFETY: a map value, and a key of ABSENCES; what is found is checked for null.
+    unsafe {
+        let absence: *mut Absence = lookup(address(&ABSENCES), tgid);
+        if absence.is_null() {
+            return;
+        }
+        if get!(absence, is_away) != 0 {
+            ptr::write_volatile(&raw mut (*absence).is_away, 0);
+            ptr::write_volatile(&raw mut (*absence).back, bpf_ktime_get_boot_ns());
+        }
+        (*thread).back = get!(absence, back);
+    }
 }
 
 /// User space finds out who is in the groups, and takes those out who have left.

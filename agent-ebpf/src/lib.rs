@@ -178,6 +178,8 @@ pub mod filter {
     pub const CGROUP: u64 = 16;
     /// Children of wanted processes are wanted.
     pub const FOLLOW: u64 = 32;
+    /// Those who were let in can be turned away later, and come back.
+    pub const CHANGEABLE: u64 = MEMBER | UID | COMM | CGROUP;
 }
 
 /// Start of every ring record.
@@ -203,7 +205,7 @@ pub struct Data {
     pub pid_tgid: u64,
     /// When the handle's object was made, if that was seen; else when the kernel side first met the
     /// process or saw its last exec. In ns since boot: tells a reused address, an exec and a reused pid
-    /// apart.
+    /// apart. With [`REJOINED`] it is when the handle was seen again.
     pub born: u64,
     /// The library's object: an address in the traced process.
     pub handle: u64,
@@ -377,6 +379,19 @@ pub const MEMBER: u64 = 2;
 /// One of the agent's own processes: nothing of it is ever recorded.
 pub const OURS: u64 = 4;
 
+/// Value of the map of absences, keyed by thread group id: of a process whose calls passed by unseen. Apart from
+/// [`Process`], which user space replaces as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Absence {
+    /// Not zero: since a call of it was seen last.
+    pub is_away: u64,
+    /// When it was back, in ns since boot; 0: it was not yet. What is older has a hole.
+    pub back: u64,
+}
+/// In a time of birth: the handle may have been in use before, while its process was away.
+pub const REJOINED: u64 = 1 << 63;
+
 /// What a process used of the ring's upper half, in the window of time with this number.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -417,7 +432,7 @@ pub struct Stream {
     /// [`cause::RING_FULL`] or [`cause::OVER_BUDGET`].
     pub pending: u64,
     pub cause: u64,
-    /// When the handle's object was made, in ns since boot; 0: before anybody looked.
+    /// When the handle's object was made, in ns since boot; 0: before anybody looked. May be [`REJOINED`].
     pub opened: u64,
     /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`].
     pub touches: u64,
@@ -458,6 +473,8 @@ pub struct Thread {
     /// As `bpf_get_current_pid_tgid` gives it, kept to spare a helper call for each record.
     pub pid_tgid: u64,
     pub born: u64,
+    /// [`Absence::back`] of its process.
+    pub back: u64,
     /// Frames in use, the outermost first. 0 <= depth <= FRAMES
     pub depth: u64,
     pub key: StreamKey,
@@ -542,6 +559,8 @@ mod pod {
     // SAFETY: plain integers without padding (`IntoBytes` proves it); every bit pattern is valid
     // (`FromBytes` proves it).
     unsafe impl aya::Pod for super::Process {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Absence {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::StreamKey {}
     // SAFETY: as above.

@@ -4,7 +4,7 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Budget, Latest, Offsets, Process, RING_BYTES, Stream, StreamKey, Thread,
+    Absence, Budget, Latest, Offsets, Process, RING_BYTES, Stream, StreamKey, Thread,
     control::{self, STOP},
     counter,
 };
@@ -39,6 +39,11 @@ pub static STREAMS: HashMap<StreamKey, Stream> = HashMap::with_max_entries(65536
 
 #[map]
 pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(32768, 0);
+
+/// Processes whose calls passed by unseen: those that a changeable filter turns away. One without a place here
+/// comes back unnoticed, hence as many as PROCESSES.
+#[map]
+pub static ABSENCES: HashMap<u32, Absence> = HashMap::with_max_entries(32768, 0);
 
 /// What processes put into the upper half of the ring. An evicted one begins again, which costs others
 /// little.

@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{MEMBER, Process, WANTED, control, counter, filter, unmatched};
+use agent_ebpf::{Absence, MEMBER, Process, WANTED, control, counter, filter, unmatched};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
     macros::raw_tracepoint,
@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    maps::{PROCESSES, THREADS, control, count, get, offset, stopped},
+    maps::{ABSENCES, PROCESSES, THREADS, control, count, get, offset, stopped},
     namespace,
 };
 
@@ -33,6 +33,20 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     if read != 0 || tgid == parent {
         return 0;
     }
+    // Its parent's handles are its own, with their holes.
+    if ABSENCES.get_ptr(&parent).is_some() {
+        let _ = ABSENCES.insert(
+            &tgid,
+            &Absence {
+                is_away: 1,
+                back: 0,
+            },
+            0,
+        );
+    } else {
+        // Whoever had this id before is dead.
+        let _ = ABSENCES.remove(&tgid);
+    }
     let inherited = match control(control::FILTER) & filter::FOLLOW {
         0 => MEMBER,
         _ => MEMBER | WANTED,
@@ -48,7 +62,6 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         let _ = PROCESSES.insert(&tgid, &Process { born, flags }, 0);
         namespace::note(child, &tgid);
     } else {
-        // Whoever had this id before is dead.
         let _ = PROCESSES.remove(&tgid);
     }
     0
@@ -67,6 +80,8 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
         // SAFETY: a map value; no arguments.
         unsafe { (*process).born = bpf_ktime_get_boot_ns() };
     }
+    // It had no handle yet while it was away.
+    let _ = ABSENCES.remove(&((id >> 32) as u32));
     // A thread that was not the leader took over the leader's id.
     let old: u32 = ctx.arg(1);
     id = id & !0xffff_ffff | u64::from(old);

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, SEVERAL_SOCKETS, Socket, Touch,
-    Transfer, Unseen, cause, kind, side,
+    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, REJOINED, SEVERAL_SOCKETS, Socket,
+    Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
 
@@ -123,6 +123,18 @@ pub struct HandleId {
     pub pid: u32,
     pub born: u64,
     pub handle: u64,
+}
+
+impl HandleId {
+    /// Its process was away, and it may have been in use meanwhile.
+    pub fn is_rejoined(&self) -> bool {
+        self.born & REJOINED != 0
+    }
+
+    /// In nanoseconds since boot.
+    pub fn since(&self) -> u64 {
+        self.born & !REJOINED
+    }
 }
 
 /// A record that the kernel side of this version never writes.

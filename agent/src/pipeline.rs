@@ -536,7 +536,7 @@ impl Pipeline {
             }
             // The kernel has told it since, when the handle became another connection.
             let current = self.connections.at(handle.pid, handle.handle);
-            if current.is_some_and(|current| current.born > handle.born) {
+            if current.is_some_and(|current| current.since() > handle.since()) {
                 continue;
             }
             // Told again when it has grown: the stream knows what it knows.
@@ -587,6 +587,10 @@ impl Pipeline {
         }
         let file = self.coverage.point(point).map(|(file, _)| file);
         let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
+        if id.is_rejoined() {
+            // Who used which socket meanwhile was not seen either.
+            self.solver.lost(id.pid);
+        }
         self.begin(id, joined, file, time, out);
     }
 
@@ -625,6 +629,14 @@ impl Pipeline {
     /// Was the connection seen from its first byte? It was, if every call of the process was. A forked
     /// child has its parent's handles: one that the parent used is in its middle.
     fn joined(&mut self, id: HandleId, file: FileId, time: u64, out: Out<'_>) -> Joined {
+        let joined = self.joined_by_process(id, file, time, out);
+        match id.is_rejoined() {
+            true => Joined::Middle,
+            false => joined,
+        }
+    }
+
+    fn joined_by_process(&mut self, id: HandleId, file: FileId, time: u64, out: Out<'_>) -> Joined {
         if let Some(joined) = self.coverage.joined(id.pid, file) {
             return joined;
         }

@@ -10,6 +10,7 @@
 //! - `../programs`: the clients and servers, part of this binary.
 #![allow(missing_docs)]
 
+mod absence;
 mod addresses;
 mod attribution;
 mod capabilities;

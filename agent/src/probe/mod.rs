@@ -35,7 +35,7 @@ use std::{
 };
 
 use agent_ebpf::{
-    MEMBER, MOVED, OURS, Process, SHELVED, Stream, StreamKey, Thread, WANTED, counter,
+    Absence, MEMBER, MOVED, OURS, Process, SHELVED, Stream, StreamKey, Thread, WANTED, counter,
 };
 use anyhow::{Context as _, Result, bail};
 use rustix::{
@@ -1286,6 +1286,7 @@ impl<'a> Half<'a> {
                 continue;
             }
             let _ = self.kernel.map::<u32, Process>("PROCESSES").remove(&id);
+            let _ = self.kernel.map::<u32, Absence>("ABSENCES").remove(&id);
             self.kernel.forget_id(pid);
             gone.push(id);
         }
