@@ -1335,8 +1335,11 @@ impl File {
     }
 }
 
-/// One descriptor a file that is looked at, several for a probed one.
+/// One descriptor a file that is looked at, several for a probed one. The table of them is made as large as
+/// most will need while there is one thread: with more the kernel waits for all CPUs when the table grows, 15 to
+/// 20 ms, and the process that maps a new file meanwhile is not held in time.
 fn raise_descriptor_limit() {
+    const MOST: i32 = 4096;
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(
         Resource::Nofile,
@@ -1345,6 +1348,8 @@ fn raise_descriptor_limit() {
             ..limit
         },
     );
+    // Refused where the limit is lower.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), MOST - 1);
 }
 
 fn own_cpu_micros() -> u64 {
