@@ -174,6 +174,7 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) 
     // SAFETY: the program's context, and a map value.
     unsafe {
         if get!(thread, back) != 0 {
+            (*thread).call.cookie = opaque(cookie);
             emit::rejoin(thread, ctx.arg(0).unwrap_or(0));
         }
         let depth = get!(thread, depth);
@@ -370,7 +371,7 @@ unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
         (*thread).key.handle = handle;
         (*thread).key.born = get!(thread, born);
         (*thread).key.direction = Direction::Received as u32;
-        (*thread).cookie = cookie;
+        (*thread).call.cookie = cookie;
         emit::unseen(thread);
     }
 }
@@ -522,7 +523,7 @@ fn created(ctx: &RetProbeContext, cookie: u64) -> u32 {
     unsafe {
         (*thread).key.handle = handle;
         (*thread).key.born = get!(thread, born);
-        (*thread).cookie = cookie;
+        (*thread).call.cookie = cookie;
         // Here and not in the hot programs: a log line takes stack that they don't have.
         #[cfg(feature = "log")]
         aya_log_ebpf::debug!(ctx, "handle {:x} of process {}", handle, id >> 32);
@@ -559,7 +560,7 @@ unsafe fn take(thread: *mut Thread) {
         (*thread).key.born = get!(thread, born);
         (*thread).key.direction = (get!(frame, flags) & DIRECTION) as u32;
         (*thread).buf = get!(frame, buf);
-        (*thread).cookie = get!(frame, cookie);
+        (*thread).call.cookie = get!(frame, cookie);
         (*thread).socket = get!(frame, socket);
         (*thread).call.pending = opaque(0);
         (*thread).call.cause = opaque(0);

@@ -318,7 +318,7 @@ pub unsafe fn opened(thread: *mut Thread, kind: u16) {
         (*record).pid_tgid = get!(thread, pid_tgid);
         (*record).born = get!(thread, call.opened);
         (*record).handle = get!(thread, key.handle);
-        (*record).cookie = get!(thread, cookie);
+        (*record).cookie = get!(thread, call.cookie);
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
     }
 }
@@ -349,8 +349,8 @@ pub unsafe fn rejoin(thread: *mut Thread, handle: u64) {
     }
 }
 
-/// Ends both streams of the handle in `key` and begins them again, with `call.opened` and `call.touches`. False
-/// if there is not even room to keep a hole at their end.
+/// Ends both streams of the handle in `key` and begins them again, with `call.opened`, `call.touches` and
+/// `call.cookie`. False if there is not even room to keep a hole at their end.
 #[inline(always)]
 unsafe fn renew(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
@@ -398,7 +398,7 @@ pub unsafe fn unseen(thread: *mut Thread) {
         (*record).pid_tgid = get!(thread, pid_tgid);
         (*record).born = get!(thread, handle_born);
         (*record).handle = get!(thread, key.handle);
-        (*record).cookie = get!(thread, cookie);
+        (*record).cookie = get!(thread, call.cookie);
         generated::bpf_ringbuf_submit(record.cast(), wake_flags());
     }
 }
@@ -607,7 +607,7 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         (*data).handle = get!(thread, key.handle);
         (*data).offset = get!(thread, position) + offset!();
         (*data).socket = get!(thread, socket);
-        (*data).cookie = get!(thread, cookie);
+        (*data).cookie = get!(thread, call.cookie);
         (*data).place = standing(thread);
 
         let mut size = opaque(len!());

@@ -52,12 +52,14 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bit 5 is [`MOVED`], bits 8 and
-/// up are the number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`]
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bit 5 is [`MOVED`], bits from [`POINT`]
+/// on are the number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`]
 /// on where the object counts its owners.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
-    point << 8 | (shape as u64) << 1 | direction as u64
+    point << POINT | (shape as u64) << 1 | direction as u64
 }
+
+pub const POINT: u64 = 8;
 
 pub const REFERENCES: u64 = 48;
 /// Tells two links of one point apart, while its probes move from one to the other.
@@ -178,8 +180,10 @@ pub mod filter {
     pub const CGROUP: u64 = 16;
     /// Children of wanted processes are wanted.
     pub const FOLLOW: u64 = 32;
-    /// Those who were let in can be turned away later, and come back.
-    pub const CHANGEABLE: u64 = MEMBER | UID | COMM | CGROUP;
+    /// No filter: the probes of a file that is in use were out for a while, so some processes were away.
+    pub const INTERRUPTED: u64 = 64;
+    /// Calls of those who were let in can pass by later.
+    pub const CHANGEABLE: u64 = MEMBER | UID | COMM | CGROUP | INTERRUPTED;
 }
 
 /// Start of every ring record.
@@ -379,8 +383,9 @@ pub const MEMBER: u64 = 2;
 /// One of the agent's own processes: nothing of it is ever recorded.
 pub const OURS: u64 = 4;
 
-/// Value of the map of absences, keyed by thread group id: of a process whose calls passed by unseen. Apart from
-/// [`Process`], which user space replaces as a whole.
+/// Value of the map of absences, keyed by thread group id: of a process whose calls passed by unseen, because a
+/// filter turned it away or because no probes were in its library. Apart from [`Process`], which user space
+/// replaces as a whole.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Absence {
@@ -436,6 +441,8 @@ pub struct Stream {
     pub opened: u64,
     /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`].
     pub touches: u64,
+    /// Attach cookie of the probe point that it began at: the file that it needs probes in.
+    pub cookie: u64,
 }
 /// A handshake needs three or four, and it is what they are for.
 pub const TOUCHES_MAX: u64 = 16;
@@ -480,7 +487,7 @@ pub struct Thread {
     pub key: StreamKey,
     pub buf: u64,
     /// What a stream that begins with this call is after it: `position` is the call's length in bytes,
-    /// the rest is 0.
+    /// `cookie` its probe point's, the rest is 0.
     pub call: Stream,
     /// [`Data::born`] of the call.
     pub handle_born: u64,
@@ -492,7 +499,6 @@ pub struct Thread {
     pub full: u64,
     pub tail: u64,
     pub socket: u64,
-    pub cookie: u64,
     /// Bytes since the ring's level was looked at for this thread.
     pub unchecked: u64,
     pub frames: [Frame; FRAMES],

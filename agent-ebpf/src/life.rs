@@ -59,7 +59,7 @@ fn cleared(ctx: &ProbeContext, cookie: u64) -> u32 {
     unsafe {
         (*thread).key.handle = ctx.arg(0).unwrap_or(0);
         (*thread).key.born = get!(thread, born);
-        (*thread).cookie = cookie;
+        (*thread).call.cookie = cookie;
         emit::cleared(thread);
     }
     0

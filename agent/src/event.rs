@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, REJOINED, SEVERAL_SOCKETS, Socket,
-    Touch, Transfer, Unseen, cause, kind, side,
+    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, POINT, REJOINED, SEVERAL_SOCKETS,
+    Socket, Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
 
@@ -167,7 +167,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     cookie => Used::One(cookie),
                 },
                 place: place(tid, data.place),
-                point: data.cookie >> 8,
+                point: data.cookie >> POINT,
                 tid,
                 time: head.time,
             })
@@ -202,7 +202,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     handle: opened.handle,
                 },
                 again: head.kind == kind::CLEARED,
-                point: opened.cookie >> 8,
+                point: opened.cookie >> POINT,
                 time: head.time,
             })
         }
@@ -227,7 +227,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     born: unseen.born,
                     handle: unseen.handle,
                 },
-                point: unseen.cookie >> 8,
+                point: unseen.cookie >> POINT,
                 time: head.time,
             })
         }

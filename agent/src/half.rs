@@ -58,6 +58,9 @@ pub enum Report {
         file: FileId,
         why: String,
     },
+    /// The probes of a file were taken out while processes use it. If there are probes in it again, those come
+    /// back as who was turned away does.
+    Interrupted,
     /// Holes at the end of streams that no later call could announce.
     Pending(Vec<Pending>),
     /// The half's own usage, after the holes; answers [`Order::Survey`].

@@ -158,6 +158,12 @@ impl Control {
         Ok(Control(map_words(fd, control::COUNT)?))
     }
 
+    pub fn get(&self, word: usize) -> u64 {
+        assert!(word < control::COUNT);
+        // SAFETY: inside the mapping of COUNT words.
+        unsafe { (*self.0.add(word)).load(Ordering::Relaxed) }
+    }
+
     /// Sequentially consistent: "I am asleep" must be visible before the last look at the ring.
     pub fn set(&self, word: usize, value: u64) {
         assert!(word < control::COUNT);

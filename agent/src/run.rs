@@ -805,6 +805,12 @@ impl<'a> Session<'a> {
                 self.answered(file);
                 self.with_sink(|line, out| line.failed(file, &why, now, out));
             }
+            (Report::Interrupted, 0) => {
+                if let Some(shared) = &self.shared {
+                    let bits = shared.control.get(control::FILTER) | filter::INTERRUPTED;
+                    shared.control.set(control::FILTER, bits);
+                }
+            }
             (Report::Pending(pending), 0) => self.say_later(Late::Pending(pending)),
             (Report::Survey(survey), 0) => {
                 self.half_usage = (survey.cpu_micros, survey.memory_bytes);

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use crate::{
     containers::Group,
-    harness::{Lab, Run, argv, bare, scaled, seconds, skip},
+    harness::{Lab, PYTHON, Run, argv, bare, scaled, seconds, skip},
     records::{self, Truth, digest},
 };
 
@@ -167,4 +167,64 @@ fn absence_during_a_read() {
     truth.extend(lab.truth("server"));
     assert_eq!(records::total(&truth), 6);
     run.assert_exact(&truth);
+}
+
+/// Somebody writes into the library, so its probes are taken out while it is in use. They are there again when
+/// another process maps it.
+#[test]
+fn absence_of_the_probes() {
+    let Some(lab) = Lab::with("absence_of_the_probes", &["cc", "curl"]) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    lab.private_libssl("private");
+    lab.file(
+        "write.py",
+        "\
+with open('private/libssl.so.3', 'r+b') as file:
+    content = file.read()
+    file.seek(0)
+    file.write(content)
+",
+    );
+    let script = format!(
+        "cd {dir}; export LD_LIBRARY_PATH=$PWD/private; {absent} library 1 & client=$!; \
+         until [ -e out.here ]; do sleep 0.01; done; {PYTHON} write.py; touch out.go; \
+         until [ -e in.here ]; do sleep 0.01; done; curl -sk -o /dev/null {url}; touch in.go; \
+         wait $client",
+        dir = lab.path(".").display(),
+        absent = lab.compiled("absent").display(),
+        url = server.url("/bytes/20"),
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let mut shown: Vec<_> = records
+        .kind("data")
+        .filter(|data| data["process"]["comm"] == "absent")
+        .map(|data| {
+            let said = |path| data.pointer(path).unwrap().to_string();
+            let text = data["text"].as_str().unwrap().trim_end().to_owned();
+            (text, said("/connection/joined"), said("/complete"))
+        })
+        .collect();
+    shown.sort();
+    let twice = |text: &str, joined: &str, complete: &str| {
+        let one = (
+            text.to_owned(),
+            format!("\"{joined}\""),
+            complete.to_owned(),
+        );
+        [one.clone(), one]
+    };
+    let expected = [
+        twice("answer 0", "start", "true"),
+        twice("last 0", "middle", "false"),
+        twice("question 0", "start", "true"),
+    ];
+    assert_eq!(shown, expected.as_flattened());
 }

@@ -4,6 +4,7 @@
 //   absent late COUNT            the same, but "gone" first
 //   absent user COUNT            is root's, and nobody's in between
 //   absent group COUNT IN OUT    is in the control group IN, and in OUT in between: two files `cgroup.procs`
+//   absent library COUNT         meets the test: its library has no probes until they meet again
 //   absent reader                is called "gone" while a thread of it waits in a read
 //
 // Stretch N, which the filter lets pass, is `question N` and `answer N`.
@@ -23,7 +24,12 @@ static void move_to(const char *procs) {
 }
 
 static void be(int here) {
-    if (strcmp(way, "user") == 0)
+    char base[512];
+    if (strcmp(way, "library") == 0) {
+        CHECK(snprintf(base, sizeof base, "%s/%s", setting("E2E_DIR", "."), here ? "in" : "out") <
+              (int)sizeof base);
+        meet(base);
+    } else if (strcmp(way, "user") == 0)
         CHECK(setresuid(here ? 0 : 65534, -1, 0) == 0);
     else if (strcmp(way, "group") == 0)
         move_to(here ? in : out);
@@ -55,6 +61,8 @@ static void stretches(int count) {
         pass(pair.server, pair.client, "unseen", number);
         be(1);
     }
+    if (strcmp(way, "library") == 0)
+        pass(pair.client, pair.server, "last", 0);
     pair_free(&pair);
 }
 

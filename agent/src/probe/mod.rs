@@ -35,7 +35,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Absence, MEMBER, MOVED, OURS, Process, SHELVED, Stream, StreamKey, Thread, WANTED, counter,
+    Absence, MEMBER, MOVED, OURS, POINT, Process, SHELVED, Stream, StreamKey, Thread, WANTED,
+    counter,
 };
 use anyhow::{Context as _, Result, bail};
 use rustix::{
@@ -149,6 +150,8 @@ struct Half<'a> {
     has_lost: bool,
     /// Streams shelved when we looked last.
     shelved: u64,
+    /// The points of files whose probes are being taken out.
+    interrupted: HashMap<FileId, HashSet<u64>>,
 }
 
 struct File {
@@ -270,6 +273,7 @@ impl<'a> Half<'a> {
             homes: Homes::default(),
             has_lost: false,
             shelved: 0,
+            interrupted: HashMap::new(),
         })
     }
 
@@ -446,6 +450,12 @@ impl<'a> Half<'a> {
     /// What the workers did, and what they did not do in time.
     fn take_work(&mut self) {
         for (id, done) in self.workers.finished() {
+            if let Some(Done::Detached) = done
+                && let Some(points) = self.interrupted.remove(&id)
+            {
+                self.interrupt(&points);
+                continue;
+            }
             let Some(file) = self.files.get_mut(&id) else {
                 // Let go meanwhile. Nothing is undone here: that takes its time.
                 if let Some(done @ (Done::Placed(_) | Done::Moved(_))) = done {
@@ -1051,12 +1061,43 @@ impl<'a> Half<'a> {
         let Some(file) = self.drop_file(id) else {
             return;
         };
+        if let State::Attached(_) = file.state {
+            let points = file.sites.iter().map(|site| site.cookie >> POINT).collect();
+            self.interrupt(&points);
+            self.interrupted.insert(id, points);
+        }
         let device = file.version.identity.device();
         let detach = move || {
             drop(file);
             Done::Detached
         };
         self.workers.start(id, device, PLACING, detach);
+    }
+
+    /// Calls of who has streams through these points pass by, until the file is mapped again. Said twice, before
+    /// the probes are out and after, and whenever new ones are placed: who came back in between went again.
+    fn interrupt(&mut self, points: &HashSet<u64>) {
+        let streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
+        let of_points = |stream: &Stream| {
+            // 0: this kernel has no cookies.
+            let point = stream.cookie >> POINT;
+            point == 0 || points.contains(&point)
+        };
+        let streams = streams.iter().flatten();
+        let users: HashSet<u32> = streams
+            .filter(|(_, stream)| of_points(stream))
+            .map(|(key, _)| key.tgid)
+            .collect();
+        if users.is_empty() {
+            return;
+        }
+        let mut absences = self.kernel.map::<u32, Absence>("ABSENCES");
+        for user in users {
+            let back = absences.get(&user, 0).map_or(0, |known| known.back);
+            // No room, or gone meanwhile.
+            let _ = absences.insert(&user, &Absence { is_away: 1, back }, 0);
+        }
+        self.report(Report::Interrupted, None);
     }
 
     /// A file that can't be opened, or not now.
@@ -1092,6 +1133,9 @@ impl<'a> Half<'a> {
             self.nothing.insert(looks);
             self.let_go(id);
             return Ok(());
+        }
+        for points in self.interrupted.values().cloned().collect::<Vec<_>>() {
+            self.interrupt(&points);
         }
         let programs = self.kernel.programs.clone();
         sites.retain(|site| programs.takes(site));
