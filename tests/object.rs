@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 35] = [
+const PROGRAMS: [(&str, &str); 36] = [
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
@@ -64,6 +64,7 @@ const PROGRAMS: [(&str, &str); 35] = [
     ("process_ids", ITERATOR),
     ("return_multi", "uretprobe.multi"),
     ("return_perf", "uretprobe"),
+    ("rewired_perf", "uprobe"),
     ("socket_closed", "tp_btf/tcp_destroy_sock"),
     ("socket_receive", "tp_btf/sock_recv_length"),
     ("socket_send", "tp_btf/sock_send_length"),

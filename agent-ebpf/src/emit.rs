@@ -227,23 +227,49 @@ unsafe fn announce_pending(thread: *mut Thread, stream: *mut Stream, end: u64) -
 pub unsafe fn cleared(thread: *mut Thread) {
     // SAFETY: `thread` is a map value.
     unsafe {
-        (*thread).key.direction = Direction::Sent as u32;
-        if !has_carried(thread) {
-            (*thread).key.direction = Direction::Received as u32;
-            if !has_carried(thread) {
-                return;
-            }
+        if has_carried(thread) {
+            opened(thread, kind::CLEARED);
         }
-        opened(thread, kind::CLEARED);
+    }
+}
+
+/// The handle lives on, and what it says goes another way: a name that was inferred holds no longer. Libraries set
+/// the transport in two steps, and before the first handshake.
+#[inline(always)]
+pub unsafe fn rewired(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value.
+    unsafe {
+        if has_carried(thread) {
+            (*thread).key.direction = Direction::Received as u32;
+            join(thread);
+        }
+    }
+}
+
+/// Or did it, before it was joined in its middle?
+#[inline(always)]
+unsafe fn has_carried(thread: *mut Thread) -> bool {
+    // SAFETY: `thread` is a map value.
+    unsafe {
+        (*thread).key.direction = Direction::Sent as u32;
+        if has_carried_here(thread) {
+            return true;
+        }
+        (*thread).key.direction = Direction::Received as u32;
+        has_carried_here(thread)
     }
 }
 
 #[inline(always)]
-unsafe fn has_carried(thread: *mut Thread) -> bool {
+unsafe fn has_carried_here(thread: *mut Thread) -> bool {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe {
         let stream = stream(thread);
-        !stream.is_null() && get!(stream, position) | get!(stream, touches) != 0
+        if stream.is_null() {
+            return false;
+        }
+        let is_joined = get!(stream, opened) & REJOINED;
+        get!(stream, position) | get!(stream, touches) | is_joined != 0
     }
 }
 
@@ -323,9 +349,7 @@ pub unsafe fn opened(thread: *mut Thread, kind: u16) {
     }
 }
 
-/// The process was away, and a handle that is older than its return has a hole of unknown length: from here on
-/// it is a connection that was joined in its middle. What works in memory is told from what uses sockets as
-/// before: stamped by mistake, a name would be a wrong one.
+/// The process was away, and a handle that is older than its return has a hole of unknown length.
 #[inline(always)]
 pub unsafe fn rejoin(thread: *mut Thread, handle: u64) {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
@@ -333,15 +357,23 @@ pub unsafe fn rejoin(thread: *mut Thread, handle: u64) {
         (*thread).key.handle = handle;
         (*thread).key.born = get!(thread, born);
         (*thread).key.direction = Direction::Received as u32;
+        let stream = stream(thread);
+        if stream.is_null() || get!(stream, opened) & !REJOINED < get!(thread, back) {
+            join(thread);
+        }
+    }
+}
+
+/// From here on the handle is a connection that was joined in its middle. What works in memory is told from what
+/// uses sockets as before: stamped by mistake, a name would be a wrong one. `key` is the received stream's.
+#[inline(always)]
+unsafe fn join(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS.
+    unsafe {
         (*thread).call.touches = opaque(0);
         let stream = stream(thread);
-        if !stream.is_null() {
-            if get!(stream, opened) & !REJOINED >= get!(thread, back) {
-                return;
-            }
-            if get!(stream, touches) != 0 {
-                (*thread).call.touches = 1;
-            }
+        if !stream.is_null() && get!(stream, touches) != 0 {
+            (*thread).call.touches = 1;
         }
         (*thread).call.opened = bpf_ktime_get_boot_ns() | REJOINED;
         renew(thread);

@@ -42,6 +42,8 @@ pub enum Shape {
     /// `int gnutls_record_uncork(handle, int wait)`: sends what the handle held back. Writes of the handle
     /// inside of it carry what was carried before.
     Flushed = 12,
+    /// `void SSL_set_bio(handle, BIO *, BIO *)`: its bytes go another way from here on. No return.
+    Rewired = 14,
 }
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
@@ -394,7 +396,8 @@ pub struct Absence {
     /// When it was back, in ns since boot; 0: it was not yet. What is older has a hole.
     pub back: u64,
 }
-/// In a time of birth: the handle may have been in use before, while its process was away.
+/// In a time of birth: the handle may have been in use before, while its process was away or with another
+/// transport.
 pub const REJOINED: u64 = 1 << 63;
 
 /// What a process used of the ring's upper half, in the window of time with this number.

@@ -33,14 +33,21 @@ pub fn cleared_perf(ctx: ProbeContext) -> u32 {
     cleared(&ctx, 0)
 }
 
+#[uprobe]
+pub fn rewired_perf(ctx: ProbeContext) -> u32 {
+    rewired(&ctx, 0)
+}
+
 #[inline(always)]
 fn event(ctx: &ProbeContext) -> u32 {
     const CONTROL: u64 = Shape::Control as u64;
     const CLEARED: u64 = Shape::Cleared as u64;
+    const REWIRED: u64 = Shape::Rewired as u64;
     let cookie = attach_cookie(ctx.as_ptr());
     match cookie >> 1 & 15 {
         CONTROL => name::named(ctx),
         CLEARED => cleared(ctx, cookie),
+        REWIRED => rewired(ctx, cookie),
         _ => freed(ctx, cookie),
     }
 }
@@ -61,6 +68,26 @@ fn cleared(ctx: &ProbeContext, cookie: u64) -> u32 {
         (*thread).key.born = get!(thread, born);
         (*thread).call.cookie = cookie;
         emit::cleared(thread);
+    }
+    0
+}
+
+/// The object gets another transport. What it said so far went over the old one.
+#[inline(always)]
+fn rewired(ctx: &ProbeContext, cookie: u64) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let id = bpf_get_current_pid_tgid();
+    let Admission::Wanted(thread) = admit(&id) else {
+        return 0;
+    };
+    // SAFETY: the program's context, and a map value.
+    unsafe {
+        (*thread).key.handle = ctx.arg(0).unwrap_or(0);
+        (*thread).key.born = get!(thread, born);
+        (*thread).call.cookie = cookie;
+        emit::rewired(thread);
     }
     0
 }

@@ -126,7 +126,7 @@ pub struct HandleId {
 }
 
 impl HandleId {
-    /// Its process was away, and it may have been in use meanwhile.
+    /// It may have been in use before: its process was away, or it had another transport.
     pub fn is_rejoined(&self) -> bool {
         self.born & REJOINED != 0
     }

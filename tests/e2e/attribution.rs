@@ -493,3 +493,56 @@ fn attribution_check_refuses_doctored_records() {
     let error = judge(vec![good, other]).unwrap_err();
     assert!(error.contains("two pairs"), "{error}");
 }
+
+/// A session goes on over another socket, and nothing is closed: from the moment that its handle gets another
+/// transport, the old one's name is wrong.
+fn moved(test: &'static str, way: &str) {
+    let Some(lab) = Lab::with(test, &["cc"]) else {
+        return;
+    };
+    let run = lab.agent().run(argv![lab.compiled("move"), way]);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let out = run.process.out();
+    let ports: Vec<u64> = out
+        .split_whitespace()
+        .map(|port| port.parse().unwrap())
+        .collect();
+    let mut named = [0, 0];
+    for data in records.kind("data") {
+        let text = data["text"].as_str().unwrap_or_default();
+        let second = usize::from(text.starts_with("second "));
+        assert!(
+            second == 1 || text.starts_with("first "),
+            "{}",
+            digest(data)
+        );
+        if data["connection"]["attribution"] == "none" {
+            continue;
+        }
+        let server = match data["connection"]["role"].as_str() {
+            Some("client") => "/network/peer/port",
+            Some("server") => "/network/local/port",
+            role => panic!("{role:?}: {}", digest(data)),
+        };
+        let port = data.pointer(server).and_then(Value::as_u64);
+        assert_eq!(port, Some(ports[second]), "{}", digest(data));
+        named[second] += 1;
+    }
+    println!("named: {named:?} of [48, 48]");
+    assert!(named.iter().all(|&named| named > 24), "{named:?}");
+}
+
+#[test]
+fn attribution_of_a_handle_that_moves() {
+    moved("attribution_of_a_handle_that_moves", "both");
+}
+
+#[test]
+fn attribution_of_a_handle_whose_halves_move() {
+    moved("attribution_of_a_handle_whose_halves_move", "halves");
+}

@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mix.c", include_str!("../programs/mix.c")),
     ("life.c", include_str!("../programs/life.c")),
     ("absent.c", include_str!("../programs/absent.c")),
+    ("move.c", include_str!("../programs/move.c")),
     ("letters.c", include_str!("../programs/letters.c")),
     ("churn.c", include_str!("../programs/churn.c")),
     ("bio_connect.c", include_str!("../programs/bio_connect.c")),

@@ -89,7 +89,10 @@ impl Entry {
     /// Would a probe here meet one of `chosen` on one frame? Two return probes there break each other.
     pub(super) fn shares_frames(&self, chosen: &[Entry]) -> bool {
         let taken = addresses(chosen);
-        let has_return = !matches!(self.shape, Shape::Control | Shape::Cleared | Shape::Freed);
+        let has_return = !matches!(
+            self.shape,
+            Shape::Control | Shape::Cleared | Shape::Freed | Shape::Rewired
+        );
         taken.contains(&self.function.address)
             || has_return
                 && (self.leads_into(&taken)
@@ -124,7 +127,7 @@ impl Entry {
 /// Number of argument registers that the probe needs intact.
 pub(super) fn arguments(shape: Shape) -> usize {
     match shape {
-        Shape::Created | Shape::Handshake | Shape::Cleared | Shape::Freed => 1,
+        Shape::Created | Shape::Handshake | Shape::Cleared | Shape::Freed | Shape::Rewired => 1,
         Shape::Flushed => 2,
         Shape::Control | Shape::Sendfile => 4,
         Shape::Returned => 3,

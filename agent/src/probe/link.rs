@@ -87,6 +87,7 @@ const CREATED: u64 = 6;
 const CONTROL: u64 = 10;
 const CLEARED: u64 = 12;
 const FREED: u64 = 16;
+const REWIRED: u64 = 28;
 
 /// Programs for session links: for calls, and for creators.
 pub const SESSIONS: [&str; 2] = ["call_session", "created_session"];
@@ -370,7 +371,8 @@ impl Programs {
             sites.filter(|site| site.cookie & WHAT == what).collect()
         };
         let creators = of(CREATED);
-        let is_event = |site: &&Site| matches!(site.cookie & WHAT, CONTROL | CLEARED | FREED);
+        let is_event =
+            |site: &&Site| matches!(site.cookie & WHAT, CONTROL | CLEARED | FREED | REWIRED);
         let events: Vec<&Site> = sites.iter().filter(is_event).collect();
         let is_carrier = |site: &&Site| !is_event(site) && site.cookie & WHAT != CREATED;
         let carriers: Vec<&Site> = sites.iter().filter(is_carrier).collect();
@@ -409,6 +411,7 @@ impl Programs {
                 groups.push(("created_perf", creators));
                 groups.push(("control_perf", of(CONTROL)));
                 groups.push(("cleared_perf", of(CLEARED)));
+                groups.push(("rewired_perf", of(REWIRED)));
                 groups
             }
         };
@@ -646,6 +649,7 @@ fn uprobes(link: Link) -> Vec<&'static str> {
                 "created_perf",
                 "control_perf",
                 "cleared_perf",
+                "rewired_perf",
             ])
             .collect(),
     }
