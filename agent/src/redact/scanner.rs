@@ -135,7 +135,10 @@ impl Scanner {
         if self.head.is_one() && !was_head {
             self.head_at = self.at..u64::MAX;
         }
-        if let Some(end) = end {
+        // What turned out to be none is no place for headers either.
+        if let Some(end) = end
+            && self.head.is_one()
+        {
             self.head_at.end = self.position(fresh.start + end);
             if self.head.announces_encoded() {
                 self.checked = fresh.start + end;

@@ -251,6 +251,8 @@ fn cuts_change_nothing() {
         "://me&note=ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2&x=1 more",
         "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
         "x2-----BEGIN RSA PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
+        "no head\rCookie: /\rmore\r\n",
+        "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
     ];
     for text in texts {
