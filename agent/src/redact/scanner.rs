@@ -53,7 +53,7 @@ pub struct Scanner {
     checked: usize,
     /// In the buffer: anchors that begin before it have been judged.
     judged: usize,
-    /// In the buffer: the end of the last secret. No anchor begins inside of one.
+    /// In the buffer: the end of the last secret. No anchor begins inside of one, unless it is one in doubt.
     floor: usize,
     /// Position of the next byte to account for.
     at: u64,
@@ -77,7 +77,13 @@ struct Inside {
     length: u64,
     /// `None`: the hash of a part alone means nothing.
     hasher: Option<Box<Hasher>>,
+    /// Decided before all of it had come. What was taken for its beginning may be a name, and the secret that
+    /// of its value: anchors in it are judged as well, where it ends.
+    is_doubtful: bool,
 }
+
+/// How much of a doubtful secret is judged again. Longer than any name.
+const DOUBT: usize = KEPT;
 
 impl Scanner {
     /// Of a stream whose first byte is at `offset`. Unless it is seen `from_start`, its first bytes may be
@@ -208,12 +214,14 @@ impl Scanner {
                 break;
             };
             let in_head = self.head_at.contains(&self.position(hit.start));
+            let mut ending = ending;
             let mut verdict = RULES.judge(text, hit, in_head, ending);
             if matches!(verdict, Verdict::Wait(from) if from + HELD_MAX < text.len()) {
-                verdict = RULES.judge(text, hit, in_head, Ending::Late);
+                ending = Ending::Late;
+                verdict = RULES.judge(text, hit, in_head, ending);
             }
             match verdict {
-                Verdict::Secret(secret) => self.enter(secret, hit),
+                Verdict::Secret(secret) => self.enter(secret, hit, ending != Ending::More),
                 Verdict::No => self.judged = hit.start + 1,
                 // Nothing of it has come: there may be another secret before its own.
                 Verdict::Wait(from) if from == text.len() => {
@@ -250,21 +258,22 @@ impl Scanner {
         }
     }
 
-    fn enter(&mut self, secret: Secret, hit: Hit) {
-        // What was shown before it was known is not taken back.
+    fn enter(&mut self, secret: Secret, hit: Hit, is_doubtful: bool) {
+        self.judged = hit.start + 1;
+        // What was shown before it was known is not taken back, nor what another secret took.
         let start = secret.start.max(self.given);
         let mut until = secret.until;
-        for byte in &self.buffer[secret.start..start] {
-            until.step(*byte);
+        if until.take(&self.buffer[secret.start..start]).1 {
+            return;
         }
         self.given = start;
-        self.judged = hit.start + 1;
         self.inside = Some(Inside {
             kind: secret.kind,
             until,
             start: self.position(start),
             length: 0,
             hasher: self.key.as_ref().map(|key| Box::new(key.hasher())),
+            is_doubtful,
         });
     }
 
@@ -280,8 +289,12 @@ impl Scanner {
             hasher.update(&rest[..taken]);
         }
         self.given += taken;
-        self.floor = self.given;
-        self.judged = self.judged.max(self.floor);
+        if inside.is_doubtful {
+            self.judged = self.judged.max(self.given.saturating_sub(DOUBT));
+        } else {
+            self.floor = self.given;
+            self.judged = self.judged.max(self.floor);
+        }
         if is_over {
             self.mark();
             self.inside = None;
@@ -387,6 +400,7 @@ impl Inside {
             start: at,
             length: 0,
             hasher: None,
+            is_doubtful: false,
         }
     }
 

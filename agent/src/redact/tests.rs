@@ -313,6 +313,35 @@ fn a_pause_shows_what_is_certain_and_holds_the_rest() {
     );
 }
 
+/// A pause in a name that begins like a token: what was taken for one is redacted, and so is the value.
+#[test]
+fn a_pause_loses_no_name() {
+    let texts = [
+        "{\"sb_secret_key\": \"hunter2 and\"} shown",
+        "{\"aws_secret_access_key\": \"hunter2 and\"} shown",
+        "secret_password=hunter2,and shown",
+        "sb_secret_password=hunter2,and shown",
+        "password: token: hunter2x shown",
+    ];
+    for text in texts {
+        for pause in [Ending::Idle, Ending::Late] {
+            for cut in 0..=text.len() {
+                let (first, second) = text.as_bytes().split_at(cut);
+                let (shown, length) = stream(&[first, second], &[pause]);
+                assert_eq!(length, text.len() as u64);
+                let hides = !["hunter2", "2 and", ",and"]
+                    .iter()
+                    .any(|part| shown.contains(part));
+                // What a pause cuts off in the middle of a value has been shown to be one, or is not known.
+                assert!(
+                    hides && shown.ends_with(" shown"),
+                    "{pause:?} at {cut}: {shown}"
+                );
+            }
+        }
+    }
+}
+
 /// What follows a gap may be the rest of a secret: to the end of a line, and further if that comes too soon
 /// to be text, or to the next head.
 #[test]
