@@ -35,7 +35,8 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 36] = [
+const PROGRAMS: [(&str, &str); 41] = [
+    ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
     ("control_perf", "uprobe"),
@@ -58,6 +59,10 @@ const PROGRAMS: [(&str, &str); 36] = [
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
     ("mapping_identity", ITERATOR),
+    ("passed_cookie", "uprobe"),
+    ("passed_multi", "uprobe.multi"),
+    ("passed_read", "uprobe"),
+    ("passed_write", "uprobe"),
     ("process_exec", "raw_tp/sched_process_exec"),
     ("process_exit", "raw_tp/sched_process_exit"),
     ("process_fork", "raw_tp/sched_process_fork"),

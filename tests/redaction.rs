@@ -415,7 +415,7 @@ impl Bench {
             direction,
             shape: Shape::OutFourth,
             instruction: Instruction::Emulated,
-            references: 0,
+            detail: 0,
             bytes: [0; 16],
         };
         let found = Found {

@@ -281,7 +281,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 direction,
                 shape: Shape::OutFourth,
                 instruction: Instruction::Emulated,
-                references: 0,
+                detail: 0,
                 bytes: [0; 16],
             };
             let points = vec![

@@ -39,6 +39,11 @@ pub enum Shape {
     Sendfile = 7,
     /// `void SSL_free(handle)`: one owner less. No return.
     Freed = 8,
+    /// A call inside of Go's `Conn.Read` or `Conn.Write` that is given bytes and carries all of them; arguments
+    /// are in Go's registers. No return.
+    Passed = 9,
+    /// The call inside of Go's that begins the connection of a handle. No return.
+    Begun = 10,
     /// `int gnutls_record_uncork(handle, int wait)`: sends what the handle held back. Writes of the handle
     /// inside of it carry what was carried before.
     Flushed = 12,
@@ -54,16 +59,17 @@ pub enum Direction {
     Sent = 1,
 }
 
-/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bit 5 is [`MOVED`], bits from [`POINT`]
-/// on are the number that user space gave to the probe point. A [`Shape::Freed`] has from bit [`REFERENCES`]
-/// on where the object counts its owners.
+/// Attach cookie: bit 0 is the [`Direction`], bits 1 to 4 are the [`Shape`], bit 5 is [`MOVED`], the bits from
+/// [`POINT`] on are the number that user space gave to the probe point. The bits from [`DETAIL`] on are what the program
+/// has to know besides: of a [`Shape::Freed`] where the object counts its owners, of a [`Shape::Passed`] how far
+/// behind the point a TCP connection's first method is.
 pub const fn cookie(point: u64, direction: Direction, shape: Shape) -> u64 {
     point << POINT | (shape as u64) << 1 | direction as u64
 }
 
 pub const POINT: u64 = 8;
 
-pub const REFERENCES: u64 = 48;
+pub const DETAIL: u64 = 32;
 /// Tells two links of one point apart, while its probes move from one to the other.
 pub const MOVED: u64 = 1 << 5;
 
@@ -508,6 +514,9 @@ pub struct Thread {
     /// As in [`Place`].
     pub sequence: u64,
     pub skipped: u64,
+    /// Attach cookie of the last [`Shape::Passed`], and when it was done with.
+    pub passed: u64,
+    pub passed_at: u64,
 }
 
 /// Offsets of kernel structure members, read from BTF by user space: there is no CO-RE in Rust.
@@ -537,6 +546,14 @@ pub struct Offsets {
     pub sock_max_ack_backlog: u32,
     pub sock_bind_hash: u32,
     pub bucket_fastreuse: u32,
+    /// From a descriptor to its socket; the first is 0 if one of them is unknown.
+    pub task_files: u32,
+    pub files_fdt: u32,
+    pub fdtable_max_fds: u32,
+    pub fdtable_fd: u32,
+    pub file_private_data: u32,
+    pub socket_file: u32,
+    pub socket_sk: u32,
     pub vma_file: u32,
     pub file_inode: u32,
     pub inode_sb: u32,

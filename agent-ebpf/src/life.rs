@@ -1,6 +1,6 @@
 //! A handle that starts again or is gone, and what else needs no return: the entry says all.
 
-use agent_ebpf::{REFERENCES, Shape};
+use agent_ebpf::{DETAIL, Shape};
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, generated},
@@ -12,6 +12,7 @@ use crate::{
     call::attach_cookie,
     emit,
     filter::{Admission, admit},
+    go,
     maps::{get, stopped},
     name,
 };
@@ -43,11 +44,13 @@ fn event(ctx: &ProbeContext) -> u32 {
     const CONTROL: u64 = Shape::Control as u64;
     const CLEARED: u64 = Shape::Cleared as u64;
     const REWIRED: u64 = Shape::Rewired as u64;
+    const BEGUN: u64 = Shape::Begun as u64;
     let cookie = attach_cookie(ctx.as_ptr());
     match cookie >> 1 & 15 {
         CONTROL => name::named(ctx),
         CLEARED => cleared(ctx, cookie),
         REWIRED => rewired(ctx, cookie),
+        BEGUN => go::begun(ctx, cookie),
         _ => freed(ctx, cookie),
     }
 }
@@ -108,7 +111,7 @@ fn freed(ctx: &ProbeContext, cookie: u64) -> u32 {
     let mut owners = 0u32;
     // SAFETY: the helper fails on a wrong address, `owners` is four bytes; a map value.
     unsafe {
-        let from = (handle + (cookie >> REFERENCES)) as *const _;
+        let from = (handle + (cookie >> DETAIL)) as *const _;
         if generated::bpf_probe_read_user((&raw mut owners).cast(), 4, from) != 0 || owners != 1 {
             return 0;
         }

@@ -20,6 +20,7 @@ mod budget;
 mod call;
 mod emit;
 mod filter;
+mod go;
 mod identity;
 mod life;
 mod maps;

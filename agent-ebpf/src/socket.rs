@@ -231,6 +231,26 @@ fn used(usage: &impl Use, direction: Direction) -> i32 {
     0
 }
 
+/// A socket that belongs to the call of `thread`, as its program says: into `thread.socket`, and announced. No
+/// helper tells a probe the socket's cookie, so it has one of ours.
+#[inline(always)]
+pub fn met(thread: *mut Thread, sk: *const c_void) {
+    let protocol = read_u16(sk, offset!(sock_protocol));
+    if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
+        return;
+    }
+    // SAFETY: map values; `call` is free, because what it is for comes later.
+    unsafe {
+        let cookie = own_cookie(thread, sk);
+        (*thread).call.position = cookie;
+        let known: *mut u64 = lookup(address(&SOCKETS), cookie_of(thread));
+        if known.is_null() {
+            announce(sk, thread, protocol);
+        }
+        (*thread).socket = get!(thread, call.position);
+    }
+}
+
 /// Where the cookie of the socket in use is, as a key.
 #[inline(always)]
 fn cookie_of(thread: *mut Thread) -> *const c_void {

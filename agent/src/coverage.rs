@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use agent_ebpf::{REFERENCES, cookie};
+use agent_ebpf::{DETAIL, cookie};
 
 use crate::{
     half::{FileId, Site},
@@ -120,7 +120,7 @@ impl Table {
         Site {
             offset: point.offset,
             cookie: cookie(number, point.direction, point.shape)
-                | u64::from(point.references) << REFERENCES,
+                | u64::from(point.detail) << DETAIL,
             bytes: point.bytes,
         }
     }

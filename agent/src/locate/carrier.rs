@@ -118,7 +118,7 @@ impl Entry {
             direction: self.direction,
             shape: self.shape,
             instruction: place.instruction,
-            references: 0,
+            detail: 0,
             bytes,
         })
     }
@@ -127,10 +127,15 @@ impl Entry {
 /// Number of argument registers that the probe needs intact.
 pub(super) fn arguments(shape: Shape) -> usize {
     match shape {
-        Shape::Created | Shape::Handshake | Shape::Cleared | Shape::Freed | Shape::Rewired => 1,
+        Shape::Created
+        | Shape::Handshake
+        | Shape::Cleared
+        | Shape::Freed
+        | Shape::Rewired
+        | Shape::Begun => 1,
         Shape::Flushed => 2,
         Shape::Control | Shape::Sendfile => 4,
-        Shape::Returned => 3,
+        Shape::Returned | Shape::Passed => 3,
         Shape::OutFourth => 4,
         Shape::OutFifth => 5,
     }

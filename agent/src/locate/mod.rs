@@ -132,15 +132,17 @@ impl Found {
 pub struct Point {
     /// File offset of the probed instruction.
     pub offset: u64,
-    /// File offset of the function's first byte; `offset - 12 < function_offset <= offset`.
+    /// File offset of the function's first byte; `function_offset <= offset`, and of all but Go's functions
+    /// `offset - 12 < function_offset`.
     pub function_offset: u64,
     /// Name in the library's source: `ssl_read_internal`.
     pub function: &'static str,
     pub direction: Direction,
     pub shape: Shape,
     pub instruction: Instruction,
-    /// [`Shape::Freed`]: where in the object the number of its owners is; else 0.
-    pub references: u16,
+    /// [`Shape::Freed`]: where in the object the number of its owners is. [`Shape::Passed`]: how far behind the
+    /// point Go's function is that closes a TCP connection, 0 if that is of no use. Else 0.
+    pub detail: u32,
     /// The bytes at `offset`, compared again before the probe is placed.
     pub bytes: [u8; 16],
 }

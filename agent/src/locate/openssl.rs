@@ -106,18 +106,15 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         let Some(entry) = entries.iter().find(|entry| !entry.shares_frames(&chosen)) else {
             continue;
         };
-        let mut references = 0;
+        let mut detail = 0;
         if entry.shape == Shape::Freed {
             match references_of(elf, &symbols, entry) {
-                Some(known) => references = known,
+                Some(known) => detail = known.into(),
                 None => continue,
             }
         }
         let point = entry.point(elf).ok();
-        others.extend(point.map(|point| Point {
-            references,
-            ..point
-        }));
+        others.extend(point.map(|point| Point { detail, ..point }));
     }
     Ok(Found {
         library,
@@ -489,7 +486,7 @@ mod tests {
             let found = find(functions).unwrap();
             let others = found.others.iter();
             others
-                .map(|point| (point.function, point.shape, point.references))
+                .map(|point| (point.function, point.shape, point.detail))
                 .collect::<Vec<_>>()
         };
         let mut all = vec![

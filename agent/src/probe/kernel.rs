@@ -47,6 +47,9 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         "address_space",
         "inet_connection_sock",
         "inet_bind_bucket",
+        "files_struct",
+        "fdtable",
+        "socket",
     ];
     let types = Types::new(btf, &wanted)?;
     let at = |name, member| types.member(name, member);
@@ -89,6 +92,16 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
             |o| &mut o.sock_max_ack_backlog,
             at("sock", "sk_max_ack_backlog"),
         );
+    }
+    let descriptors = set(|o| &mut o.files_fdt, at("files_struct", "fdt"))
+        & set(|o| &mut o.fdtable_max_fds, at("fdtable", "max_fds"))
+        & set(|o| &mut o.fdtable_fd, at("fdtable", "fd"))
+        & set(|o| &mut o.file_private_data, at("file", "private_data"))
+        & set(|o| &mut o.socket_file, at("socket", "file"))
+        & set(|o| &mut o.socket_sk, at("socket", "sk"));
+    // The program asks for this one first.
+    if descriptors && sockets {
+        set(|o| &mut o.task_files, at("task_struct", "files"));
     }
     let files = set(|o| &mut o.vma_file, at("vm_area_struct", "vm_file"))
         & set(|o| &mut o.file_inode, at("file", "f_inode"))

@@ -88,6 +88,9 @@ const CONTROL: u64 = 10;
 const CLEARED: u64 = 12;
 const FREED: u64 = 16;
 const REWIRED: u64 = 28;
+const BEGUN: u64 = 20;
+/// Points whose entry says all, which have a program of their own, because they carry bytes.
+const PASSED: [u64; 2] = [18, 19];
 
 /// Programs for session links: for calls, and for creators.
 pub const SESSIONS: [&str; 2] = ["call_session", "created_session"];
@@ -371,10 +374,17 @@ impl Programs {
             sites.filter(|site| site.cookie & WHAT == what).collect()
         };
         let creators = of(CREATED);
-        let is_event =
-            |site: &&Site| matches!(site.cookie & WHAT, CONTROL | CLEARED | FREED | REWIRED);
+        let is_event = |site: &&Site| {
+            matches!(
+                site.cookie & WHAT,
+                CONTROL | CLEARED | FREED | REWIRED | BEGUN
+            )
+        };
         let events: Vec<&Site> = sites.iter().filter(is_event).collect();
-        let is_carrier = |site: &&Site| !is_event(site) && site.cookie & WHAT != CREATED;
+        let is_passed = |site: &&Site| PASSED.contains(&(site.cookie & WHAT));
+        let passed: Vec<&Site> = sites.iter().filter(is_passed).collect();
+        let is_carrier =
+            |site: &&Site| !is_event(site) && !is_passed(site) && site.cookie & WHAT != CREATED;
         let carriers: Vec<&Site> = sites.iter().filter(is_carrier).collect();
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
@@ -387,17 +397,19 @@ impl Programs {
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
             Link::Session => {
                 links = self.attach_sessions(&path, [carriers, creators], only)?;
-                vec![("event_multi", events)]
+                vec![("passed_multi", passed), ("event_multi", events)]
             }
             Link::Multi => vec![
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
+                ("passed_multi", passed),
                 ("created_multi", creators),
                 ("event_multi", events),
             ],
             Link::PerfCookie => vec![
                 ("return_perf", carriers.clone()),
                 ("entry_cookie", carriers),
+                ("passed_cookie", passed),
                 ("created_cookie", creators),
                 ("event_cookie", events),
             ],
@@ -408,10 +420,13 @@ impl Programs {
                 });
                 let mut groups = vec![("return_perf", carriers.clone())];
                 groups.extend(entries);
+                groups.push(("passed_read", of(PASSED[0])));
+                groups.push(("passed_write", of(PASSED[1])));
                 groups.push(("created_perf", creators));
                 groups.push(("control_perf", of(CONTROL)));
                 groups.push(("cleared_perf", of(CLEARED)));
                 groups.push(("rewired_perf", of(REWIRED)));
+                groups.push(("begun_perf", of(BEGUN)));
                 groups
             }
         };
@@ -628,16 +643,18 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Session => vec!["event_multi"],
+        Link::Session => vec!["passed_multi", "event_multi"],
         Link::Multi => vec![
             "entry_multi",
             "return_multi",
+            "passed_multi",
             "created_multi",
             "event_multi",
         ],
         Link::PerfCookie => vec![
             "entry_cookie",
             "return_perf",
+            "passed_cookie",
             "created_cookie",
             "event_cookie",
         ],
@@ -650,6 +667,9 @@ fn uprobes(link: Link) -> Vec<&'static str> {
                 "control_perf",
                 "cleared_perf",
                 "rewired_perf",
+                "begun_perf",
+                "passed_read",
+                "passed_write",
             ])
             .collect(),
     }
