@@ -47,6 +47,21 @@ pub(super) struct Elf<'a> {
     /// `.dynsym`, then `.symtab`, as far as they exist.
     symbols: Vec<SymbolTable>,
     relocations: Vec<Table>,
+    sections: Option<Sections>,
+}
+
+/// The section headers, and where their names are.
+struct Sections {
+    headers: Table,
+    names: Range<u64>,
+}
+
+/// A section: where it is in memory and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Section {
+    pub(super) address: u64,
+    pub(super) offset: u64,
+    pub(super) size: u64,
 }
 
 /// One PT_LOAD, as far as the file backs it.
@@ -96,6 +111,7 @@ impl<'a> Elf<'a> {
             unwind: None,
             symbols: Vec::new(),
             relocations: Vec::new(),
+            sections: None,
         };
 
         let header = elf.header()?;
@@ -281,6 +297,14 @@ impl<'a> Elf<'a> {
             return Err(Refusal::Malformed("its section headers"));
         }
         let sections = self.all::<elf::SectionHeader64<LE>>(table)?;
+        if let Some(names) = sections.get(usize::from(header.e_shstrndx.get(LE).0))
+            && names.sh_type.get(LE) == elf::SHT_STRTAB
+        {
+            self.sections = Some(Sections {
+                headers: table,
+                names: self.within_file(names.sh_offset.get(LE), names.sh_size.get(LE))?,
+            });
+        }
         let Some(symtab) = sections
             .iter()
             .find(|section| section.sh_type.get(LE) == elf::SHT_SYMTAB)
@@ -299,6 +323,43 @@ impl<'a> Elf<'a> {
             dynamic: false,
         });
         Ok(())
+    }
+
+    /// The first section with one of these names that the file has bytes for.
+    pub(super) fn section(&self, names: &[&str]) -> Result<Option<Section>, Refusal> {
+        let Some(Sections {
+            headers,
+            names: strings,
+        }) = &self.sections
+        else {
+            return Ok(None);
+        };
+        let size = min(strings.end - strings.start, CHUNK as u64);
+        let text = self.read(strings.start, size as usize)?;
+        let is_named = |at: u32, name: &str| {
+            let rest = text.get(at as usize..);
+            let rest = rest.and_then(|rest| rest.strip_prefix(name.as_bytes()));
+            rest.and_then(<[u8]>::first) == Some(&0)
+        };
+        let mut found = None;
+        self.each::<elf::SectionHeader64<LE>>(*headers, |_, header| {
+            let at = header.sh_name.get(LE);
+            if header.sh_type.get(LE) != elf::SHT_PROGBITS
+                || !names.iter().any(|name| is_named(at, name))
+            {
+                return ControlFlow::Continue(());
+            }
+            found = Some(Section {
+                address: header.sh_addr.get(LE),
+                offset: header.sh_offset.get(LE),
+                size: header.sh_size.get(LE),
+            });
+            ControlFlow::Break(())
+        })?;
+        if let Some(section) = &found {
+            self.within_file(section.offset, section.size)?;
+        }
+        Ok(found)
     }
 
     /// Functions with these names, which share their first four bytes. One address comes once.
@@ -469,6 +530,14 @@ impl<'a> Elf<'a> {
                 Ok(own.map(|(symbol, _)| symbol.st_value.get(LE)))
             }
             _ => Ok(None),
+        }
+    }
+
+    /// The address that is stored at this address once the program is loaded.
+    pub(super) fn pointer(&self, address: u64) -> Result<u64, Refusal> {
+        match self.slot(address)? {
+            Some(target) => Ok(target),
+            None => Ok(self.one::<object::U64<LE>>(self.offset(address)?)?.get(LE)),
         }
     }
 
@@ -712,7 +781,7 @@ impl<'a> Elf<'a> {
     }
 
     /// Hands out `range` in windows of [`CHUNK`] bytes; each has `overlap` more, with which the next begins.
-    fn windows(
+    pub(super) fn windows(
         &self,
         range: Range<u64>,
         overlap: usize,

@@ -60,6 +60,13 @@ impl Function {
         Ok(Self::decode(address, offset, code))
     }
 
+    /// The function in this range; `None` if that isn't code.
+    pub(super) fn within(elf: &Elf<'_>, range: Range<u64>) -> Result<Option<Self>, Refusal> {
+        let address = range.start;
+        let code = elf.code(range)?;
+        Ok(code.and_then(|(offset, code)| Self::decode(address, offset, code)))
+    }
+
     fn decode(address: u64, offset: u64, code: Vec<u8>) -> Option<Self> {
         let instructions: Vec<_> = Decoder::with_ip(64, &code, address, DecoderOptions::NONE)
             .into_iter()
@@ -79,9 +86,7 @@ impl Function {
     /// control comes from. `None` if there is neither.
     pub(super) fn around(elf: &Elf<'_>, address: u64) -> Result<Option<Self>, Refusal> {
         if let Some(range) = elf.function_around(address)? {
-            let start = range.start;
-            let code = elf.code(range)?;
-            return Ok(code.and_then(|(offset, code)| Self::decode(start, offset, code)));
+            return Self::within(elf, range);
         }
         let Some((start, offset, code)) = elf.code_around(address, REACH, REACH)? else {
             return Ok(None);
@@ -148,8 +153,32 @@ impl Function {
         })
     }
 
+    pub(super) fn instructions(&self) -> &[Decoded] {
+        &self.instructions
+    }
+
+    /// Does each branch of the function that stays in it lead to one of its instructions?
+    pub(super) fn is_consistent(&self) -> bool {
+        let targets = self.instructions.iter().filter_map(branch_target);
+        targets.into_iter().all(|target| match target {
+            Target::Code(address) => !self.contains(address) || self.at(address).is_some(),
+            Target::Slot(_) => true,
+        })
+    }
+
+    /// Where the function calls `target` directly, by the numbers of the instructions.
+    pub(super) fn calls_of(&self, target: u64) -> Vec<usize> {
+        let is_call = |instruction: &Decoded| {
+            instruction.flow_control() == FlowControl::Call
+                && branch_target(instruction) == Some(Target::Code(target))
+        };
+        let instructions = self.instructions.iter().enumerate();
+        let calls = instructions.filter(|(_, instruction)| is_call(instruction));
+        calls.map(|(number, _)| number).collect()
+    }
+
     /// The number of the instruction at this address.
-    fn at(&self, address: u64) -> Option<usize> {
+    pub(super) fn at(&self, address: u64) -> Option<usize> {
         let found = self
             .instructions
             .binary_search_by_key(&address, Decoded::ip);

@@ -187,3 +187,61 @@ impl ReadAt for Vec<u8> {
         Ok(self.len() as u64)
     }
 }
+
+/// The same as a Go program: with Go's table of these functions, and the version it was made by.
+pub(super) fn go_image(functions: &[(&'static str, &[Piece])], version: &str) -> Vec<u8> {
+    let mut file = image(functions);
+    let names: Vec<u8> = functions
+        .iter()
+        .flat_map(|(name, _)| [name.trim_start_matches('.').as_bytes(), b"\0"].concat())
+        .collect();
+    let count = functions.len() as u64;
+    let (start, header) = (file.len().next_multiple_of(32), 8 + 8 * 8);
+    let table = header + names.len() as u64;
+    file.resize(start, 0);
+    file.extend_from_slice(&[0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8]);
+    for word in [count, 0, BASE + CODE, header, table, table, table, table] {
+        file.extend_from_slice(&word.to_le_bytes());
+    }
+    file.extend_from_slice(&names);
+    let entries = count * 8 + 4;
+    let mut name = 0;
+    for (index, (known, _)) in (0..).zip(functions) {
+        for half in [index * SLOT, entries + index * 8] {
+            file.extend_from_slice(&(half as u32).to_le_bytes());
+        }
+        name += known.trim_start_matches('.').len() + 1;
+    }
+    assert_eq!(name, names.len());
+    file.extend_from_slice(&((count * SLOT) as u32).to_le_bytes());
+    let mut name = 0;
+    for (index, (known, _)) in (0..).zip(functions) {
+        for half in [(index * SLOT) as u32, name] {
+            file.extend_from_slice(&half.to_le_bytes());
+        }
+        name += known.trim_start_matches('.').len() as u32 + 1;
+    }
+    let build = file.len();
+    file.extend_from_slice(b"\xff Go buildinf:\x08\x02");
+    file.resize(build + 32, 0);
+    file.push(version.len() as u8);
+    file.extend_from_slice(version.as_bytes());
+    let strings = file.len();
+    file.extend_from_slice(b"\0.gopclntab\0.go.buildinfo\0");
+    let sections = file.len() as u64;
+    let mut section = |name: u32, kind: u32, range: std::ops::Range<usize>| {
+        file.extend_from_slice(&name.to_le_bytes());
+        file.extend_from_slice(&kind.to_le_bytes());
+        for word in [0, 0, range.start as u64, range.len() as u64] {
+            file.extend_from_slice(&word.to_le_bytes());
+        }
+        file.extend_from_slice(&[0; 24]);
+    };
+    section(0, 0, 0..0);
+    section(1, elf::SHT_PROGBITS.0, start..build);
+    section(12, elf::SHT_PROGBITS.0, build..strings);
+    section(0, elf::SHT_STRTAB.0, strings..sections as usize);
+    file[40..48].copy_from_slice(&sections.to_le_bytes());
+    file[60..64].copy_from_slice(&[4, 0, 3, 0]);
+    file
+}

@@ -9,10 +9,12 @@ mod carrier;
 mod elf;
 mod function;
 mod gnutls;
+mod go;
 #[cfg(test)]
 mod image;
 mod instruction;
 mod openssl;
+mod pclntab;
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -24,10 +26,11 @@ type Family = fn(&elf::Elf<'_>) -> Result<Found, Refusal>;
 
 /// All of them, and what they find. Who has names comes first: a later family that finds the same functions
 /// adds nothing.
-const FAMILIES: [(&str, Family); 3] = [
+const FAMILIES: [(&str, Family); 4] = [
     ("OpenSSL", openssl::locate),
     ("GnuTLS", gnutls::locate),
     ("BoringSSL", boringssl::locate),
+    ("go", go::locate),
 ];
 
 /// The TLS library in `file` and where to probe it.
@@ -95,7 +98,7 @@ impl ReadAt for Pread<'_> {
 /// A TLS library and its points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// `OpenSSL`, `GnuTLS`, `BoringSSL`, or `libssl` where only the interface is known.
+    /// `OpenSSL`, `GnuTLS`, `BoringSSL`, `go`, or `libssl` where only the interface is known.
     pub library: &'static str,
     /// `3.0.19`, where the file says it.
     pub version: Option<String>,
