@@ -91,14 +91,13 @@ impl Table {
             .chain(&found.others)
             .map(|point| self.site(id, point))
             .collect();
-        let functions = found
-            .points
-            .iter()
-            .map(|point| Probed {
-                function: point.function,
-                instruction: point.instruction,
-            })
-            .collect();
+        let functions = found.points.iter().map(|point| Probed {
+            function: point.function,
+            instruction: point.instruction,
+        });
+        // One that has several points is one function.
+        let mut functions: Vec<_> = functions.collect();
+        functions.dedup();
         let library = Some((found.library, version));
         let state = State::Asked;
         let partly = found.partly;

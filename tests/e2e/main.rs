@@ -19,6 +19,7 @@ mod containers;
 mod features;
 mod files;
 mod filters;
+mod go;
 mod golden;
 mod halves;
 mod harness;

@@ -10,6 +10,7 @@ Modes:
   frames  a frame is two big-endian u64 (up, down), then `up` bytes from the client, then `down` bytes
           from the server; the client closes, or the server after --frames of them.
   proxy   CONNECT host:port, then bytes both ways; the client closes.
+  http2   as much of HTTP/2 as a client needs that posts a body: it comes back; the client closes.
 """
 
 import argparse
@@ -168,6 +169,41 @@ def frames(conn, rng, args):
         pass
 
 
+def http2(conn, rng, args):
+    data, headers, settings, window_update = 0, 1, 4, 8
+    end_stream, end_headers, acknowledged = 1, 4, 1
+
+    def frame(kind, flags, stream, content=b""):
+        conn.write(struct.pack(">I", len(content))[1:] + struct.pack(">BBI", kind, flags, stream) + content)
+
+    if conn.read_exactly(24) != b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n":
+        return
+    # INITIAL_WINDOW_SIZE, and as much for the connection: bodies come without more ado.
+    window = 1 << 28
+    frame(settings, 0, 0, struct.pack(">HI", 4, window))
+    frame(window_update, 0, 0, struct.pack(">I", window))
+    bodies = {}
+    while True:
+        head = conn.read_exactly(9)
+        if head is None:
+            return
+        length, kind, flags, stream = int.from_bytes(head[:3], "big"), head[3], head[4], int.from_bytes(head[5:], "big")
+        content = conn.read_exactly(length)
+        if content is None:
+            return
+        if kind == settings and not flags & acknowledged:
+            frame(settings, acknowledged, 0)
+        if kind == data:
+            bodies[stream] = bodies.get(stream, b"") + content
+        if kind in (data, headers) and flags & end_stream:
+            body = bodies.pop(stream, b"")
+            # The first of the static table's ":status: 200".
+            frame(headers, end_headers, stream, b"\x88")
+            for at in range(0, len(body), 16384):
+                frame(data, 0, stream, body[at : at + 16384])
+            frame(data, end_stream, stream)
+
+
 def proxy(conn, rng, args):
     head = conn.read_until(b"\r\n\r\n")
     if head is None:
@@ -210,7 +246,7 @@ def serve(number, sock, context, closed, args):
         closed.write("%d\n" % number)
 
 
-MODES = {"http": http, "frames": frames, "proxy": proxy}
+MODES = {"http": http, "frames": frames, "proxy": proxy, "http2": http2}
 
 
 def main():
@@ -233,7 +269,7 @@ def main():
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(args.cert, args.key)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2" if args.mode == "http2" else "http/1.1"])
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     with socket.create_server((args.host, 0), family=family, backlog=512) as listener:
         port = os.path.join(args.dir, args.name + ".port")

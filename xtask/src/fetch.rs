@@ -6,6 +6,7 @@
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
 //!   bun/                          npm:      bin/bun alone, the real file
+//!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -91,6 +92,36 @@ const PACKAGES: &[Package] = &[Package {
     sha256: "f05d28a3862f4b84395c7fa32480b835dd47482e80b7e7a49a115227f0c06083",
 }];
 
+/// Our Go program as one version of Go makes it.
+struct Build {
+    name: &'static str,
+    release: &'static str,
+    version: &'static str,
+    options: &'static [&'static str],
+}
+
+/// The oldest that Debian has, one in the middle, and one that says only in its own data where its code begins.
+const BUILDS: &[Build] = &[
+    Build {
+        name: "tls-1.19-pie",
+        release: "bookworm",
+        version: "1.19",
+        options: &["-buildmode=pie", "-ldflags=-s -w"],
+    },
+    Build {
+        name: "tls-1.24",
+        release: "trixie",
+        version: "1.24",
+        options: &[],
+    },
+    Build {
+        name: "tls-1.27-stripped",
+        release: "trixie",
+        version: "1.27",
+        options: &["-ldflags=-s -w"],
+    },
+];
+
 /// Makes every fixture that is not there yet, and says where they are.
 pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
     let _lock = apt::lock()?;
@@ -108,8 +139,60 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .unpack(&dir.join(package.name))
             .with_context(|| format!("could not make the fixture {}", package.name))?;
     }
+    builds(&dir.join("go"), update).context("could not make the fixture go")?;
     sh::say(&format!("  private copies are in {}", dir.display()));
     Ok(dir)
+}
+
+/// `to/bin/NAME` of each build, unless they are there. The compilers don't stay: they are large.
+fn builds(to: &Path, update: bool) -> Result<()> {
+    let source = sh::root().join("tests/programs/tls.go");
+    let mut stamp = fs::read_to_string(&source)?;
+    for build in BUILDS {
+        stamp += &format!("// {} {} {:?}\n", build.name, build.version, build.options);
+    }
+    if !update && fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    fs::create_dir_all(to.join("bin"))?;
+    let work = sh::target().join("fetch/go");
+    for build in BUILDS {
+        if work.exists() {
+            fs::remove_dir_all(&work)?;
+        }
+        fs::create_dir_all(&work)?;
+        build.make(&source, &work, &to.join("bin"), update)?;
+    }
+    fs::remove_dir_all(&work)?;
+    fs::write(to.join("stamp"), stamp)?;
+    Ok(())
+}
+
+impl Build {
+    fn make(&self, source: &Path, work: &Path, to: &Path, update: bool) -> Result<()> {
+        let version = self.version;
+        sh::say(&format!("  fetching Go {version} ({})", self.release));
+        let apt = Apt::open(self.release, update)?;
+        for part in ["go", "src"] {
+            apt.unpack_alone(&format!("golang-{version}-{part}"), work)?;
+        }
+        let root = work.join(format!("usr/lib/go-{version}"));
+        let mut go = sh::command(root.join("bin/go"));
+        go.arg("build").args(self.options).arg("-o");
+        go.arg(to.join(self.name)).arg(source);
+        // Nothing but its own library, no C compiler, and no newer Go from elsewhere.
+        go.env("GOROOT", &root)
+            .env("GOCACHE", work.join("cache"))
+            .env("GOPATH", work.join("path"))
+            .env("GO111MODULE", "off")
+            .env("GOTOOLCHAIN", "local")
+            .env("GOFLAGS", "")
+            .env("CGO_ENABLED", "0");
+        sh::run(&mut go, 10 * MINUTE)
+    }
 }
 
 /// `to/root` with the packages and all they need, unless it is there. The stamp comes last; it names

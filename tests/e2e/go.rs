@@ -1,0 +1,233 @@
+//! Go's own TLS, by one program that several versions of Go made. The other end is Python's and writes the truth.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::harness::{Lab, PYTHON, Run, Server, argv, bare, scaled, seconds};
+use crate::records::Truth;
+
+/// The oldest version, at any address and without symbols; one in the middle; one that keeps where its code begins
+/// elsewhere.
+const BUILDS: [(&str, &str); 3] = [
+    ("tls-1.19-pie", "1.19."),
+    ("tls-1.24", "1.24."),
+    ("tls-1.27-stripped", "1.27."),
+];
+const MIDDLE: (&str, &str) = BUILDS[1];
+
+/// A file of its own: nobody else's probes are in it.
+fn program(lab: &Lab, (name, _): (&str, &str)) -> Option<PathBuf> {
+    let built = lab.fixture("go", &format!("bin/{name}"))?;
+    let copy = lab.path(name);
+    if !copy.exists() {
+        std::fs::copy(built, &copy).unwrap();
+    }
+    Some(copy)
+}
+
+/// The program as a client of a server in this mode: everything is there, and each connection is the one that the
+/// server accepted.
+#[track_caller]
+fn client(
+    test: &'static str,
+    build: (&str, &str),
+    mode: &str,
+    arguments: impl FnOnce(&Server<'_>) -> Vec<OsString>,
+) {
+    let Some(lab) = Lab::new(test) else {
+        return;
+    };
+    let Some(program) = program(&lab, build) else {
+        return;
+    };
+    let server = lab.server(&["--mode", mode]);
+    let mut command = argv![program];
+    command.extend(arguments(&server));
+    let run = lab.agent().run(command);
+    let truth = server.client_truth();
+    run.assert_exact(&truth);
+    let accepted = String::from_utf8(lab.read("server.accepted")).unwrap();
+    let accepted = accepted.lines().map(|line| {
+        let mut words = line.split(' ');
+        let mut next = || words.next().unwrap().to_owned();
+        (
+            format!("server-{}", next()),
+            format!("{} {}", next(), next()),
+        )
+    });
+    assert_ends(&run, build, &truth, server.port, &accepted.collect());
+    if mode == "http2" {
+        let is_http2 = |truth: &Truth| truth.sent.starts_with(b"PRI * HTTP/2.0");
+        assert!(truth.iter().all(is_http2), "it spoke another protocol");
+    }
+}
+
+/// Every record names the library, and the addresses that the server has for its connection.
+#[track_caller]
+fn assert_ends(
+    run: &Run,
+    (_, version): (&str, &str),
+    truth: &[Truth],
+    port: u16,
+    accepted: &HashMap<String, String>,
+) {
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let connections = records.connections().unwrap();
+    for record in records.kind("data") {
+        let known = &record["tls"]["library"];
+        assert_eq!(known["name"], "go", "{record:.300}");
+        let says = known["version"].as_str().unwrap();
+        assert!(says.starts_with(version), "{record:.300}");
+        let connection = &record["connection"];
+        assert_eq!(connection["attribution"], "exact", "{record:.300}");
+        assert_eq!(connection["role"], "client", "{record:.300}");
+        assert_eq!(connection["joined"], "start", "{record:.300}");
+        assert_eq!(record["network"]["peer"]["port"], port, "{record:.300}");
+        let own = connections
+            .iter()
+            .find(|own| connection["id"] == own.id[..]);
+        // Some connections may carry the same: then the address is one of theirs.
+        let local = &record["network"]["local"];
+        let local = format!("{} {}", local["address"].as_str().unwrap(), local["port"]);
+        let mut alike = truth.iter().filter(|truth| own.unwrap().is(truth));
+        assert!(
+            alike.any(|truth| accepted[&truth.name] == local),
+            "{local}: {record:.300}"
+        );
+    }
+    let stats = records.last_stats().unwrap();
+    let calls = &stats["ledger"]["calls"];
+    assert_eq!(calls["entries"], calls["returns"], "{calls}");
+}
+
+fn posts(server: &Server<'_>, size: u64, workers: u64, requests: u64) -> Vec<OsString> {
+    argv![
+        "get",
+        server.url("/echo"),
+        size.to_string(),
+        workers.to_string(),
+        requests.to_string()
+    ]
+}
+
+#[test]
+fn go_posts() {
+    for build in BUILDS {
+        client("go_posts", build, "http", |server| {
+            posts(server, 150_000, 4, 3)
+        });
+    }
+}
+
+#[test]
+fn go_http2() {
+    for build in BUILDS {
+        client("go_http2", build, "http2", |server| {
+            posts(server, 100_000, 4, 3)
+        });
+    }
+}
+
+#[test]
+fn go_fifty_goroutines() {
+    client("go_fifty_goroutines", MIDDLE, "http", |server| {
+        posts(server, 30_000, scaled("goroutines", 50, 8), 4)
+    });
+}
+
+/// 16 MiB each way.
+#[test]
+fn go_large_bodies() {
+    client("go_large_bodies", MIDDLE, "http", |server| {
+        posts(server, scaled("bytes", 16 << 20, 1 << 20), 1, 1)
+    });
+}
+
+/// Each call by a goroutine of its own, whose stack grows inside of it: the function begins twice, the call is one.
+#[test]
+fn go_growing_stacks() {
+    for build in BUILDS {
+        client("go_growing_stacks", build, "frames", |server| {
+            argv!["frames", server.port.to_string(), "8", "60000", "4"]
+        });
+    }
+}
+
+/// Many goroutines write to one connection: in which order is for its lock to say.
+#[test]
+fn go_writes_together() {
+    for build in BUILDS {
+        client("go_writes_together", build, "frames", |server| {
+            argv!["together", server.port.to_string(), "16", "5000"]
+        });
+    }
+}
+
+/// An address that is free again is the next connection's: each is one of its own.
+#[test]
+fn go_connections_one_after_another() {
+    let test = "go_connections_one_after_another";
+    client(test, MIDDLE, "http", |server| {
+        let count = scaled("connections", 100, 10);
+        argv!["again", server.url("/echo"), "3000", count.to_string()]
+    });
+}
+
+#[test]
+fn go_server() {
+    for build in BUILDS {
+        let Some(lab) = Lab::new("go_server") else {
+            return;
+        };
+        let Some(program) = program(&lab, build) else {
+            return;
+        };
+        serve(&lab, program);
+    }
+}
+
+#[track_caller]
+fn serve(lab: &Lab, program: PathBuf) {
+    const CLIENTS: usize = 3;
+    let (cert, key) = lab.certificate();
+    let count = CLIENTS.to_string();
+    let running = lab.agent().start(argv![
+        program, "serve", &lab.dir, "server", cert, key, count
+    ]);
+    let port = lab.port("server", &running.process);
+    for turn in 0..CLIENTS {
+        let name = format!("client{turn}");
+        let put = format!("PUT /put {}", 100_000 + turn);
+        let recorder = lab.program("recorder.py");
+        let command = argv![
+            PYTHON,
+            recorder,
+            &lab.dir,
+            &name,
+            port.to_string(),
+            put,
+            "GET /none"
+        ];
+        lab.finish(lab.command(command), &name);
+    }
+    let run = running.finish(seconds(20));
+    let truth: Vec<_> = (0..CLIENTS)
+        .flat_map(|turn| lab.truth(&format!("client{turn}")))
+        .map(Truth::swapped)
+        .collect();
+    assert_eq!(truth.len(), CLIENTS);
+    run.assert_exact(&truth);
+    if bare() {
+        return;
+    }
+    for record in run.records().kind("data") {
+        let connection = &record["connection"];
+        assert_eq!(connection["attribution"], "exact", "{record:.300}");
+        assert_eq!(connection["role"], "server", "{record:.300}");
+        assert_eq!(record["network"]["local"]["port"], port, "{record:.300}");
+    }
+}
