@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 41] = [
+const PROGRAMS: [(&str, &str); 42] = [
     ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
@@ -50,6 +50,7 @@ const PROGRAMS: [(&str, &str); 41] = [
     ("entry_multi", "uprobe.multi"),
     ("entry_read", "uprobe"),
     ("entry_read_fourth", "uprobe"),
+    ("entry_read_peekable", "uprobe"),
     ("entry_sendfile", "uprobe"),
     ("entry_write", "uprobe"),
     ("entry_write_fifth", "uprobe"),

@@ -6,8 +6,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, MOVED, Shape, Thread, counter,
-    kind, unmatched,
+    Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, MOVED, PEEK, Shape, Thread,
+    counter, kind, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -81,6 +81,7 @@ macro_rules! perf_entry {
 }
 perf_entry!(entry_read, Received, Returned);
 perf_entry!(entry_read_fourth, Received, OutFourth);
+perf_entry!(entry_read_peekable, Received, Peekable);
 perf_entry!(entry_write, Sent, Returned);
 perf_entry!(entry_write_fourth, Sent, OutFourth);
 perf_entry!(entry_write_fifth, Sent, OutFifth);
@@ -147,6 +148,7 @@ const SHAPE: u64 = 6;
 /// The bit of the shapes whose bytes are in no buffer, most of which have none.
 const HANDSHAKE: u64 = (Shape::Handshake as u64) << 1;
 const SENDFILE: u64 = (Shape::Sendfile as u64) << 1;
+const PEEKABLE: u64 = (Shape::Peekable as u64) << 1;
 /// The bit that [`Shape::Flushed`] alone has, of the shapes that open a frame.
 const FLUSHED: u64 = (Shape::Flushed as u64) << 1 & !HANDSHAKE;
 
@@ -397,7 +399,12 @@ unsafe fn open(ctx: &ProbeContext, frame: *mut Frame, cookie: u64, inner: u64) {
         (*frame).socket = opaque(0); // zeros side by side would be a call of `memset`
         // Sizes above 2^48 don't exist; a library may pass one all the same.
         let size = ctx.arg::<u64>(2).unwrap_or(0) & (u64::MAX >> FRAME_SIZE);
-        (*frame).flags = cookie & (DIRECTION | SHAPE | HANDSHAKE) | inner | size << FRAME_SIZE;
+        let mut what = cookie & (DIRECTION | SHAPE | HANDSHAKE);
+        // From here on it is a read, or a call that carries nothing.
+        if what & !DIRECTION == PEEKABLE {
+            what = what & DIRECTION | (fourth & PEEK) * (HANDSHAKE / PEEK);
+        }
+        (*frame).flags = what | inner | size << FRAME_SIZE;
     }
 }
 

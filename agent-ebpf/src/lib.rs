@@ -26,8 +26,9 @@ pub enum Shape {
     OutFourth = 1,
     /// `int f(handle, buf, size_t len, uint64_t flags, size_t *out)`: `*out`, likewise.
     OutFifth = 2,
-    /// `SSL *SSL_new(…)`: carries no plaintext, returns a new handle.
-    Created = 3,
+    /// `int f(handle, buf, int len, int flags)`: the return value, if positive, unless the flags say
+    /// [`PEEK`]: then the bytes come again.
+    Peekable = 3,
     /// `int SSL_do_handshake(handle)`: carries no plaintext.
     Handshake = 4,
     /// `long SSL_ctrl(handle, int command, long, void *)`: may say the server's name. No return.
@@ -44,12 +45,17 @@ pub enum Shape {
     Passed = 9,
     /// The call inside of Go's that begins the connection of a handle. No return.
     Begun = 10,
+    /// `SSL *SSL_new(…)`: carries no plaintext, returns a new handle.
+    Created = 11,
     /// `int gnutls_record_uncork(handle, int wait)`: sends what the handle held back. Writes of the handle
     /// inside of it carry what was carried before.
     Flushed = 12,
     /// `void SSL_set_bio(handle, BIO *, BIO *)`: its bytes go another way from here on. No return.
-    Rewired = 14,
+    Rewired = 15,
 }
+
+/// `MSG_PEEK` of the sockets, and NSPR's `PR_MSG_PEEK`.
+pub const PEEK: u64 = 2;
 
 /// Which way plaintext goes, seen from the traced process. Part of the attach cookie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -51,6 +51,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),
     ("common.h", include_str!("../programs/common.h")),
     ("tls.h", include_str!("../programs/tls.h")),
+    ("ends.h", include_str!("../programs/ends.h")),
+    ("mbedtls.c", include_str!("../programs/mbedtls.c")),
+    ("nss.c", include_str!("../programs/nss.c")),
+    ("wolfssl.c", include_str!("../programs/wolfssl.c")),
     ("mix.c", include_str!("../programs/mix.c")),
     ("life.c", include_str!("../programs/life.c")),
     ("absent.c", include_str!("../programs/absent.c")),
@@ -367,6 +371,7 @@ impl Lab {
         } else {
             self.program("common.h");
             self.program("tls.h");
+            self.program("ends.h");
             let source = self.program(&format!("{name}.c"));
             let mut cc = Command::new("cc");
             cc.args([
@@ -385,6 +390,16 @@ impl Lab {
             // Not both: the other library would be probed for nothing.
             cc.args(match name {
                 "gnutls" => &["-lgnutls"][..],
+                "mbedtls" => &["-lmbedtls", "-lmbedx509", "-lmbedcrypto"],
+                "nss" => &[
+                    "-I/usr/include/nss",
+                    "-I/usr/include/nspr",
+                    "-lssl3",
+                    "-lnss3",
+                    "-lnssutil3",
+                    "-lnspr4",
+                ],
+                "wolfssl" => &["-lwolfssl"],
                 _ => &["-lssl", "-lcrypto"],
             });
             self.finish(cc, "cc");

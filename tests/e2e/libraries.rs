@@ -198,6 +198,94 @@ fn gnutls_every_call() {
     assert_known(&run, "GnuTLS", "exact", port);
 }
 
+/// Both ends through the library, on sockets that don't wait: writes of which a part is taken, reads and writes that
+/// are to be repeated, peeks. Three connections, which may share an address.
+#[track_caller]
+fn ends(lab: &Lab, program: &str, library: &str, agent: Agent<'_>) -> Run {
+    let run = agent.run(argv![lab.compiled(program)]);
+    run.success();
+    let count = |kind: &str| -> u64 {
+        let out = run.process.out();
+        let count = out.lines().find_map(|line| line.strip_prefix(kind));
+        count.expect(kind).trim().parse().unwrap()
+    };
+    for kind in ["want_read", "want_write"] {
+        assert_ne!(
+            count(kind),
+            0,
+            "no {kind} happened, so this test says nothing"
+        );
+    }
+    assert_eq!(count("looked") == 0, program == "mbedtls");
+    let truth = both_truths(lab);
+    assert_eq!(truth.len(), 6);
+    run.assert_exact(&truth);
+    if bare() {
+        return run;
+    }
+    // The client's port of a connection is the server's peer port, so each socket has two ends here.
+    let records = run.records();
+    let mut sockets = std::collections::BTreeSet::new();
+    for record in records.kind("data") {
+        assert_eq!(record["tls"]["library"]["name"], library, "{record:.300}");
+        assert_eq!(
+            record["connection"]["attribution"], "exact",
+            "{record:.300}"
+        );
+        let [local, peer] = ["local", "peer"].map(|end| record["network"][end]["port"].as_u64());
+        sockets.insert((local.unwrap(), peer.unwrap()));
+    }
+    assert_eq!(sockets.len(), 6, "{sockets:?}");
+    assert!(
+        sockets
+            .iter()
+            .all(|(local, peer)| sockets.contains(&(*peer, *local)))
+    );
+    run
+}
+
+#[test]
+fn wolfssl_both_ends() {
+    let Some(lab) = Lab::with("wolfssl_both_ends", &["cc"]) else {
+        return;
+    };
+    ends(&lab, "wolfssl", "wolfSSL", lab.agent());
+}
+
+#[test]
+fn mbedtls_both_ends() {
+    let Some(lab) = Lab::with("mbedtls_both_ends", &["cc"]) else {
+        return;
+    };
+    ends(&lab, "mbedtls", "Mbed TLS", lab.agent());
+}
+
+/// Its functions for files and sockets are the same; a peek is told from a read by an argument.
+#[test]
+fn nss_both_ends() {
+    let Some(lab) = Lab::with("nss_both_ends", &["cc"]) else {
+        return;
+    };
+    ends(&lab, "nss", "NSS", lab.agent());
+}
+
+/// s2n-tls inside a Python module; the probe for reads is below the export, on which the kernel refuses one.
+#[test]
+fn s2n_awscrt() {
+    let Some(lab) = Lab::new("s2n_awscrt") else {
+        return;
+    };
+    let Some(module) = lab.fixture("awscrt", "_awscrt.abi3.so") else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let program = lab.program("http_client.py");
+    let agent = lab.agent().env("PYTHONPATH", module.parent().unwrap());
+    let run = agent.run(argv![PYTHON, program, "awscrt", server.port.to_string()]);
+    run.assert_exact(&server.client_truth());
+    assert_known(&run, "s2n-tls", "exact", server.port);
+}
+
 /// Every piece says which library had it, and that it went to this port, as surely as can be expected.
 #[track_caller]
 fn assert_known(run: &Run, library: &str, attribution: &str, port: u16) {

@@ -1,6 +1,6 @@
 """HTTP requests by several libraries; the server knows what went over the wire.
 
-usage: http_client.py http.client|requests|asyncio|aiohttp PORT [SEED]
+usage: http_client.py http.client|requests|asyncio|aiohttp|awscrt PORT [SEED]
 """
 
 import ctypes
@@ -96,11 +96,35 @@ def with_aiohttp(port, rng):
     asyncio.run(everything())
 
 
+def with_awscrt(port, rng):
+    """s2n-tls, on threads of its own and sockets that don't wait."""
+    import io
+
+    from awscrt.http import HttpClientConnection, HttpHeaders, HttpRequest
+    from awscrt.io import ClientTlsContext, TlsContextOptions
+
+    options = TlsContextOptions()
+    options.verify_peer = False
+    tls = ClientTlsContext(options).new_connection_options()
+    tls.set_server_name("localhost")
+    conn = HttpClientConnection.new("127.0.0.1", port, tls_connection_options=tls).result(30)
+    for size in (1, 511, 16385, 400001):
+        body, back = rng.randbytes(size), []
+        headers = HttpHeaders([("host", "localhost"), ("content-length", str(size))])
+        request = HttpRequest("POST", "/echo", headers, io.BytesIO(body))
+        stream = conn.request(request, on_body=lambda chunk, **_: back.append(bytes(chunk)))
+        stream.activate()
+        assert stream.completion_future.result(30) == 200
+        assert b"".join(back) == body
+    conn.close().result(30)
+
+
 CLIENTS = {
     "http.client": with_http_client,
     "requests": with_requests,
     "asyncio": with_asyncio,
     "aiohttp": with_aiohttp,
+    "awscrt": with_awscrt,
 }
 
 prepare()

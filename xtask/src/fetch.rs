@@ -7,6 +7,7 @@
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
 //!   bun/                          npm:      bin/bun alone, the real file
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
+//!   awscrt/                       PyPI:     the unpacked wheel, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -30,6 +31,9 @@ use crate::{
     apt::{self, Apt},
     sh::{self, MINUTE, SECOND},
 };
+
+/// The tests' own: a wheel is for one version.
+const PYTHON: &str = "/usr/bin/python3";
 
 struct Fixture {
     name: &'static str,
@@ -122,6 +126,19 @@ const BUILDS: &[Build] = &[
     },
 ];
 
+/// A Python package with a library inside.
+struct Wheel {
+    name: &'static str,
+    package: &'static str,
+    sha256: &'static str,
+}
+
+const WHEELS: &[Wheel] = &[Wheel {
+    name: "awscrt",
+    package: "awscrt==0.38.1",
+    sha256: "00de63a5a88d722cb7d515bbe35c1a723bd8d53a3bfcc2015bd57cc9ac6196b8",
+}];
+
 /// Makes every fixture that is not there yet, and says where they are.
 pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
     let _lock = apt::lock()?;
@@ -140,6 +157,11 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .with_context(|| format!("could not make the fixture {}", package.name))?;
     }
     builds(&dir.join("go"), update).context("could not make the fixture go")?;
+    for wheel in WHEELS {
+        wheel
+            .unpack(&dir.join(wheel.name))
+            .with_context(|| format!("could not make the fixture {}", wheel.name))?;
+    }
     sh::say(&format!("  private copies are in {}", dir.display()));
     Ok(dir)
 }
@@ -248,6 +270,38 @@ impl Package {
         let sum = sh::output(sh::command("sha256sum").arg(&program), MINUTE)?;
         ensure!(sum.starts_with(self.sha256), "it is another file: {sum}");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        fs::write(to.join("stamp"), stamp)?;
+        Ok(())
+    }
+}
+
+impl Wheel {
+    /// What is in it, into `to`, unless it is there. The stamp comes last.
+    fn unpack(&self, to: &Path) -> Result<()> {
+        let stamp = format!("{} {}\n", self.package, self.sha256);
+        if fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+            return Ok(());
+        }
+        sh::say(&format!("  fetching {} (PyPI)", self.package));
+        if to.exists() {
+            fs::remove_dir_all(to)?;
+        }
+        fs::create_dir_all(to)?;
+        // The hash makes pip ask for this very file, and a wheel it has to be: nothing of it is run.
+        let wanted = to.join("wanted");
+        fs::write(
+            &wanted,
+            format!("{} --hash=sha256:{}\n", self.package, self.sha256),
+        )?;
+        let mut pip = sh::command(PYTHON);
+        pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
+            .args(["--require-hashes", "--only-binary=:all:"])
+            .args(["--root-user-action=ignore", "--target"])
+            .arg(to)
+            .arg("-r")
+            .arg(&wanted);
+        sh::run(&mut pip, 10 * MINUTE)?;
+        fs::remove_file(wanted)?;
         fs::write(to.join("stamp"), stamp)?;
         Ok(())
     }

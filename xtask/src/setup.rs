@@ -33,7 +33,10 @@ const TESTS: &[Need] = &[
     ("git", "/usr/bin/git"),
     ("libc6-dev", "/usr/include/stdio.h"),
     ("libgnutls28-dev", "/usr/include/gnutls/gnutls.h"),
+    ("libmbedtls-dev", "/usr/include/mbedtls/ssl.h"),
+    ("libnss3-dev", "/usr/include/nss/ssl.h"),
     ("libssl-dev", "/usr/include/openssl/ssl.h"),
+    ("libwolfssl-dev", "/usr/include/wolfssl/ssl.h"),
     ("npm", "npm"),
     ("pkg-config", "pkg-config"),
     ("python3", "/usr/bin/python3"),
@@ -44,6 +47,10 @@ const TESTS: &[Need] = &[
     (
         "python3-httpx",
         "/usr/lib/python3/dist-packages/httpx/__init__.py",
+    ),
+    (
+        "python3-pip",
+        "/usr/lib/python3/dist-packages/pip/__init__.py",
     ),
     (
         "python3-requests",

@@ -45,6 +45,75 @@ pub(super) fn addresses(entries: &[Entry]) -> Vec<u64> {
     entries.iter().map(|entry| entry.function.address).collect()
 }
 
+/// Those of `carriers` that lead into none of the others, so that no call passes two of them. There is one for
+/// each direction, or they are refused.
+pub(super) fn independent(mut carriers: Vec<Entry>) -> Result<Vec<Entry>, Refusal> {
+    let all = addresses(&carriers);
+    carriers.retain(|entry| !entry.leads_into(&all));
+    let mut distinct = addresses(&carriers);
+    distinct.sort_unstable();
+    distinct.dedup();
+    if distinct.len() != carriers.len() {
+        return Err(Refusal::Unsafe("two of its functions are one"));
+    }
+    let carries = |direction| carriers.iter().any(|entry| entry.direction == direction);
+    if !carries(Direction::Received) || !carries(Direction::Sent) {
+        return Err(Refusal::Unsafe("its functions lead into each other"));
+    }
+    Ok(carriers)
+}
+
+pub(super) fn points(elf: &Elf<'_>, carriers: &[Entry]) -> Result<Vec<Point>, Refusal> {
+    carriers.iter().map(|entry| entry.point(elf)).collect()
+}
+
+/// The points of `others`, as far as they are safe. Without them less is known of a connection; nothing else
+/// depends on them.
+pub(super) fn others(
+    elf: &Elf<'_>,
+    symbols: &[Symbol],
+    others: &[Carrier],
+    chosen: &[Entry],
+) -> Vec<Point> {
+    let mut points = Vec::new();
+    for &other in others {
+        let Ok(found) = entries(elf, symbols, &[other]) else {
+            continue;
+        };
+        let entry = found.iter().find(|entry| !entry.shares_frames(chosen));
+        points.extend(entry.and_then(|entry| entry.point(elf).ok()));
+    }
+    points
+}
+
+/// Functions that refer to `address`, once per place; `None` if one is unknown.
+pub(super) fn callers(elf: &Elf<'_>, address: u64) -> Result<Option<Vec<u64>>, Refusal> {
+    let mut callers = Vec::new();
+    for reference in elf.references(address)? {
+        let Some(caller) = elf.function_around(reference)? else {
+            return Ok(None);
+        };
+        callers.push(caller.start);
+    }
+    Ok(Some(callers))
+}
+
+/// All names of these, for [`Elf::functions`].
+pub(super) fn names(carriers: &[&[Carrier]]) -> Vec<&'static str> {
+    let carriers = carriers.iter().flat_map(|carriers| carriers.iter());
+    carriers.map(|&(name, ..)| name).collect()
+}
+
+/// Does a function of this name lead to one that another also leads to? What two functions that no other
+/// library has share, their names alone don't.
+pub(super) fn share_a_function(carriers: &[Entry], pair: [&str; 2]) -> bool {
+    let [first, second] = pair.map(|name| carriers.iter().find(|entry| entry.name == name));
+    first.zip(second).is_some_and(|(first, second)| {
+        let mut inner = first.leads_to.iter();
+        inner.any(|target| second.leads_to.contains(target))
+    })
+}
+
 impl Entry {
     pub(super) fn read(
         elf: &Elf<'_>,
@@ -136,7 +205,7 @@ pub(super) fn arguments(shape: Shape) -> usize {
         Shape::Flushed => 2,
         Shape::Control | Shape::Sendfile => 4,
         Shape::Returned | Shape::Passed => 3,
-        Shape::OutFourth => 4,
+        Shape::OutFourth | Shape::Peekable => 4,
         Shape::OutFifth => 5,
     }
 }

@@ -35,6 +35,8 @@ const LOADS_MAX: usize = 4096;
 const LOAD: usize = 7;
 /// A function with more references than this has too many callers for any rule.
 const REFERENCES_MAX: usize = 64;
+/// Pointers in a library's data. libssl3 has a thousand.
+const POINTERS_MAX: usize = 1 << 16;
 
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
@@ -539,6 +541,28 @@ impl<'a> Elf<'a> {
             Some(target) => Ok(target),
             None => Ok(self.one::<object::U64<LE>>(self.offset(address)?)?.get(LE)),
         }
+    }
+
+    /// All pointers into this file that the loader fills in, by their addresses.
+    pub(super) fn pointers(&self) -> Result<Vec<(u64, u64)>, Refusal> {
+        let mut pointers = Vec::new();
+        for &table in &self.relocations {
+            self.each::<elf::Rela64<LE>>(table, |_, relocation| {
+                if relocation.r_type(LE, false) == elf::R_X86_64_RELATIVE {
+                    let target = relocation.r_addend.get(LE).cast_unsigned();
+                    pointers.push((relocation.r_offset.get(LE), target));
+                }
+                match pointers.len() {
+                    0..=POINTERS_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            })?;
+        }
+        if pointers.len() > POINTERS_MAX {
+            return Err(Refusal::Malformed("too many pointers"));
+        }
+        pointers.sort_unstable();
+        Ok(pointers)
     }
 
     /// Does a GOT slot lead to a function of another file whose name begins like this?

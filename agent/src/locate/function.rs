@@ -343,6 +343,32 @@ impl Function {
         zero
     }
 
+    /// What is called first, with the first `arguments` registers as they were at the entry: the function stands
+    /// guard before another one. The way there is the straight one, past conditional jumps.
+    pub(super) fn hands_on(&self, arguments: usize) -> Option<u64> {
+        let mut factory = InstructionInfoFactory::new();
+        for instruction in &self.instructions {
+            match instruction.flow_control() {
+                FlowControl::Next | FlowControl::ConditionalBranch => {}
+                FlowControl::Call => {
+                    return match branch_target(instruction)? {
+                        Target::Code(address) => Some(address),
+                        Target::Slot(_) => None,
+                    };
+                }
+                _ => return None,
+            }
+            let mut used = factory.info(instruction).used_registers().iter();
+            if used.any(|used| {
+                ARGUMENTS[..arguments].contains(&used.register().full_register())
+                    && writes(used.access())
+            }) {
+                return None;
+            }
+        }
+        None
+    }
+
     /// Where, counted from the first argument, the function's first atomic instruction has its 32-bit operand.
     pub(super) fn counts_at(&self) -> Option<u16> {
         let mut factory = InstructionInfoFactory::new();
@@ -452,6 +478,37 @@ pub(super) fn linkage(elf: &Elf<'_>, target: Target) -> Result<Target, Refusal> 
         (FlowControl::IndirectBranch, Some(slot)) => Ok(slot),
         _ => Ok(target),
     }
+}
+
+/// Is the code at `address` nothing but a way to `target`, with `register` set to zero?
+pub(super) fn forwards(
+    elf: &Elf<'_>,
+    address: u64,
+    register: Register,
+    target: u64,
+) -> Result<bool, Refusal> {
+    // endbr64, a frame made and left, the zero, a long jump.
+    const SIZE: u64 = 4 + 4 + 2 + 1 + 5;
+    let Some((_, code)) = elf.code(address..address.saturating_add(SIZE))? else {
+        return Ok(false);
+    };
+    let mut is_zero = false;
+    for instruction in &mut Decoder::with_ip(64, &code, address, DecoderOptions::NONE) {
+        match instruction.mnemonic() {
+            Mnemonic::Endbr64 | Mnemonic::Push | Mnemonic::Pop => {}
+            Mnemonic::Mov if instruction.op0_register() == Register::RBP => {}
+            _ if instruction.flow_control() == FlowControl::UnconditionalBranch => {
+                return Ok(is_zero && branch_target(&instruction) == Some(Target::Code(target)));
+            }
+            _ if is_zeroing(&instruction)
+                && instruction.op0_register().full_register() == register =>
+            {
+                is_zero = true;
+            }
+            _ => return Ok(false),
+        }
+    }
+    Ok(false)
 }
 
 fn branch_target(instruction: &Decoded) -> Option<Target> {

@@ -12,7 +12,7 @@ use agent_ebpf::{Direction, Shape};
 
 use super::{
     Found, Refusal,
-    carrier::{Carrier, addresses, entries},
+    carrier::{Carrier, entries, independent, names, others, points, share_a_function},
     elf::Elf,
     function::resolve,
 };
@@ -39,22 +39,14 @@ const OTHERS: [Carrier; 2] = [
 ];
 
 pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
-    let mut names: Vec<_> = EXPORTS.iter().map(|&(name, ..)| name).collect();
-    names.push(UNCORK.0);
-    names.extend(OTHERS.map(|(name, ..)| name));
-    let symbols = elf.functions(&names)?;
+    let symbols = elf.functions(&names(&[&EXPORTS, &[UNCORK], &OTHERS]))?;
     let has = |name| symbols.iter().any(|symbol| symbol.name == name);
     if !READS.into_iter().all(has) || !has("gnutls_record_send") {
         return Err(Refusal::NoLibrary);
     }
 
-    let mut carriers = entries(elf, &symbols, &EXPORTS)?;
-    let [first, second] = READS.map(|name| carriers.iter().find(|entry| entry.name == name));
-    let share = first.zip(second).is_some_and(|(first, second)| {
-        let mut inner = first.leads_to.iter();
-        inner.any(|target| second.leads_to.contains(target))
-    });
-    if !share {
+    let carriers = entries(elf, &symbols, &EXPORTS)?;
+    if !share_a_function(&carriers, READS) {
         return Err(Refusal::Unsafe("its two reads share no inner function"));
     }
     let writes: Vec<_> = carriers
@@ -62,27 +54,10 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         .filter(|entry| entry.direction == Direction::Sent)
         .map(|entry| entry.function.address)
         .collect();
-    let all = addresses(&carriers);
-    carriers.retain(|entry| !entry.leads_into(&all));
-    let chosen = addresses(&carriers);
-    let mut distinct = chosen.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    if distinct.len() != chosen.len() {
-        return Err(Refusal::Unsafe("two of its functions are one"));
-    }
-    if !carriers
-        .iter()
-        .any(|entry| entry.direction == Direction::Sent)
-    {
-        return Err(Refusal::Unsafe("its functions lead into each other"));
-    }
-    let points = carriers
-        .iter()
-        .map(|entry| entry.point(elf))
-        .collect::<Result<_, _>>()?;
+    let carriers = independent(carriers)?;
+    let points = points(elf, &carriers)?;
 
-    let mut others = Vec::new();
+    let mut flushing = Vec::new();
     for uncork in entries(elf, &symbols, &[UNCORK])? {
         if !uncork.leads_into(&writes) {
             continue;
@@ -93,20 +68,14 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
                 return Err(Refusal::Unsafe("what it held back is sent by a jump"));
             }
         }
-        others.push(uncork.point(elf)?);
+        flushing.push(uncork.point(elf)?);
     }
-    for other in OTHERS {
-        let Ok(found) = entries(elf, &symbols, &[other]) else {
-            continue;
-        };
-        let entry = found.iter().find(|entry| !entry.shares_frames(&carriers));
-        others.extend(entry.and_then(|entry| entry.point(elf).ok()));
-    }
+    flushing.extend(others(elf, &symbols, &OTHERS, &carriers));
     Ok(Found {
         library: "GnuTLS",
         version: None,
         points,
-        others,
+        others: flushing,
         partly: None,
     })
 }

@@ -13,8 +13,12 @@ mod go;
 #[cfg(test)]
 mod image;
 mod instruction;
+mod mbedtls;
+mod nss;
 mod openssl;
 mod pclntab;
+mod s2n;
+mod wolfssl;
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -26,9 +30,13 @@ type Family = fn(&elf::Elf<'_>) -> Result<Found, Refusal>;
 
 /// All of them, and what they find. Who has names comes first: a later family that finds the same functions
 /// adds nothing.
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 8] = [
     ("OpenSSL", openssl::locate),
     ("GnuTLS", gnutls::locate),
+    ("NSS", nss::locate),
+    ("wolfSSL", wolfssl::locate),
+    ("Mbed TLS", mbedtls::locate),
+    ("s2n-tls", s2n::locate),
     ("BoringSSL", boringssl::locate),
     ("go", go::locate),
 ];
@@ -98,7 +106,7 @@ impl ReadAt for Pread<'_> {
 /// A TLS library and its points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// `OpenSSL`, `GnuTLS`, `BoringSSL`, `go`, or `libssl` where only the interface is known.
+    /// As in [`FAMILIES`], or `libssl` where only the interface is known.
     pub library: &'static str,
     /// `3.0.19`, where the file says it.
     pub version: Option<String>,

@@ -14,7 +14,7 @@ use iced_x86::Register;
 
 use super::{
     Found, Point, Refusal,
-    carrier::{Carrier, Entry, addresses, arguments, entries},
+    carrier::{self, Carrier, Entry, addresses, arguments, callers, entries},
     elf::{Elf, Symbol, Target},
     function::linkage,
 };
@@ -262,18 +262,6 @@ fn internal(
     Ok((once && foreign.len() <= OTHER_CALLERS_MAX).then_some(entry))
 }
 
-/// Functions that refer to `address`, once per place; `None` if one is unknown.
-fn callers(elf: &Elf<'_>, address: u64) -> Result<Option<Vec<u64>>, Refusal> {
-    let mut callers = Vec::new();
-    for reference in elf.references(address)? {
-        let Some(caller) = elf.function_around(reference)? else {
-            return Ok(None);
-        };
-        callers.push(caller.start);
-    }
-    Ok(Some(callers))
-}
-
 /// Exports, and the internal functions that a symbol names, without those that lead into another one;
 /// and who is not seen by them.
 fn independent(
@@ -295,14 +283,7 @@ fn independent(
     let mut all = exports;
     all.extend(internals);
 
-    let addresses = addresses(&all);
-    all.retain(|entry| !entry.leads_into(&addresses));
-    let mut distinct = self::addresses(&all);
-    distinct.sort_unstable();
-    distinct.dedup();
-    if distinct.len() != all.len() {
-        return Err(Refusal::Unsafe("two of its functions are one"));
-    }
+    let all = carrier::independent(all)?;
 
     // LibreSSL's _ex functions have led into the plain ones and are gone; so does its BIO_f_ssl.
     let unseen = |direction, internal| {

@@ -42,12 +42,13 @@ use crate::{
 pub static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture"));
 
 /// Programs for perf links without cookies, by the low bits of what would be the cookie: shape and direction.
-const PERF_ENTRIES: [(u64, &str); 8] = [
+const PERF_ENTRIES: [(u64, &str); 9] = [
     (0, "entry_read"),
     (1, "entry_write"),
     (2, "entry_read_fourth"),
     (3, "entry_write_fourth"),
     (5, "entry_write_fifth"),
+    (6, "entry_read_peekable"),
     (8, "entry_handshake"),
     (15, "entry_sendfile"),
     (25, "entry_flush"),
@@ -83,11 +84,11 @@ pub const SOCKET_USES: [SocketUses; 3] = [
 ];
 pub const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
-const CREATED: u64 = 6;
+const CREATED: u64 = 22;
 const CONTROL: u64 = 10;
 const CLEARED: u64 = 12;
 const FREED: u64 = 16;
-const REWIRED: u64 = 28;
+const REWIRED: u64 = 30;
 const BEGUN: u64 = 20;
 /// Points whose entry says all, which have a program of their own, because they carry bytes.
 const PASSED: [u64; 2] = [18, 19];
