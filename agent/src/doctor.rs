@@ -381,7 +381,7 @@ fn libraries() -> Vec<Check> {
         let way_out = "programs with a library of their own are seen all the same";
         return vec![limited(
             NAME,
-            "no libssl among the system's libraries",
+            "no TLS library among the system's libraries",
             way_out,
         )];
     }

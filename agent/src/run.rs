@@ -44,7 +44,7 @@ use crate::{
     half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report, Sockets},
     launch::{self, Half},
     ledger::ledger,
-    locate::{Found as Library, Pread, Refusal, locate},
+    locate::{Found as Library, Pread, Refusal, is_named_like_one, locate},
     namespace,
     pipeline::{Pipeline, Wanted},
     record::Stats,
@@ -823,7 +823,7 @@ impl<'a> Session<'a> {
             (Report::Renamed { pid, comm }, 0) => self.pipeline.renamed(pid, &comm),
             (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
             (Report::Missed { pid, path }, 0) => {
-                if is_libssl(&path) {
+                if is_named_like_one(path.as_bytes()) {
                     self.with_sink(|line, out| line.missed(pid, &path, now, out));
                 }
             }
@@ -978,7 +978,8 @@ impl<'a> Session<'a> {
                     continue;
                 }
                 Some(Err(why)) => is_worth_a_word(why, &path).then(|| why.to_string()),
-                None => is_libssl(&path).then(|| "searching it takes too long".to_owned()),
+                None => is_named_like_one(path.as_bytes())
+                    .then(|| "searching it takes too long".to_owned()),
             };
             let order = match refused {
                 Some(why) => {
@@ -1004,7 +1005,7 @@ impl<'a> Session<'a> {
 
     /// A file that the half could not open.
     fn unread(&mut self, file: FileId, path: String, why: String, now: u64) {
-        if is_libssl(&path) {
+        if is_named_like_one(path.as_bytes()) {
             self.with_sink(|line, out| line.refused(file, &path, &why, now, out));
         } else {
             tracing::warn!("{path} is not looked at: {why}");
@@ -1212,14 +1213,8 @@ fn is_worth_a_word(why: Refusal, path: &str) -> bool {
     match why {
         Refusal::NoLibrary | Refusal::NotElf => false,
         Refusal::Unsafe(_) => true,
-        _ => is_libssl(path),
+        _ => is_named_like_one(path.as_bytes()),
     }
-}
-
-/// By its name: all that is known of a file that can't be read.
-fn is_libssl(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or_default();
-    name.starts_with("libssl")
 }
 
 /// Its own copy: the original may be closed first.

@@ -24,34 +24,94 @@ use std::{io, os::fd::BorrowedFd};
 
 use agent_ebpf::{Direction, Shape};
 
-/// One way to find one library. Each looks for its cheapest sign first: most files have none, and then
-/// [`Refusal::NoLibrary`] is the answer.
-type Family = fn(&elf::Elf<'_>) -> Result<Found, Refusal>;
+/// One library, and the way to find it.
+struct Family {
+    name: &'static str,
+    /// What its file is called up to `.so`, where it is one of its own: for [`is_named_like_one`].
+    sonames: &'static [&'static str],
+    /// Looks for its cheapest sign first: most files have none, and then [`Refusal::NoLibrary`] is the answer.
+    locate: fn(&elf::Elf<'_>) -> Result<Found, Refusal>,
+}
 
-/// All of them, and what they find. Who has names comes first: a later family that finds the same functions
+/// All that we know, and what they find. Who has names comes first: a later family that finds the same functions
 /// adds nothing.
-const FAMILIES: [(&str, Family); 8] = [
-    ("OpenSSL", openssl::locate),
-    ("GnuTLS", gnutls::locate),
-    ("NSS", nss::locate),
-    ("wolfSSL", wolfssl::locate),
-    ("Mbed TLS", mbedtls::locate),
-    ("s2n-tls", s2n::locate),
-    ("BoringSSL", boringssl::locate),
-    ("go", go::locate),
+const FAMILIES: [Family; 8] = [
+    Family {
+        name: "OpenSSL",
+        sonames: &["libssl"],
+        locate: openssl::locate,
+    },
+    Family {
+        name: "GnuTLS",
+        sonames: &["libgnutls"],
+        locate: gnutls::locate,
+    },
+    Family {
+        name: "NSS",
+        sonames: &["libssl3"],
+        locate: nss::locate,
+    },
+    Family {
+        name: "wolfSSL",
+        sonames: &["libwolfssl"],
+        locate: wolfssl::locate,
+    },
+    Family {
+        name: "Mbed TLS",
+        sonames: &["libmbedtls"],
+        locate: mbedtls::locate,
+    },
+    Family {
+        name: "s2n-tls",
+        sonames: &["libs2n"],
+        locate: s2n::locate,
+    },
+    Family {
+        name: "BoringSSL",
+        sonames: &[],
+        locate: boringssl::locate,
+    },
+    Family {
+        name: "go",
+        sonames: &[],
+        locate: go::locate,
+    },
 ];
+
+/// Would a TLS library's file have this name? Enough to look at it early, or to say a word when it can't be read;
+/// what is probed is never decided by it.
+pub fn is_named_like_one(path: &[u8]) -> bool {
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    let is_one = |soname: &&str| {
+        let Some(rest) = name.strip_prefix(soname.as_bytes()) else {
+            return false;
+        };
+        // Wheels put a hash there: libssl-8b66dd34.so.3.
+        let hash = rest.strip_prefix(b"-").unwrap_or_default();
+        let digits = hash.iter().take_while(|byte| byte.is_ascii_hexdigit());
+        let rest = match digits.count() {
+            0 => rest,
+            digits => &hash[digits..],
+        };
+        rest.strip_prefix(b".so")
+            .is_some_and(|rest| matches!(rest, [] | [b'.', ..]))
+    };
+    FAMILIES
+        .iter()
+        .any(|family| family.sonames.iter().any(is_one))
+}
 
 /// The TLS library in `file` and where to probe it.
 pub fn locate(file: &dyn ReadAt) -> Result<Found, Refusal> {
     let elf = elf::Elf::parse(file)?;
     let mut found: Option<Found> = None;
     let mut refused = None;
-    for (library, family) in FAMILIES {
-        match (family(&elf), &mut found) {
+    for family in FAMILIES {
+        match ((family.locate)(&elf), &mut found) {
             (Ok(new), None) => found = Some(new),
             (Ok(new), Some(known)) => known.add(new),
             (Err(Refusal::NoLibrary), _) => {}
-            (Err(why @ Refusal::Unsafe(_)), _) => refused = refused.or(Some((library, why))),
+            (Err(why @ Refusal::Unsafe(_)), _) => refused = refused.or(Some((family.name, why))),
             (Err(why), _) => return Err(why),
         }
     }
@@ -187,4 +247,40 @@ pub enum Refusal {
     /// A TLS library is there and no safe place for a probe; the sign that failed.
     #[error("a TLS library, but {0}")]
     Unsafe(&'static str),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_libraries() {
+        for name in [
+            "/usr/lib/libssl.so.3",
+            "libssl.so",
+            "/a/pycurl.libs/libssl-8b66dd34.so.3",
+            "libgnutls.so.30",
+            "libgnutls-0123abcd.so.30.34.2",
+            "libssl3.so",
+            "libwolfssl.so.35",
+            "libmbedtls.so.14",
+            "libs2n.so.1",
+        ] {
+            assert!(is_named_like_one(name.as_bytes()), "{name}");
+        }
+        for name in [
+            "",
+            "/libssl.so.3/other",
+            "libssl",
+            "libssl-.so",
+            "libssl.socket",
+            "libsslfoo.so",
+            "libgnutls-dane.so.0",
+            "libgnutls-openssl.so.27",
+            "libgnutlsxx.so.30",
+            "libcrypto.so.3",
+        ] {
+            assert!(!is_named_like_one(name.as_bytes()), "{name}");
+        }
+    }
 }
