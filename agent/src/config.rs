@@ -14,7 +14,14 @@ use std::{
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, de};
 
-use crate::{record::Kind, redact::Policy, user::User};
+use agent_ebpf::{Direction, Shape};
+
+use crate::{
+    locate::{Named, Signature, Which},
+    record::Kind,
+    redact::Policy,
+    user::User,
+};
 
 /// What was meant. Every value is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +37,9 @@ pub struct Config {
     pub stats_interval: Duration,
     /// May a process of CMD's tree be stopped while a library it has just mapped is probed?
     pub hold: bool,
+    /// Where what was found in files is kept for later runs.
+    pub cache_directory: Option<PathBuf>,
+    pub signatures: Vec<Signature>,
     pub color: Color,
 }
 
@@ -79,6 +89,8 @@ pub const CONTAINER_MIN: usize = 4;
 const RING_MIN: u64 = 256 << 10;
 const RING_MAX: u64 = 1 << 30;
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
+/// Half of what the half takes for one file.
+const FUNCTIONS_MAX: usize = 32;
 
 impl TryFrom<Settings> for Config {
     type Error = ConfigError;
@@ -109,6 +121,8 @@ impl TryFrom<Settings> for Config {
                 .stats_interval
                 .map_or(STATS_INTERVAL, |interval| interval.0),
             hold: settings.hold.unwrap_or(true),
+            cache_directory: settings.cache_directory,
+            signatures: each(settings.signature, signature)?,
             color: settings.color.unwrap_or(Color::Auto),
         })
     }
@@ -170,6 +184,88 @@ fn container(id: String) -> Result<String, ConfigError> {
         return Err(ConfigError::Container(id));
     }
     Ok(id)
+}
+
+/// Text that lives as long as the process, as a configuration does.
+fn kept(text: String) -> &'static str {
+    text.leak()
+}
+
+fn signature(written: WrittenSignature) -> Result<Signature, ConfigError> {
+    let WrittenSignature {
+        library,
+        path,
+        build_id,
+        read,
+        write,
+    } = written;
+    let wrong = |why| ConfigError::Signature(library.clone(), why);
+    if !is_name(&library) {
+        return Err(wrong(
+            "`library` is letters, digits and some signs, 64 at most",
+        ));
+    }
+    let file = match (path, build_id) {
+        (Some(path), None) if !path.is_empty() => Which::Path(path),
+        (None, Some(id)) => Which::BuildId(hex(&id).ok_or_else(|| {
+            wrong("`build-id` is what `readelf -n` shows: 4 bytes or more in hexadecimal")
+        })?),
+        _ => return Err(wrong("it needs either `path` or `build-id`")),
+    };
+    if read.is_empty() || write.is_empty() {
+        return Err(wrong(
+            "it needs a function of each direction: `read` and `write`",
+        ));
+    }
+    if read.len() + write.len() > FUNCTIONS_MAX {
+        return Err(wrong("32 functions are the most"));
+    }
+    let of = |functions: Vec<WrittenFunction>, direction| {
+        let functions = functions.into_iter();
+        functions.map(move |function| (function, direction))
+    };
+    let functions = of(read, Direction::Received).chain(of(write, Direction::Sent));
+    let functions: Result<_, _> = functions
+        .map(|(function, direction)| {
+            if !is_name(&function.name) {
+                return Err(wrong(
+                    "`name` is letters, digits and some signs, 64 at most",
+                ));
+            }
+            Ok(Named {
+                name: kept(function.name),
+                offset: function.offset,
+                direction,
+                shape: match function.count {
+                    Count::Returned => Shape::Returned,
+                    Count::Fourth => Shape::OutFourth,
+                    Count::Fifth => Shape::OutFifth,
+                },
+            })
+        })
+        .collect();
+    let functions = functions?;
+    Ok(Signature {
+        library: kept(library),
+        file,
+        functions,
+    })
+}
+
+/// They are shown with every record.
+fn is_name(text: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-+.: ".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(is_part)
+}
+
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() || pairs.len() < 4 {
+        return None;
+    }
+    let byte = |&[high, low]: &[u8; 2]| Some((digit(high)? << 4 | digit(low)?) as u8);
+    pairs.iter().map(byte).collect()
 }
 
 fn ring_size(bytes: u64) -> Result<u32, ConfigError> {
@@ -243,6 +339,15 @@ pub struct Settings {
     #[arg(skip)]
     pub hold: Option<bool>,
 
+    /// Keep what was found in files in this directory, and look there first: root's, and closed to
+    /// others. It is made if its parent exists [default: not kept]
+    #[arg(long, value_name = "DIR")]
+    pub cache_directory: Option<PathBuf>,
+
+    /// In a file only.
+    #[arg(skip)]
+    pub signature: Option<Vec<WrittenSignature>>,
+
     /// Colours in text output [default: auto]
     #[arg(long, value_name = "WHEN")]
     #[serde(default, deserialize_with = "name")]
@@ -287,9 +392,42 @@ impl Settings {
             ring_size: self.ring_size.or(other.ring_size),
             stats_interval: self.stats_interval.or(other.stats_interval),
             hold: self.hold.or(other.hold),
+            cache_directory: self.cache_directory.or(other.cache_directory),
+            signature: self.signature.or(other.signature),
             color: self.color.or(other.color),
         }
     }
+}
+
+/// Functions of a library that we don't know.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenSignature {
+    pub library: String,
+    pub path: Option<String>,
+    pub build_id: Option<String>,
+    #[serde(default)]
+    pub read: Vec<WrittenFunction>,
+    #[serde(default)]
+    pub write: Vec<WrittenFunction>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenFunction {
+    pub name: String,
+    /// In the file.
+    pub offset: u64,
+    pub count: Count,
+}
+
+/// Where a call's number of bytes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Count {
+    Returned,
+    Fourth,
+    Fifth,
 }
 
 /// A user by number or by name.
@@ -413,6 +551,8 @@ pub enum ConfigError {
          beginning, as `docker ps` or `crictl ps` shows it"
     )]
     Container(String),
+    #[error("signature {0:?}: {1}")]
+    Signature(String, &'static str),
     #[error("--ring-size {0}: must be a power of two from {RING_MIN} to {RING_MAX}")]
     RingSize(u64),
 }
@@ -453,6 +593,29 @@ mod tests {
     }
 
     #[test]
+    fn signatures() {
+        let text = "[[signature]]\nlibrary = \"private\"\nbuild-id = \"0aFF0102\"\n\
+            read = [{ name = \"r\", offset = 0x10, count = \"returned\" }]\n\
+            write = [{ name = \"w\", offset = 32, count = \"fifth\" }]\n";
+        let [signature] = &config(text).unwrap().signatures[..] else {
+            panic!()
+        };
+        assert_eq!(signature.library, "private");
+        assert_eq!(signature.file, Which::BuildId(vec![0x0a, 0xff, 1, 2]));
+        let functions = signature.functions.iter();
+        let functions: Vec<_> = functions
+            .map(|named| (named.name, named.offset, named.direction, named.shape))
+            .collect();
+        assert_eq!(
+            functions,
+            [
+                ("r", 16, Direction::Received, Shape::Returned),
+                ("w", 32, Direction::Sent, Shape::OutFifth)
+            ]
+        );
+    }
+
+    #[test]
     fn flags_win_over_the_file() {
         let file = parse("ring-size = 262144\nuid = [0, \"root\"]\ncontent = \"full\"\n").unwrap();
         let flags = Settings {
@@ -490,6 +653,33 @@ mod tests {
                 &["--container c0f", "4 characters"],
             ),
             ("container = [\"my-web\"]", &["--container my-web", "id"]),
+            (
+                "[[signature]]\nlibrary = \"a\\u001b\"",
+                &["signature", "`library`"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"",
+                &["\"a\"", "`path` or `build-id`"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\nbuild-id = \"12345\"",
+                &["readelf -n"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\npath = \"/a\"\n\
+                 read = [{ name = \"r\", offset = 1, count = \"returned\" }]",
+                &["each direction"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\npath = \"/a\"\n\
+                 read = [{ name = \"r\", offset = -1, count = \"returned\" }]",
+                &["line 4"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\npath = \"/a\"\n\
+                 read = [{ name = \"r\", offset = 1, count = \"sixth\" }]",
+                &["line 4", "fifth"],
+            ),
         ] {
             let error = config(text).expect_err(text).to_string();
             for part in parts {

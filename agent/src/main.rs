@@ -67,6 +67,7 @@ fn locate(path: &Path) -> ExitCode {
         Ok(found) => {
             for point in found.points {
                 let line = serde_json::json!({
+                    "library": found.library,
                     "function": point.function,
                     "offset": point.offset,
                     "function_offset": point.function_offset,

@@ -33,6 +33,7 @@ use tokio::{
 use crate::{
     ahead::{Ahead, ahead},
     attribute::Attention,
+    cache::{Cache, Opened},
     cgroup::{Group, Hierarchies},
     cli::{Attach, Run},
     clock::{nanoseconds, since_boot as now, to_wall},
@@ -44,7 +45,7 @@ use crate::{
     half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report, Sockets},
     launch::{self, Half},
     ledger::ledger,
-    locate::{Found as Library, Pread, Refusal, is_named_like_one, locate},
+    locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
     namespace,
     pipeline::{Pipeline, Wanted},
     record::Stats,
@@ -111,6 +112,8 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
         words => Some(program(words).map_err(|(code, error)| Failed { code, error })?),
     };
     let watched = open_watched(config).map_err(agent_failed)?;
+    let cache = config.cache_directory.as_deref();
+    let cache = cache.map(Opened::open).transpose().map_err(agent_failed)?;
     let options = Attach {
         ring_size: config.ring_size,
         ..Attach::default()
@@ -142,7 +145,7 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
         .map_err(agent_failed)?;
     runtime
         .block_on(async {
-            Session::start(config, target, half, command, watched)?
+            Session::start(config, target, half, command, watched, cache)?
                 .run()
                 .await
         })
@@ -285,6 +288,8 @@ struct Session<'a> {
     /// What is searched for points: hostile or huge, so not by the thread that reads the ring.
     locating: HashMap<FileId, Locating>,
     workers: Workers<FileId, Result<Library, Refusal>>,
+    cache: Arc<Cache>,
+    signatures: Arc<[Signature]>,
     /// Own files that the half has not answered yet: CMD waits for them.
     unanswered: HashSet<FileId>,
     filter_set: bool,
@@ -355,6 +360,7 @@ impl<'a> Session<'a> {
         half: Half,
         command: Option<Command>,
         watched: Watched,
+        cache: Option<Opened>,
     ) -> Result<Session<'a>> {
         let mut key = [0; 16];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
@@ -405,6 +411,9 @@ impl<'a> Session<'a> {
             orders: VecDeque::new(),
             locating: HashMap::new(),
             workers: Workers::new().context("make an eventfd")?,
+            // Parsed behind the lock-in.
+            cache: Arc::new(cache.map(Opened::parse).unwrap_or_default()),
+            signatures: config.signatures.clone().into(),
             unanswered: HashSet::new(),
             filter_set: false,
             held: HashMap::new(),
@@ -959,10 +968,13 @@ impl<'a> Session<'a> {
     }
 
     fn locate(&mut self, id: FileId, locating: Locating, fd: Arc<OwnedFd>) {
+        let path = locating.path.clone();
+        let (cache, signatures) = (self.cache.clone(), self.signatures.clone());
         self.locating.insert(id, locating);
         // Each file for itself: none of them is where it could keep another waiting.
-        self.workers
-            .start(id, id, LOCATING, move || locate(&Pread(fd.as_fd())));
+        self.workers.start(id, id, LOCATING, move || {
+            cache.locate(&Pread(fd.as_fd()), &path, &signatures)
+        });
     }
 
     /// Orders what was found.
@@ -1212,7 +1224,7 @@ enum Woke {
 fn is_worth_a_word(why: Refusal, path: &str) -> bool {
     match why {
         Refusal::NoLibrary | Refusal::NotElf => false,
-        Refusal::Unsafe(_) => true,
+        Refusal::Unsafe(_) | Refusal::Signature(..) => true,
         _ => is_named_like_one(path.as_bytes()),
     }
 }

@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ends.h", include_str!("../programs/ends.h")),
     ("mbedtls.c", include_str!("../programs/mbedtls.c")),
     ("nss.c", include_str!("../programs/nss.c")),
+    ("private.c", include_str!("../programs/private.c")),
     ("wolfssl.c", include_str!("../programs/wolfssl.c")),
     ("mix.c", include_str!("../programs/mix.c")),
     ("life.c", include_str!("../programs/life.c")),
@@ -399,6 +400,7 @@ impl Lab {
                     "-lnssutil3",
                     "-lnspr4",
                 ],
+                "private" => &["-static"],
                 "wolfssl" => &["-lwolfssl"],
                 _ => &["-lssl", "-lcrypto"],
             });

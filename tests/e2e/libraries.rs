@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -201,8 +202,8 @@ fn gnutls_every_call() {
 /// Both ends through the library, on sockets that don't wait: writes of which a part is taken, reads and writes that
 /// are to be repeated, peeks. Three connections, which may share an address.
 #[track_caller]
-fn ends(lab: &Lab, program: &str, library: &str, agent: Agent<'_>) -> Run {
-    let run = agent.run(argv![lab.compiled(program)]);
+fn ends(lab: &Lab, program: &Path, library: &str, agent: Agent<'_>) -> Run {
+    let run = agent.run(argv![program]);
     run.success();
     let count = |kind: &str| -> u64 {
         let out = run.process.out();
@@ -216,7 +217,7 @@ fn ends(lab: &Lab, program: &str, library: &str, agent: Agent<'_>) -> Run {
             "no {kind} happened, so this test says nothing"
         );
     }
-    assert_eq!(count("looked") == 0, program == "mbedtls");
+    assert_eq!(count("looked") != 0, matches!(library, "wolfSSL" | "NSS"));
     let truth = both_truths(lab);
     assert_eq!(truth.len(), 6);
     run.assert_exact(&truth);
@@ -249,7 +250,7 @@ fn wolfssl_both_ends() {
     let Some(lab) = Lab::with("wolfssl_both_ends", &["cc"]) else {
         return;
     };
-    ends(&lab, "wolfssl", "wolfSSL", lab.agent());
+    ends(&lab, &lab.compiled("wolfssl"), "wolfSSL", lab.agent());
 }
 
 #[test]
@@ -257,7 +258,7 @@ fn mbedtls_both_ends() {
     let Some(lab) = Lab::with("mbedtls_both_ends", &["cc"]) else {
         return;
     };
-    ends(&lab, "mbedtls", "Mbed TLS", lab.agent());
+    ends(&lab, &lab.compiled("mbedtls"), "Mbed TLS", lab.agent());
 }
 
 /// Its functions for files and sockets are the same; a peek is told from a read by an argument.
@@ -266,7 +267,7 @@ fn nss_both_ends() {
     let Some(lab) = Lab::with("nss_both_ends", &["cc"]) else {
         return;
     };
-    ends(&lab, "nss", "NSS", lab.agent());
+    ends(&lab, &lab.compiled("nss"), "NSS", lab.agent());
 }
 
 /// s2n-tls inside a Python module; the probe for reads is below the export, on which the kernel refuses one.
@@ -284,6 +285,156 @@ fn s2n_awscrt() {
     let run = agent.run(argv![PYTHON, program, "awscrt", server.port.to_string()]);
     run.assert_exact(&server.client_truth());
     assert_known(&run, "s2n-tls", "exact", server.port);
+}
+
+/// A program with a library that nobody knows, static and stripped, and where its two functions are.
+struct Unknown {
+    program: PathBuf,
+    build_id: String,
+    read: u64,
+    write: u64,
+}
+
+impl Unknown {
+    fn new(lab: &Lab) -> Self {
+        let whole = lab.compiled("private");
+        let tool = |name: &str, options: &[&str]| {
+            let mut tool = Command::new(name);
+            let output = tool.args(options).arg(&whole).output().expect(name);
+            assert!(output.status.success(), "{name}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let program = lab.path("stripped");
+        tool("strip", &["-o", program.to_str().unwrap()]);
+        let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+        // LOAD, offset, address, …, flags "R E".
+        let segments = tool("readelf", &["-lW"]);
+        let code = segments.lines().find(|line| line.contains(" R E "));
+        let words: Vec<_> = code.unwrap().split_whitespace().collect();
+        let (offset, address) = (number(words[1]), number(words[2]));
+        let symbols = tool("nm", &[]);
+        let function = |name: &str| {
+            let line = symbols.lines().find(|line| line.ends_with(name)).unwrap();
+            number(line.split_whitespace().next().unwrap()) - address + offset
+        };
+        let notes = tool("readelf", &["-n"]);
+        let id = notes
+            .lines()
+            .find_map(|line| line.split("Build ID: ").nth(1));
+        Self {
+            program,
+            build_id: id.expect("a build id").trim().to_owned(),
+            read: function(" private_read"),
+            write: function(" private_write"),
+        }
+    }
+
+    fn signature(&self, lab: &Lab, file: &str, read: u64) -> PathBuf {
+        let text = format!(
+            "[[signature]]\nlibrary = \"private TLS\"\n{file}\n\
+             read = [{{ name = \"private_read\", offset = {read}, count = \"returned\" }}]\n\
+             write = [{{ name = \"private_write\", offset = {}, count = \"fourth\" }}]\n",
+            self.write
+        );
+        lab.file("vortex.toml", text)
+    }
+}
+
+#[test]
+fn signature_by_path() {
+    let Some(lab) = Lab::with("signature_by_path", &["cc"]) else {
+        return;
+    };
+    let unknown = Unknown::new(&lab);
+    let file = format!("path = \"{}/str*pped\"", lab.dir.display());
+    let config = unknown.signature(&lab, &file, unknown.read);
+    let agent = lab.agent().options(argv!["--config", config]);
+    let run = ends(&lab, &unknown.program, "private TLS", agent);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let mut coverage = records.kind("coverage");
+    let said = coverage.find(|record| record["library"]["name"] == "private TLS");
+    let said = said.expect("a word of it");
+    assert_eq!(said["status"], "probed", "{said}");
+    assert!(said.to_string().contains("private_read"), "{said}");
+}
+
+#[test]
+fn signature_by_build_id() {
+    let Some(lab) = Lab::with("signature_by_build_id", &["cc"]) else {
+        return;
+    };
+    let unknown = Unknown::new(&lab);
+    let file = format!("build-id = \"{}\"", unknown.build_id);
+    let config = unknown.signature(&lab, &file, unknown.read);
+    let agent = lab.agent().options(argv!["--config", config]);
+    ends(&lab, &unknown.program, "private TLS", agent);
+}
+
+/// Without a signature nothing of it is seen, and one that does not fit places no probe and is refused in words.
+#[test]
+fn signature_that_does_not_fit() {
+    let Some(lab) = Lab::with("signature_that_does_not_fit", &["cc"]) else {
+        return;
+    };
+    let unknown = Unknown::new(&lab);
+    let run = lab.agent().run(argv![&unknown.program]);
+    run.success();
+    if bare() {
+        return;
+    }
+    assert_eq!(run.records().kind("data").count(), 0);
+    let file = format!("build-id = \"{}\"", unknown.build_id);
+    let config = unknown.signature(&lab, &file, unknown.read + 1);
+    let agent = lab.agent().options(argv!["--config", config]);
+    let run = agent.run(argv![&unknown.program]);
+    run.success();
+    let records = run.records();
+    assert_eq!(records.kind("data").count(), 0);
+    let why =
+        "the signature of \"private TLS\" does not fit: an offset is not where a function begins";
+    let is_refused = records
+        .kind("coverage")
+        .any(|record| record["status"] == "refused" && record["reason"] == why);
+    assert!(is_refused, "{}", records.digest());
+}
+
+/// What one run finds the next one need not search, whatever has become of the file.
+#[test]
+fn kept_between_runs() {
+    let Some(lab) = Lab::with("kept_between_runs", &["curl"]) else {
+        return;
+    };
+    let directory = lab.path("cache");
+    let kept = directory.join("found");
+    let mut sizes = Vec::new();
+    for (turn, name) in ["first", "second", "third", "fourth"]
+        .into_iter()
+        .enumerate()
+    {
+        let server = lab.server_named(name, Command::new(PYTHON), &[]);
+        let agent = lab.agent().options(argv!["--cache-directory", &directory]);
+        let url = server.url("/bytes/100001");
+        let run = agent.run(argv!["curl", "-sk", "-o", "/dev/null", url]);
+        run.assert_exact(&server.client_truth());
+        if bare() {
+            return;
+        }
+        let mut bytes = std::fs::read(&kept).unwrap();
+        sizes.push(bytes.len());
+        if turn == 1 {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&kept, bytes).unwrap();
+        }
+    }
+    assert!(sizes[0] > 100, "{sizes:?}");
+    assert_eq!(
+        sizes, [sizes[0]; 4],
+        "nothing is kept twice, what was lost is kept again"
+    );
 }
 
 /// Every piece says which library had it, and that it went to this port, as surely as can be expected.

@@ -35,6 +35,9 @@ const LOADS_MAX: usize = 4096;
 const LOAD: usize = 7;
 /// A function with more references than this has too many callers for any rule.
 const REFERENCES_MAX: usize = 64;
+/// Linkers make two or three segments of notes, of some hundred bytes.
+const NOTES_MAX: usize = 8;
+const NOTES_SIZE_MAX: u64 = 64 << 10;
 /// Pointers in a library's data. libssl3 has a thousand.
 const POINTERS_MAX: usize = 1 << 16;
 
@@ -46,6 +49,8 @@ pub(super) struct Elf<'a> {
     segments: Vec<Segment>,
     /// Address and size of `.eh_frame_hdr`.
     unwind: Option<(u64, u64)>,
+    /// Offset and size of the notes.
+    notes: Vec<(u64, u64)>,
     /// `.dynsym`, then `.symtab`, as far as they exist.
     symbols: Vec<SymbolTable>,
     relocations: Vec<Table>,
@@ -111,6 +116,7 @@ impl<'a> Elf<'a> {
             budget: Cell::new(BUDGET),
             segments: Vec::new(),
             unwind: None,
+            notes: Vec::new(),
             symbols: Vec::new(),
             relocations: Vec::new(),
             sections: None,
@@ -183,6 +189,7 @@ impl<'a> Elf<'a> {
                     })
                 }
                 elf::PT_GNU_EH_FRAME => self.unwind = Some((address, size)),
+                elf::PT_NOTE if self.notes.len() < NOTES_MAX => self.notes.push((offset, size)),
                 _ => {}
             }
         }
@@ -364,6 +371,53 @@ impl<'a> Elf<'a> {
         Ok(found)
     }
 
+    /// What its linker called this very build: a hash of it, most often.
+    pub(super) fn build_id(&self) -> Result<Option<Vec<u8>>, Refusal> {
+        const NAME: &[u8] = b"GNU\0";
+        for &(offset, size) in &self.notes {
+            let notes = self.read(offset, min(size, NOTES_SIZE_MAX) as usize)?;
+            let mut rest = &notes[..];
+            // Sizes of name and description, a type; each part is filled up to a multiple of four.
+            while let Some((head, behind)) = rest.split_first_chunk::<12>() {
+                let word =
+                    |at: usize| u32::from_le_bytes(*head[at..].first_chunk().expect("four bytes"));
+                let (name_size, size) = (word(0) as usize, word(4) as usize);
+                let start = name_size.saturating_add(3) & !3;
+                let Some(description) = behind.get(start..start.saturating_add(size)) else {
+                    break;
+                };
+                if word(8) == elf::NT_GNU_BUILD_ID.0 && behind.get(..name_size) == Some(NAME) {
+                    return Ok(Some(description.to_vec()));
+                }
+                let next = start.saturating_add(size.saturating_add(3) & !3);
+                rest = behind.get(next..).unwrap_or_default();
+            }
+        }
+        Ok(None)
+    }
+
+    /// What tells this file from others for the price of a page: its size and headers, which say where everything
+    /// is, and the build id.
+    pub(super) fn fingerprint(&self) -> Result<Vec<u8>, Refusal> {
+        let header: elf::FileHeader64<LE> = self.one(0)?;
+        let programs = u64::from(header.e_phnum.get(LE)) * u64::from(header.e_phentsize.get(LE));
+        let mut fingerprint = self.size.to_le_bytes().to_vec();
+        fingerprint.extend(self.read(0, size_of::<elf::FileHeader64<LE>>())?);
+        fingerprint.extend(self.read(header.e_phoff.get(LE), programs as usize)?);
+        fingerprint.extend(self.build_id()?.unwrap_or_default());
+        Ok(fingerprint)
+    }
+
+    /// The address of the code at a file offset.
+    pub(super) fn code_address(&self, offset: u64) -> Option<u64> {
+        let mut code = self.segments.iter().filter(|segment| segment.is_code());
+        let segment = code.find(|segment| {
+            let range = segment.offset..segment.offset.saturating_add(segment.size);
+            range.contains(&offset)
+        })?;
+        segment.address.checked_add(offset - segment.offset)
+    }
+
     /// Functions with these names, which share their first four bytes. One address comes once.
     ///
     /// Strings are searched before symbols: a file without the names costs one pass over its strings.
@@ -457,6 +511,10 @@ impl<'a> Elf<'a> {
             })?;
         }
         Ok(end.map(|end| address..end))
+    }
+
+    pub(super) fn has_unwind(&self) -> bool {
+        self.unwind.is_some()
     }
 
     /// The function around `address`, by its unwind entry (DWARF frame description).

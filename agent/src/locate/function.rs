@@ -103,6 +103,18 @@ impl Function {
         Ok(function.filter(|function| function.at(address).is_some()))
     }
 
+    /// The function at `address` in a file that has no unwind entries to say so: something calls it or takes its
+    /// address, and its end is where control does not get any further.
+    pub(super) fn referred(elf: &Elf<'_>, address: u64) -> Result<Option<Self>, Refusal> {
+        if elf.has_unwind() || elf.references(address)?.is_empty() {
+            return Ok(None);
+        }
+        let Some((start, offset, code)) = elf.code_around(address, 0, REACH)? else {
+            return Ok(None);
+        };
+        Ok(Self::trace(start, offset, &code))
+    }
+
     /// What control reaches from an entry, as long as it stays in `code`. `None` if that isn't code, or if two
     /// instructions overlap.
     fn trace(address: u64, offset: u64, code: &[u8]) -> Option<Self> {

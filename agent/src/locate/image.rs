@@ -7,15 +7,15 @@ use object::elf;
 use super::ReadAt;
 
 /// Not the file offset, so that mixing them up shows.
-pub(super) const BASE: u64 = 0x40_0000;
+pub(crate) const BASE: u64 = 0x40_0000;
 const CODE: u64 = 0x200;
 /// Room for one function.
 const SLOT: u64 = 0x100;
 /// What [`Piece::Source`] names.
-pub(super) const SOURCE: &str = "vendor/boringssl/ssl/ssl_lib.cc";
+pub(crate) const SOURCE: &str = "vendor/boringssl/ssl/ssl_lib.cc";
 
 /// A piece of a function.
-pub(super) enum Piece {
+pub(crate) enum Piece {
     Bytes(&'static [u8]),
     Call(&'static str),
     Jump(&'static str),
@@ -26,7 +26,7 @@ pub(super) enum Piece {
 }
 
 /// A program of `functions`, in this order. Names that begin with a dot get no symbol.
-pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
+pub(crate) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     let count = functions.len() as u64;
     let address = |name: &str| {
         let index = functions
@@ -164,14 +164,14 @@ pub(super) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
 }
 
 /// The same file without unwind entries.
-pub(super) fn without_unwind(mut file: Vec<u8>) -> Vec<u8> {
+pub(crate) fn without_unwind(mut file: Vec<u8>) -> Vec<u8> {
     const SECOND: usize = 64 + 56;
     file[SECOND..SECOND + 4].copy_from_slice(&elf::PT_NULL.0.to_le_bytes());
     file
 }
 
 /// File offset of the function with this number.
-pub(super) fn offset_of(index: u64) -> u64 {
+pub(crate) const fn offset_of(index: u64) -> u64 {
     CODE + index * SLOT
 }
 

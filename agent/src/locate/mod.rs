@@ -11,18 +11,21 @@ mod function;
 mod gnutls;
 mod go;
 #[cfg(test)]
-mod image;
+pub(crate) mod image;
 mod instruction;
 mod mbedtls;
 mod nss;
 mod openssl;
 mod pclntab;
 mod s2n;
+mod signature;
 mod wolfssl;
 
 use std::{io, os::fd::BorrowedFd};
 
 use agent_ebpf::{Direction, Shape};
+
+pub use signature::{Named, Signature, Which};
 
 /// One library, and the way to find it.
 struct Family {
@@ -103,11 +106,47 @@ pub fn is_named_like_one(path: &[u8]) -> bool {
 
 /// The TLS library in `file` and where to probe it.
 pub fn locate(file: &dyn ReadAt) -> Result<Found, Refusal> {
+    families(&elf::Elf::parse(file)?)
+}
+
+/// The same, of a file at `path` that somebody may have a signature for: it is believed before the families are
+/// asked, as far as it fits.
+pub fn locate_as(
+    file: &dyn ReadAt,
+    path: &str,
+    signatures: &[Signature],
+) -> Result<Found, Refusal> {
     let elf = elf::Elf::parse(file)?;
+    for signature in signatures {
+        if signature.is_for(&elf, path)? {
+            return signature.locate(&elf);
+        }
+    }
+    families(&elf)
+}
+
+/// What tells `file` from others: what was found in it may be found by it later.
+pub fn fingerprint(file: &dyn ReadAt) -> Result<Vec<u8>, Refusal> {
+    elf::Elf::parse(file)?.fingerprint()
+}
+
+/// Would `found` be found in `file` today, as far as can be told without a search? Each function begins where it
+/// is said to, and the probe belongs at the instruction that is said, which is made of these bytes.
+pub fn still_holds(file: &dyn ReadAt, found: &Found) -> Result<bool, Refusal> {
+    let elf = elf::Elf::parse(file)?;
+    for point in found.points.iter().chain(&found.others) {
+        if !signature::still_holds(&elf, point)? {
+            return Ok(false);
+        }
+    }
+    Ok(!found.points.is_empty())
+}
+
+fn families(elf: &elf::Elf<'_>) -> Result<Found, Refusal> {
     let mut found: Option<Found> = None;
     let mut refused = None;
     for family in FAMILIES {
-        match ((family.locate)(&elf), &mut found) {
+        match ((family.locate)(elf), &mut found) {
             (Ok(new), None) => found = Some(new),
             (Ok(new), Some(known)) => known.add(new),
             (Err(Refusal::NoLibrary), _) => {}
@@ -166,7 +205,7 @@ impl ReadAt for Pread<'_> {
 /// A TLS library and its points.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// As in [`FAMILIES`], or `libssl` where only the interface is known.
+    /// As in [`FAMILIES`] or a signature, or `libssl` where only the interface is known.
     pub library: &'static str,
     /// `3.0.19`, where the file says it.
     pub version: Option<String>,
@@ -247,11 +286,139 @@ pub enum Refusal {
     /// A TLS library is there and no safe place for a probe; the sign that failed.
     #[error("a TLS library, but {0}")]
     Unsafe(&'static str),
+    /// What somebody wrote about this file is not so: the library's name there, and why.
+    #[error("the signature of {0:?} does not fit: {1}")]
+    Signature(&'static str, &'static str),
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::{Duration, Instant};
+
+    use super::{
+        image::{
+            Piece::{self, Bytes, Call, Jump, JumpThrough},
+            image,
+        },
+        *,
+    };
+
+    const PUSH: Piece = Bytes(&[0x55, 0x5d]);
+    const RET: Piece = Bytes(&[0xc3]);
+    const BODY: &[Piece] = &[PUSH, RET];
+
+    /// One file for each family that symbols or tables show.
+    fn libraries() -> Vec<Vec<u8>> {
+        let all: [Vec<(&str, &[Piece])>; 6] = [
+            vec![
+                (".read", BODY),
+                (".write", BODY),
+                ("SSL_read", &[PUSH, Call(".read"), RET]),
+                ("SSL_read_ex", &[PUSH, Call(".read"), RET]),
+                ("SSL_write", &[PUSH, Call(".write"), RET]),
+                ("SSL_write_ex", &[PUSH, Call(".write"), RET]),
+                ("SSL_new", BODY),
+            ],
+            vec![
+                (".receive", BODY),
+                (".plt", &[JumpThrough("gnutls_record_send2")]),
+                ("gnutls_record_send", &[Jump(".plt")]),
+                ("gnutls_record_send2", BODY),
+                ("gnutls_record_recv", &[PUSH, Call(".receive"), RET]),
+                ("gnutls_record_recv_seq", &[Jump(".receive")]),
+            ],
+            vec![
+                ("SSL_ImportFD", BODY),
+                (".close", BODY),
+                (".recv", BODY),
+                (".send", BODY),
+                (".reader", &[Bytes(&[0x31, 0xc9]), Jump(".recv")]),
+                (".writer", &[Bytes(&[0x31, 0xc9]), Jump(".send")]),
+            ],
+            vec![
+                (".receive", BODY),
+                ("wolfSSL_read", &[PUSH, Jump(".receive")]),
+                ("wolfSSL_peek", &[Jump(".receive")]),
+                ("wolfSSL_write", BODY),
+            ],
+            vec![
+                ("mbedtls_ssl_handshake", BODY),
+                ("mbedtls_ssl_read", &[Call("mbedtls_ssl_handshake"), RET]),
+                ("mbedtls_ssl_write", &[Call("mbedtls_ssl_handshake"), RET]),
+            ],
+            vec![
+                (".sendv", BODY),
+                (".recv", BODY),
+                ("s2n_send", &[PUSH, Call(".sendv"), RET]),
+                ("s2n_sendv", &[Jump(".sendv")]),
+                (
+                    "s2n_recv",
+                    &[Bytes(&[0x2e, 0x41, 0x54]), Call(".recv"), RET],
+                ),
+            ],
+        ];
+        all.iter().map(|functions| image(functions)).collect()
+    }
+
+    /// Files with a library, changed in all ways: none makes us panic or search for long, and what is still found
+    /// is what its own functions prove.
+    #[test]
+    fn ten_thousand_changed_files() {
+        let libraries = libraries();
+        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+        let mut random = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let edges = [0, 1, 0x7f, 0x80, 0xff];
+        let (mut hits, mut longest) = (0, Duration::ZERO);
+        for number in 0..10_000 {
+            let mut file = libraries[number % libraries.len()].clone();
+            assert!(
+                number >= libraries.len() || locate(&file).is_ok(),
+                "library {number}"
+            );
+            for _ in 0..=random(6) {
+                let size = file.len();
+                match random(6) {
+                    // Headers and tables are small, so they are changed as often as all the rest.
+                    0 => file[random(512.min(size))] = edges[random(edges.len())],
+                    1 => file[size - 1 - random(512.min(size))] = edges[random(edges.len())],
+                    2 => file[random(size)] = random(256) as u8,
+                    3 => {
+                        let at = random(size / 8 - 1) * 8;
+                        let word = [u64::MAX, 1 << 63, size as u64, 1 << 32][random(4)];
+                        file[at..at + 8].copy_from_slice(&word.to_le_bytes());
+                    }
+                    4 => {
+                        let (from, to) = (random(size - 64), random(size - 64));
+                        file.copy_within(from..from + 64, to);
+                    }
+                    _ => file.truncate(size - random(size / 8)),
+                }
+            }
+            let start = Instant::now();
+            let found = locate(&file);
+            longest = longest.max(start.elapsed());
+            let Ok(found) = found else {
+                continue;
+            };
+            hits += 1;
+            assert_eq!(
+                still_holds(&file, &found),
+                Ok(true),
+                "file {number}: {found:?}"
+            );
+            for point in found.points.iter().chain(&found.others) {
+                let at = point.offset as usize;
+                assert_eq!(file[at..at + 16], point.bytes, "file {number}");
+            }
+        }
+        assert!((1000..9999).contains(&hits), "{hits}");
+        assert!(longest < Duration::from_secs(2), "{longest:?}");
+    }
 
     #[test]
     fn names_of_libraries() {
