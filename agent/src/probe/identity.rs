@@ -115,6 +115,16 @@ impl Identities {
     /// The inode that a process maps at this address; `None` if that can't be said, or not now. It may be
     /// another file's by the time that it is compared, if nothing holds this one.
     pub fn of_mapping(&self, pid: u32, address: u64) -> Option<Inode> {
+        // No pause: all others would wait for us as well, and the process may be gone.
+        self.of_mapping_with(pid, address, thread::yield_now)
+    }
+
+    /// The same for who may wait: for 0.3 s at most.
+    pub fn of_mapping_at_last(&self, pid: u32, address: u64) -> Option<Inode> {
+        self.of_mapping_with(pid, address, || thread::sleep(PAUSE))
+    }
+
+    fn of_mapping_with(&self, pid: u32, address: u64, wait: impl Fn()) -> Option<Inode> {
         let program = self.of_process.as_ref()?;
         let question = FileIdentity {
             address,
@@ -126,8 +136,7 @@ impl Identities {
             iterate(program, pid)?;
             Ok(answer.get(&0, 0)?)
         };
-        // No pause: all others would wait for us as well, and the process may be gone.
-        let answer = with_answer(ask, thread::yield_now).ok()?;
+        let answer = with_answer(ask, wait).ok()?;
         (answer.inode != 0).then_some(Inode(answer.inode))
     }
 

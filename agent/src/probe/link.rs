@@ -341,6 +341,12 @@ impl Programs {
         identities.of_mapping(mapping.pid, mapping.address)
     }
 
+    /// The same for who may wait.
+    pub fn inode_mapped_at_last(&self, mapping: &Mapping) -> Option<Inode> {
+        let identities = self.identities.as_ref()?;
+        identities.of_mapping_at_last(mapping.pid, mapping.address)
+    }
+
     /// Does nobody map the file any more? Not known is not nobody.
     pub fn is_left(&self, inode: Inode) -> bool {
         let mapped = self.identities.as_ref().map(|known| known.is_mapped(inode));

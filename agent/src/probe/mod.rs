@@ -808,7 +808,8 @@ impl<'a> Half<'a> {
             }
             let programs = self.kernel.programs.clone();
             let mapping = mapping.clone();
-            let open = move || Done::Opened(open(&programs, &fd, &mapping, asked));
+            let is_doubtful = version.identity.is_doubtful();
+            let open = move || Done::Opened(open(&programs, &fd, &mapping, is_doubtful, asked));
             let device = version.identity.device();
             self.workers.start(id, device, OPENING, open);
         }

@@ -43,14 +43,17 @@ pub struct Moved {
 
 pub const REPLACED: &str = "it was replaced, and nothing leads to the one that is mapped";
 
-/// Opens a file for the pipeline, and asks which one it is: the one that is mapped, or none. Waits for the
-/// file system.
+/// Opens a file for the pipeline, and asks which one it is: the one that is mapped, or none. Of a doubtful one
+/// whoever has no answer yet asks again. Waits for the file system.
 pub fn open(
     programs: &Programs,
     file: &OwnedFd,
     mapping: &Mapping,
+    is_doubtful: bool,
     mapped: Option<Inode>,
 ) -> io::Result<Opened> {
+    let ask_again = || programs.inode_mapped_at_last(mapping);
+    let mapped = mapped.or_else(|| is_doubtful.then(ask_again).flatten());
     let mut opened = file::readable(file)?;
     let mut inode = programs.inode(&opened);
     let mut instead = None;
