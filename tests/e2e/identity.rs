@@ -425,13 +425,16 @@ wait_for('go')
 requests(sys.argv[1])
 ";
 
-fn copied_up(lab: &Lab, port: u16, layer: &str) -> Option<Proc> {
+/// With these options, and what may be done then.
+const WHOLE: &str =
+    "mount -t overlay none -o lowerdir=$PWD/private,upperdir=/mnt/up,workdir=/mnt/work merged";
+
+fn copied_up(lab: &Lab, port: u16, layer: &str, mount: &str) -> Option<Proc> {
     lab.private_libssl("private");
     lab.file("client.py", CLIENT);
     lab.file("copied_up.py", COPIED_UP);
     let script = format!(
-        "cd \"$1\"; mount -t tmpfs none /mnt && mkdir /mnt/up /mnt/work merged && mount -t overlay none \
-         -o lowerdir=$PWD/private,upperdir=/mnt/up,workdir=/mnt/work merged || exit 77; \
+        "cd \"$1\"; mount -t tmpfs none /mnt && mkdir /mnt/up /mnt/work merged && {mount} || exit 77; \
          LD_LIBRARY_PATH=$PWD/merged exec {PYTHON} copied_up.py {port} {layer}"
     );
     let mut command = Command::new("unshare");
@@ -528,11 +531,33 @@ with open('private/libssl.so.3', 'r+b') as file:
 /// probed.
 #[test]
 fn copied_up_under_a_process() {
-    let Some(lab) = Lab::with("copied_up_under_a_process", &["unshare"]) else {
+    copied_up_and_there("copied_up_under_a_process", WHOLE);
+}
+
+/// The layer is named as container engines do to save room.
+#[test]
+fn copied_up_from_a_relative_layer() {
+    let mount = "cp -r private /mnt && mkdir /mnt/3 && mv /mnt/up /mnt/3/fs && merged=$PWD/merged && (cd /mnt && \
+                 mount -t overlay none -o lowerdir=private,upperdir=/mnt/3/fs,workdir=/mnt/work $merged)";
+    copied_up_and_there("copied_up_from_a_relative_layer", mount);
+}
+
+/// A part of the overlay is mounted by itself.
+#[test]
+fn copied_up_in_a_part() {
+    let mount = "mkdir /mnt/low && cp -r private /mnt/low/part && mount -t overlay none \
+                 -o lowerdir=/mnt/low,upperdir=/mnt/up,workdir=/mnt/work merged && \
+                 mount --bind merged/part merged && cd .";
+    copied_up_and_there("copied_up_in_a_part", mount);
+}
+
+#[track_caller]
+fn copied_up_and_there(test: &'static str, mount: &str) {
+    let Some(lab) = Lab::with(test, &["unshare"]) else {
         return;
     };
     let server = lab.server(&[]);
-    let Some(client) = copied_up(&lab, server.port, "there") else {
+    let Some(client) = copied_up(&lab, server.port, "there", mount) else {
         return;
     };
     let running = lab.agent().watch(client.pid());
@@ -550,7 +575,7 @@ fn copied_up_and_gone() {
         return;
     };
     let server = lab.server(&[]);
-    let Some(client) = copied_up(&lab, server.port, "gone") else {
+    let Some(client) = copied_up(&lab, server.port, "gone", WHOLE) else {
         return;
     };
     if bare() {

@@ -10,7 +10,10 @@
 use std::{
     ffi::OsStr,
     fs, io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -23,6 +26,8 @@ use super::{
 
 /// The kernel's own limit.
 const LAYERS: usize = 500;
+/// Paths that are tried.
+const PATHS: usize = 4096;
 
 /// The file with this inode, by its path in one of the layers. Waits for their file systems.
 pub fn find(
@@ -38,13 +43,12 @@ pub fn find(
     let inside = overlay.inside(shown.as_os_str().as_bytes())?;
     // The layers were named where the mount was made: in the process' own tree, or in ours.
     let roots = [format!("/proc/{}/root", mapping.pid), String::new()];
-    let mut candidates = overlay
-        .layers
-        .iter()
-        .take(LAYERS)
-        .filter(|layer| layer.starts_with(b"/"))
-        .flat_map(|layer| roots.iter().map(move |root| (root, layer)))
-        .map(|(root, layer)| [root.as_bytes(), layer, b"/", inside].concat());
+    let layers = overlay.layers.iter().take(LAYERS);
+    let mut candidates = layers
+        .flat_map(|layer| overlay.paths(layer))
+        .flat_map(|layer| roots.each_ref().map(|root| (root, layer.clone())))
+        .map(|(root, layer)| [root.as_bytes(), &layer, b"/", &inside].concat())
+        .take(PATHS);
     let is_wanted = |path: Vec<u8>| -> io::Result<Option<(OwnedFd, Version)>> {
         let (named, version) = file::at_path(&PathBuf::from(OsStr::from_bytes(&path)))?;
         let inode = programs.inode(&file::readable(&named)?);
@@ -60,20 +64,38 @@ struct Overlay {
     root: Vec<u8>,
     at: Vec<u8>,
     layers: Vec<Vec<u8>>,
+    /// Where it writes.
+    upper: Option<Vec<u8>>,
 }
 
 impl Overlay {
     /// A path of the process as the layers have it.
-    fn inside<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
-        // A bind mount of a part of it is rare enough.
-        if self.root != b"/" {
-            return None;
-        }
+    fn inside(&self, path: &[u8]) -> Option<Vec<u8>> {
         let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
         let inside = Path::new(OsStr::from_bytes(path))
             .strip_prefix(OsStr::from_bytes(&self.at))
             .ok()?;
-        Some(inside.as_os_str().as_bytes())
+        // A part of it may be mounted by itself.
+        let part = Path::new(OsStr::from_bytes(&self.root))
+            .strip_prefix("/")
+            .ok()?;
+        Some(part.join(inside).into_os_string().into_vec())
+    }
+
+    /// Where a layer may be. The directory that a relative one starts from is nowhere to be read; who leaves it
+    /// out to save room (Docker, containerd) has the layers beside the directory that is written to, or not far.
+    fn paths(&self, layer: &[u8]) -> Vec<Vec<u8>> {
+        if layer.starts_with(b"/") {
+            return vec![layer.to_owned()];
+        }
+        let upper = Path::new(OsStr::from_bytes(self.upper.as_deref().unwrap_or_default()));
+        let from = upper.ancestors().skip(1).filter(|from| from.is_absolute());
+        from.map(|from| {
+            from.join(OsStr::from_bytes(layer))
+                .into_os_string()
+                .into_vec()
+        })
+        .collect()
     }
 }
 
@@ -90,18 +112,20 @@ fn overlay(mounts: &[u8], id: u64) -> Option<Overlay> {
         return None;
     }
     let options = unescaped(words.get(dash + 3)?);
-    let mut layers = Vec::new();
+    let (mut layers, mut upper) = (Vec::new(), None);
     for option in parts(&options, b',') {
         let of = |name: &[u8]| option.strip_prefix(name);
         let lower = of(b"lowerdir=").or_else(|| of(b"lowerdir+="));
         if let Some(lower) = lower {
             layers.extend(parts(lower, b':').into_iter().map(without_backslashes));
         }
+        upper = of(b"upperdir=").map(without_backslashes).or(upper);
     }
     Some(Overlay {
         root: unescaped(words.get(3)?),
         at: unescaped(words.get(4)?),
         layers,
+        upper,
     })
 }
 
@@ -159,7 +183,7 @@ mod tests {
     const MOUNTS: &[u8] = b"\
         21 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw\n\
         36 21 0:52 / /with\\040space rw,relatime shared:7 master:1 - overlay none \
-        rw,lowerdir=/a\\040b:/c\\134:d:low,upperdir=/u,workdir=/w\n\
+        rw,lowerdir=/a\\040b:/c\\134:d:low,upperdir=/s/3/fs,workdir=/w\n\
         37 21 0:53 / /new rw - overlay none rw,lowerdir+=/one,lowerdir+=/two\n\
         38 21 0:53 /part /bound rw - overlay none rw,lowerdir=/one\n";
 
@@ -172,12 +196,17 @@ mod tests {
             [b"/a b".to_vec(), b"/c:d".to_vec(), b"low".to_vec()]
         );
         let inside = found.inside(b"/with space/lib/x.so (deleted)");
-        assert_eq!(inside, Some(b"lib/x.so".as_slice()));
+        assert_eq!(inside, Some(b"lib/x.so".to_vec()));
+        let paths = |layer: &[u8]| found.paths(layer);
+        assert_eq!(paths(b"/c:d"), [b"/c:d"]);
+        let relative: [&[u8]; 3] = [b"/s/3/low", b"/s/low", b"/low"];
+        assert_eq!(paths(b"low"), relative);
         assert_eq!(found.inside(b"/with spaces/x.so"), None);
         let found = overlay(MOUNTS, 37).unwrap();
         assert_eq!(found.layers, [b"/one", b"/two"]);
         let found = overlay(MOUNTS, 38).unwrap();
-        assert_eq!(found.inside(b"/bound/x.so"), None);
+        assert_eq!(found.inside(b"/bound/x.so"), Some(b"part/x.so".to_vec()));
+        assert!(found.paths(b"low").is_empty());
         assert_eq!(overlay(MOUNTS, 21), None);
         assert_eq!(overlay(MOUNTS, 3), None);
     }
