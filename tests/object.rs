@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 42] = [
+const PROGRAMS: [(&str, &str); 51] = [
     ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
@@ -44,6 +44,15 @@ const PROGRAMS: [(&str, &str); 42] = [
     ("created_multi", "uretprobe.multi"),
     ("created_perf", "uretprobe"),
     ("created_session", "uprobe.multi"),
+    ("decrypt_cookie", "uprobe"),
+    ("decrypt_multi", "uprobe.multi"),
+    ("decrypt_perf", "uprobe"),
+    ("decrypt_session", "uprobe.multi"),
+    ("decrypted_multi", "uretprobe.multi"),
+    ("decrypted_perf", "uretprobe"),
+    ("encrypt_cookie", "uprobe"),
+    ("encrypt_multi", "uprobe.multi"),
+    ("encrypt_perf", "uprobe"),
     ("entry_cookie", "uprobe"),
     ("entry_flush", "uprobe"),
     ("entry_handshake", "uprobe"),

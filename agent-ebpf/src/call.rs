@@ -50,12 +50,12 @@ pub extern "C" fn call_session(ctx: *mut c_void) -> u32 {
     }
 }
 
-const WITH_RETURN: u32 = 0;
-const WITHOUT_RETURN: u32 = 1;
+pub const WITH_RETURN: u32 = 0;
+pub const WITHOUT_RETURN: u32 = 1;
 
 /// The helper says where the probe is; at the return the caller has control again.
 #[inline(always)]
-fn is_return(ctx: &ProbeContext) -> bool {
+pub fn is_return(ctx: &ProbeContext) -> bool {
     // SAFETY: the program's own context.
     unsafe { generated::bpf_get_func_ip(ctx.as_ptr()) != (*ctx.regs).rip }
 }
@@ -287,7 +287,7 @@ const MAIN_STACK: u64 = 64 << 20;
 /// makes it forget the first, one below makes it take the first return for the second: either way a program
 /// is killed (SIGILL). So the open calls are always on one stack. Those found dead are dropped here.
 #[inline(always)]
-unsafe fn is_other_stack_open(thread: *mut Thread, sp: u64) -> bool {
+pub unsafe fn is_other_stack_open(thread: *mut Thread, sp: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let mut i = 0;
@@ -367,7 +367,7 @@ unsafe fn returns_to_trampoline(thread: *mut Thread) -> bool {
 
 /// Says that nobody sees this call.
 #[inline(always)]
-unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
+pub unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
     // SAFETY: a map value.
     unsafe {
         (*thread).key.handle = handle;
@@ -421,27 +421,8 @@ fn leave(ctx: &RetProbeContext) -> u32 {
     // SAFETY: the program's context, and a map value.
     unsafe {
         // `ret` has taken the return address off the stack.
-        let sp = (*ctx.regs).rsp - 8;
-        let depth = get!(thread, depth);
-        if depth == 0 {
+        if !close(thread, (*ctx.regs).rsp - 8) {
             return 0;
-        }
-        if depth == 1 {
-            if get!(thread, frames[0].sp) != sp {
-                return 0;
-            }
-            (*thread).depth = 0;
-        } else {
-            let slot = find(thread, sp);
-            if slot >= FRAMES as u64 {
-                return 0;
-            }
-            // Calls opened after this one that are still open will never return.
-            let abandoned = get!(thread, depth) - 1 - slot;
-            (*thread).depth = slot;
-            if abandoned != 0 {
-                count(counter::UNMATCHED + unmatched::ABANDONED, abandoned);
-            }
         }
         if get!(frame(thread), flags) & FRAME_INNER == 0 {
             count(counter::RETURNS, 1);
@@ -490,6 +471,36 @@ fn leave(ctx: &RetProbeContext) -> u32 {
     0
 }
 
+/// Closes the frame with this stack pointer, and those inside of it. False: there is none.
+#[inline(always)]
+pub unsafe fn close(thread: *mut Thread, sp: u64) -> bool {
+    // SAFETY: a map value.
+    unsafe {
+        let depth = get!(thread, depth);
+        if depth == 0 {
+            return false;
+        }
+        if depth == 1 {
+            if get!(thread, frames[0].sp) != sp {
+                return false;
+            }
+            (*thread).depth = 0;
+            return true;
+        }
+        let slot = find(thread, sp);
+        if slot >= FRAMES as u64 {
+            return false;
+        }
+        // Calls opened after this one that are still open will never return.
+        let abandoned = get!(thread, depth) - 1 - slot;
+        (*thread).depth = slot;
+        if abandoned != 0 {
+            count(counter::UNMATCHED + unmatched::ABANDONED, abandoned);
+        }
+    }
+    true
+}
+
 /// Bytes of a file, which no buffer of the program ever held.
 #[inline(always)]
 unsafe fn send_file(thread: *mut Thread, length: u64) {
@@ -507,7 +518,7 @@ unsafe fn send_file(thread: *mut Thread, length: u64) {
 
 /// The frame that was just closed: the one behind those that are still open.
 #[inline(always)]
-unsafe fn frame(thread: *mut Thread) -> *mut Frame {
+pub unsafe fn frame(thread: *mut Thread) -> *mut Frame {
     // SAFETY: a map value; the mask keeps the index below FRAMES.
     unsafe { &raw mut (*hide(thread)).frames[(opaque(get!(thread, depth)) & 3) as usize] }
 }

@@ -92,6 +92,51 @@ pub fn call(thread: *mut Thread) {
     }
 }
 
+/// The same of a call of at most [`RECORD_MAX`] bytes.
+#[inline(always)]
+pub fn record(thread: *mut Thread) {
+    if !start(thread) {
+        return;
+    }
+    // SAFETY: as above.
+    unsafe {
+        (*thread).tail = get!(thread, call.position);
+        let (record, room) = reserve_class(get!(thread, tail));
+        if record.is_null() {
+            lose(thread, get!(thread, tail));
+            return;
+        }
+        copy::<true>(thread, record, room, 0);
+    }
+}
+
+/// Begins a call whose bytes come in pieces. False if it can't be sent: then it is counted.
+#[inline(always)]
+pub fn start(thread: *mut Thread) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        (*thread).sequence = get!(thread, sequence) + 1;
+        (*thread).full = opaque(0);
+        budget::note(thread);
+        place::<true>(thread)
+    }
+}
+
+/// Sends the next piece of it: `tail` bytes at `buf`, at most [`SEALED_MAX`]. False if the ring is full.
+#[inline(always)]
+pub fn piece(thread: *mut Thread) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let (record, room) = reserve_piece(get!(thread, tail));
+        if record.is_null() {
+            return false;
+        }
+        copy::<true>(thread, record, room, 0);
+        (*thread).position = get!(thread, position) + get!(thread, tail);
+    }
+    true
+}
+
 /// The call of `thread` moved `call.position` bytes that were in no buffer: a hole from the start.
 #[inline(always)]
 pub fn send_file(thread: *mut Thread) {
@@ -575,7 +620,7 @@ unsafe fn begin(thread: *mut Thread) {
 
 /// The last `len` bytes of the call are lost to a full ring; the next call of the stream says so.
 #[inline(always)]
-unsafe fn lose(thread: *mut Thread, len: u64) {
+pub unsafe fn lose(thread: *mut Thread, len: u64) {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe {
         let stream = stream(thread);
@@ -726,5 +771,21 @@ fn reserve_class(len: u64) -> (*mut u8, u64) {
         return (reserve(HEADER + 64), 64);
     }
     classes!(64 128 256 512 1024 2048 4096 8192 16384 32768);
+    (core::ptr::null_mut(), 0)
+}
+
+/// The same of few sizes: pieces come in a loop, of which the verifier walks every way.
+#[inline(always)]
+fn reserve_piece(len: u64) -> (*mut u8, u64) {
+    macro_rules! classes {
+        ($($room:literal)*) => {
+            $(
+                if len <= $room {
+                    return (reserve(HEADER + $room), opaque($room));
+                }
+            )*
+        };
+    }
+    classes!(64 256 1024 4096 8192 16384);
     (core::ptr::null_mut(), 0)
 }

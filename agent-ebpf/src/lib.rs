@@ -50,6 +50,10 @@ pub enum Shape {
     /// `int gnutls_record_uncork(handle, int wait)`: sends what the handle held back. Writes of the handle
     /// inside of it carry what was carried before.
     Flushed = 12,
+    /// rustls: `encrypt(result, encrypter, message, number)`: the message's chunks. No return.
+    Encrypted = 13,
+    /// rustls: `decrypt(result, decrypter, message, number)`: what the result names, if it is one.
+    Decrypted = 14,
     /// `void SSL_set_bio(handle, BIO *, BIO *)`: its bytes go another way from here on. No return.
     Rewired = 15,
 }
@@ -523,7 +527,20 @@ pub struct Thread {
     /// Attach cookie of the last [`Shape::Passed`], and when it was done with.
     pub passed: u64,
     pub passed_at: u64,
+    /// What was just read of the program's memory, for libraries whose arguments are structures.
+    pub words: [u64; 7],
+    /// The encrypter that was called last, and the number of its record.
+    pub sealed: [u64; 2],
 }
+
+/// rustls (`rustls.rs` beside this file). Where its record layer has an encrypter and what belongs to it.
+pub const RECORD_LAYER: u64 = 0x10;
+/// How far an encrypter's table stands behind that of its decrypter.
+pub const TABLES_APART: u64 = 0x38;
+/// Most bytes of a record before it is encrypted.
+pub const SEALED_MAX: u64 = 16 << 10;
+/// Chunks of which a record can consist; what writes several buffers at once takes no more of them.
+pub const PIECES_MAX: u64 = 64;
 
 /// Offsets of kernel structure members, read from BTF by user space: there is no CO-RE in Rust.
 /// A group whose members are not all known is switched off (see `task_tgid`, `task_mm`, `sock_family`).

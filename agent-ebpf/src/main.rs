@@ -29,6 +29,7 @@ mod namespace;
 #[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
 mod planted;
 mod process;
+mod rustls;
 mod socket;
 
 #[panic_handler]

@@ -160,7 +160,7 @@ impl Entry {
         let taken = addresses(chosen);
         let has_return = !matches!(
             self.shape,
-            Shape::Control | Shape::Cleared | Shape::Freed | Shape::Rewired
+            Shape::Control | Shape::Cleared | Shape::Freed | Shape::Rewired | Shape::Encrypted
         );
         taken.contains(&self.function.address)
             || has_return
@@ -203,7 +203,7 @@ pub(super) fn arguments(shape: Shape) -> usize {
         | Shape::Rewired
         | Shape::Begun => 1,
         Shape::Flushed => 2,
-        Shape::Control | Shape::Sendfile => 4,
+        Shape::Control | Shape::Sendfile | Shape::Encrypted | Shape::Decrypted => 4,
         Shape::Returned | Shape::Passed => 3,
         Shape::OutFourth | Shape::Peekable => 4,
         Shape::OutFifth => 5,

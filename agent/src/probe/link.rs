@@ -92,9 +92,12 @@ const REWIRED: u64 = 30;
 const BEGUN: u64 = 20;
 /// Points whose entry says all, which have a program of their own, because they carry bytes.
 const PASSED: [u64; 2] = [18, 19];
+/// rustls has programs of its own.
+const ENCRYPTED: u64 = 27;
+const DECRYPTED: u64 = 28;
 
-/// Programs for session links: for calls, and for creators.
-pub const SESSIONS: [&str; 2] = ["call_session", "created_session"];
+/// Programs for session links: for calls, for creators, and for rustls.
+pub const SESSIONS: [&str; 3] = ["call_session", "created_session", "decrypt_session"];
 
 /// A link. Dropping it detaches.
 pub enum Attachment {
@@ -381,6 +384,7 @@ impl Programs {
             sites.filter(|site| site.cookie & WHAT == what).collect()
         };
         let creators = of(CREATED);
+        let (encrypters, decrypters) = (of(ENCRYPTED), of(DECRYPTED));
         let is_event = |site: &&Site| {
             matches!(
                 site.cookie & WHAT,
@@ -390,8 +394,8 @@ impl Programs {
         let events: Vec<&Site> = sites.iter().filter(is_event).collect();
         let is_passed = |site: &&Site| PASSED.contains(&(site.cookie & WHAT));
         let passed: Vec<&Site> = sites.iter().filter(is_passed).collect();
-        let is_carrier =
-            |site: &&Site| !is_event(site) && !is_passed(site) && site.cookie & WHAT != CREATED;
+        let is_own = |site: &&Site| matches!(site.cookie & WHAT, CREATED | ENCRYPTED | DECRYPTED);
+        let is_carrier = |site: &&Site| !is_event(site) && !is_passed(site) && !is_own(site);
         let carriers: Vec<&Site> = sites.iter().filter(is_carrier).collect();
         let pids = only.iter().copied().filter_map(NonZeroU32::new);
         let scopes: Vec<UProbeScope> = match self.is_for_everybody(only) {
@@ -403,13 +407,21 @@ impl Programs {
         let mut links = Vec::new();
         let groups: Vec<(&str, Vec<&Site>)> = match self.link {
             Link::Session => {
-                links = self.attach_sessions(&path, [carriers, creators], only)?;
-                vec![("passed_multi", passed), ("event_multi", events)]
+                let sites = [carriers, creators, decrypters];
+                links = self.attach_sessions(&path, sites, only)?;
+                vec![
+                    ("passed_multi", passed),
+                    ("encrypt_multi", encrypters),
+                    ("event_multi", events),
+                ]
             }
             Link::Multi => vec![
                 ("return_multi", carriers.clone()),
                 ("entry_multi", carriers),
                 ("passed_multi", passed),
+                ("decrypted_multi", decrypters.clone()),
+                ("decrypt_multi", decrypters),
+                ("encrypt_multi", encrypters),
                 ("created_multi", creators),
                 ("event_multi", events),
             ],
@@ -417,6 +429,9 @@ impl Programs {
                 ("return_perf", carriers.clone()),
                 ("entry_cookie", carriers),
                 ("passed_cookie", passed),
+                ("decrypted_perf", decrypters.clone()),
+                ("decrypt_cookie", decrypters),
+                ("encrypt_cookie", encrypters),
                 ("created_cookie", creators),
                 ("event_cookie", events),
             ],
@@ -429,6 +444,9 @@ impl Programs {
                 groups.extend(entries);
                 groups.push(("passed_read", of(PASSED[0])));
                 groups.push(("passed_write", of(PASSED[1])));
+                groups.push(("decrypted_perf", decrypters.clone()));
+                groups.push(("decrypt_perf", decrypters));
+                groups.push(("encrypt_perf", encrypters));
                 groups.push(("created_perf", creators));
                 groups.push(("control_perf", of(CONTROL)));
                 groups.push(("cleared_perf", of(CLEARED)));
@@ -460,7 +478,7 @@ impl Programs {
     fn attach_sessions(
         &self,
         path: &str,
-        sites: [Vec<&Site>; 2],
+        sites: [Vec<&Site>; 3],
         only: &[u32],
     ) -> Result<Vec<Attachment>> {
         let path = CString::new(path)?;
@@ -650,11 +668,14 @@ fn best_link(allow_multi: bool) -> Link {
 
 fn uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Session => vec!["passed_multi", "event_multi"],
+        Link::Session => vec!["passed_multi", "encrypt_multi", "event_multi"],
         Link::Multi => vec![
             "entry_multi",
             "return_multi",
             "passed_multi",
+            "decrypt_multi",
+            "decrypted_multi",
+            "encrypt_multi",
             "created_multi",
             "event_multi",
         ],
@@ -662,6 +683,9 @@ fn uprobes(link: Link) -> Vec<&'static str> {
             "entry_cookie",
             "return_perf",
             "passed_cookie",
+            "decrypted_perf",
+            "decrypt_cookie",
+            "encrypt_cookie",
             "created_cookie",
             "event_cookie",
         ],
@@ -670,6 +694,9 @@ fn uprobes(link: Link) -> Vec<&'static str> {
             .map(|(_, name)| *name)
             .chain([
                 "return_perf",
+                "decrypt_perf",
+                "decrypted_perf",
+                "encrypt_perf",
                 "created_perf",
                 "control_perf",
                 "cleared_perf",
