@@ -26,6 +26,8 @@ const NAMES_MAX: usize = 1024;
 const SAME_NAMES_MAX: usize = 64;
 /// No function of a TLS library is that long; SSL_write has 400 bytes.
 const FUNCTION_MAX: u64 = 16 << 10;
+/// Pointers that one question may find.
+const POINTERS_MAX: usize = 16 << 10;
 /// Longest name of a source file, and copies of one.
 const STRING_MAX: usize = 256;
 const STRINGS_MAX: usize = 4;
@@ -765,6 +767,103 @@ impl<'a> Elf<'a> {
             }
         }
         Ok(strings)
+    }
+
+    /// What stands in read-only memory from each occurrence of `needle` on, `size` bytes or less.
+    pub(super) fn strings_from(
+        &self,
+        needle: &[u8],
+        size: usize,
+    ) -> Result<Vec<(u64, Vec<u8>)>, Refusal> {
+        let finder = memmem::Finder::new(needle);
+        let mut found = Vec::new();
+        for segment in self
+            .segments
+            .iter()
+            .filter(|segment| !segment.is_writable() && !segment.is_code())
+        {
+            let range = segment.offset..segment.offset + segment.size;
+            self.windows(range, size, |offset, window| {
+                // What begins in the overlap comes with the next window.
+                for at in finder.find_iter(window).take_while(|at| *at < CHUNK) {
+                    let address = segment.address + (offset - segment.offset) + at as u64;
+                    let end = min(at + size, window.len());
+                    found.push((address, window[at..end].to_vec()));
+                }
+                match found.len() {
+                    0..=NAMES_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            })?;
+        }
+        match found.len() {
+            0..=NAMES_MAX => Ok(found),
+            _ => Err(Refusal::Malformed("one name again and again")),
+        }
+    }
+
+    /// The pointers in the program's data for which `wanted` holds, of where it stands and what it points to: as
+    /// the dynamic loader makes them, and as they are in the file.
+    pub(super) fn pointers(
+        &self,
+        wanted: impl Fn(u64, u64) -> bool,
+    ) -> Result<Vec<(u64, u64)>, Refusal> {
+        let mut found = Vec::new();
+        let mut keep = |address: u64, target: u64| {
+            if wanted(address, target) {
+                found.push((address, target));
+            }
+            match found.len() {
+                0..=POINTERS_MAX => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        };
+        for segment in self
+            .segments
+            .iter()
+            .filter(|segment| segment.is_writable() && !segment.is_code())
+        {
+            let words = Table {
+                offset: segment.offset,
+                count: segment.size / size_of::<u64>() as u64,
+            };
+            self.each::<object::U64<LE>>(words, |index, word| {
+                keep(segment.address + index * 8, word.get(LE))
+            })?;
+        }
+        // Last: they replace what is in the file.
+        for &table in &self.relocations {
+            self.each::<elf::Rela64<LE>>(table, |_, relocation| {
+                match relocation.r_type(LE, false) {
+                    elf::R_X86_64_RELATIVE => keep(
+                        relocation.r_offset.get(LE),
+                        relocation.r_addend.get(LE).cast_unsigned(),
+                    ),
+                    _ => ControlFlow::Continue(()),
+                }
+            })?;
+        }
+        match found.len() {
+            0..=POINTERS_MAX => Ok(found),
+            _ => Err(Refusal::Malformed("one address again and again")),
+        }
+    }
+
+    /// Words as they are in the file; `None` if `address` is in no segment.
+    pub(super) fn words<const N: usize>(&self, address: u64) -> Result<Option<[u64; N]>, Refusal> {
+        let range = address..address.saturating_add(N as u64 * 8);
+        let mut segments = self.segments.iter();
+        let Some(segment) = segments.find(|segment| segment.contains(&range)) else {
+            return Ok(None);
+        };
+        let offset = segment.offset + (address - segment.address);
+        let words = self.one::<[object::U64<LE>; N]>(offset)?;
+        Ok(Some(words.map(|word| word.get(LE))))
+    }
+
+    pub(super) fn is_code(&self, address: u64) -> bool {
+        let mut segments = self.segments.iter();
+        segments.any(|segment| segment.is_code() && segment.contains(&(address..address)))
     }
 
     /// Addresses in code where the bytes of an instruction stand that moves one of `targets` into rcx or rdx, and

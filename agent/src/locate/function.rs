@@ -67,6 +67,17 @@ impl Function {
         Ok(code.and_then(|(offset, code)| Self::decode(address, offset, code)))
     }
 
+    /// The function that something points to: to its known end, or as far as control reaches from its entry.
+    pub(super) fn entered(elf: &Elf<'_>, address: u64) -> Result<Option<Self>, Refusal> {
+        if let Some(function) = Self::read(elf, address)? {
+            return Ok(Some(function));
+        }
+        let Some((start, offset, code)) = elf.code_around(address, 0, REACH)? else {
+            return Ok(None);
+        };
+        Ok(Self::trace(start, offset, &code))
+    }
+
     fn decode(address: u64, offset: u64, code: Vec<u8>) -> Option<Self> {
         let instructions: Vec<_> = Decoder::with_ip(64, &code, address, DecoderOptions::NONE)
             .into_iter()

@@ -17,6 +17,7 @@ mod mbedtls;
 mod nss;
 mod openssl;
 mod pclntab;
+mod rustls;
 mod s2n;
 mod signature;
 mod wolfssl;
@@ -38,7 +39,7 @@ struct Family {
 
 /// All that we know, and what they find. Who has names comes first: a later family that finds the same functions
 /// adds nothing.
-const FAMILIES: [Family; 8] = [
+const FAMILIES: [Family; 9] = [
     Family {
         name: "OpenSSL",
         sonames: &["libssl"],
@@ -78,6 +79,11 @@ const FAMILIES: [Family; 8] = [
         name: "go",
         sonames: &[],
         locate: go::locate,
+    },
+    Family {
+        name: "rustls",
+        sonames: &[],
+        locate: rustls::locate,
     },
 ];
 
