@@ -17,8 +17,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAMES, PIECES_MAX, RECORD_LAYER, SEALED_MAX, Shape, TABLES_APART, Thread, counter,
-    kind, unmatched,
+    Direction, FRAME_SIZE, FRAMES, PIECES_MAX, RECORD_LAYER, SEALED_MAX, Shape, TABLES_APART,
+    Thread, counter, kind, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -98,9 +98,13 @@ pub extern "C" fn decrypt_session(ctx: *mut c_void) -> u32 {
 const ENCRYPT: u64 = agent_ebpf::cookie(0, Direction::Sent, Shape::Encrypted);
 const DECRYPT: u64 = agent_ebpf::cookie(0, Direction::Received, Shape::Decrypted);
 
-/// The tag of a `Result` without an error, and a message's type.
-const OK: u64 = 0x16;
+/// The tag of a result without an error is behind those of all errors, or the last one that there is: the compiler
+/// chooses. Those that `decrypt` can return are not above this.
+const ERRORS_MAX: u64 = 0x12;
+/// A message's type.
 const APPLICATION_DATA: u64 = 3;
+/// Bytes before the ciphertext: a nonce of TLS 1.2, if there is one.
+const NONCE: u64 = 8;
 /// Words of [`Thread::words`] when they are an `OutboundPlainMessage`. `CHUNKS` is 0 if there is one chunk, and
 /// the other words are its address and length.
 const CHUNKS: usize = 0;
@@ -312,6 +316,10 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: u64) -> bool {
                 return false;
             }
         }
+        // Decrypted where it is: a result that names another place is none.
+        if !read::<1>(thread, PLAINTEXT, ctx.arg(2).unwrap_or(0)) {
+            (*thread).words[PLAINTEXT] = opaque(0);
+        }
         let frame = call::frame(thread);
         (*frame).sp = (*ctx.regs).rsp;
         (*frame).ip = (*ctx.regs).rip;
@@ -320,7 +328,7 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: u64) -> bool {
         (*frame).out = ctx.arg(3).unwrap_or(0);
         (*frame).cookie = cookie;
         (*frame).socket = opaque(0);
-        (*frame).flags = opaque(0);
+        (*frame).flags = get!(thread, words[PLAINTEXT]) << FRAME_SIZE;
         (*thread).depth = get!(thread, depth) + 1;
     }
     true
@@ -377,11 +385,13 @@ fn leave(ctx: &RetProbeContext) -> u32 {
             count(counter::UNREADABLE, 1);
             return 0;
         }
-        if get!(thread, words[TAG]) & 0xff != OK {
+        if get!(thread, words[TAG]) & 0xff <= ERRORS_MAX {
             return 0;
         }
         let length = get!(thread, words[LENGTH]);
-        if length > SEALED_MAX {
+        let place = get!(call::frame(thread), flags) >> FRAME_SIZE;
+        let distance = get!(thread, words[PLAINTEXT]).wrapping_sub(place);
+        if length > SEALED_MAX || distance != 0 && distance != NONCE {
             count(counter::UNREADABLE, 1);
             return 0;
         }

@@ -250,12 +250,12 @@ fn added(elf: &Elf<'_>, address: u64) -> Result<Option<u8>, Refusal> {
     })
 }
 
-/// Where the result goes, itself, the message, its number; and no more.
+/// Where the result goes, itself and the message; behind them its number, which may be read only behind a table
+/// of jumps; and no more.
 fn takes_a_message(function: &Function) -> bool {
     let takes = |register| function.takes(register);
-    let [result, object, message, number] =
-        [Register::RDI, Register::RSI, Register::RDX, Register::RCX].map(takes);
-    result && object && message && number && !takes(Register::R8) && !takes(Register::R9)
+    let takes_all = [Register::RDI, Register::RSI, Register::RDX].map(takes) == [true; 3];
+    takes_all && !takes(Register::R8) && !takes(Register::R9)
 }
 
 #[cfg(test)]
