@@ -46,6 +46,7 @@ impl<'a> Servers<'a> {
     fn client(&self, lab: &Lab, kind: &str, connections: u64, requests: u64) -> Vec<OsString> {
         let mut words = match kind {
             "node" => argv!["node", lab.program("parallel.mjs")],
+            "rustls" => argv![rustls(lab).expect("it was looked for"), "get"],
             kind => argv![PYTHON, lab.program("connections.py"), kind],
         };
         words.extend(argv![connections.to_string(), requests.to_string()]);
@@ -226,6 +227,24 @@ fn attribution_of_node() {
     }
 }
 
+/// The client with ring, without its symbols.
+fn rustls(lab: &Lab) -> Option<std::path::PathBuf> {
+    lab.fixture("rustls-ring", "bin/stripped")
+}
+
+/// Records of each connection on whatever thread of tokio is free.
+#[test]
+fn attribution_of_rustls() {
+    let test = "attribution_of_rustls";
+    if Lab::new(test).is_none_or(|lab| rustls(&lab).is_none()) {
+        return;
+    }
+    if let Some(said) = client(test, "rustls", &[], 8) {
+        said.assert_named(99);
+        assert_eq!(said.exact, 0, "no socket is used inside its calls");
+    }
+}
+
 /// Its sockets are used inside the calls. A kernel with full preemption leaves out a program that another task
 /// on the processor is in the middle of (kernel/bpf/trampoline.c, `recursion_misses`), and so now and then the
 /// socket of a connection's first call.
@@ -272,15 +291,8 @@ fn attribution_of_http2() {
     if !has_ipv6(test) {
         return;
     }
+    let (_server, urls) = http2_server(&lab);
     let program = lab.program("http2.mjs");
-    let (cert, key) = lab.certificate();
-    let hosts = ["127.0.0.1", "127.0.0.2", "::1"];
-    let mut serve = argv!["node", &program, "serve", &lab.dir, "server", cert, key];
-    serve.extend(hosts.map(OsString::from));
-    let server = lab.spawn(lab.command(serve), "server");
-    let port = lab.port("server", &server);
-    let urls = ["127.0.0.1", "127.0.0.2", "[::1]"].map(|host| format!("https://{host}:{port}"));
-
     let mut node = argv!["node", &program, "ask", "8", "125"];
     node.extend(urls.iter().map(OsString::from));
     let mut curl = argv!["curl", "-sk", "--http2", "--parallel", "--max-time", "60"];
@@ -303,6 +315,41 @@ fn attribution_of_http2() {
     if let [node, curl] = all[..] {
         node.assert_named(99);
         assert_eq!((curl.inferred, curl.none), (0, 0), "{curl:?}");
+    }
+}
+
+/// On three addresses, and the process.
+fn http2_server(lab: &Lab) -> (Proc, [String; 3]) {
+    let (cert, key) = lab.certificate();
+    let program = lab.program("http2.mjs");
+    let hosts = ["127.0.0.1", "127.0.0.2", "::1"];
+    let mut serve = argv!["node", program, "serve", &lab.dir, "server", cert, key];
+    serve.extend(hosts.map(OsString::from));
+    let server = lab.spawn(lab.command(serve), "server");
+    let port = lab.port("server", &server);
+    let urls = ["127.0.0.1", "127.0.0.2", "[::1]"].map(|host| format!("https://{host}:{port}"));
+    (server, urls)
+}
+
+/// The same by rustls, eight connections with eight streams at once.
+#[test]
+fn attribution_of_rustls_http2() {
+    let test = "attribution_of_rustls_http2";
+    let Some(lab) = Lab::with(test, &["node"]) else {
+        return;
+    };
+    let Some(rustls) = rustls(&lab).filter(|_| has_ipv6(test)) else {
+        return;
+    };
+    let (_server, urls) = http2_server(&lab);
+    let mut words = argv![rustls, "post", "8", "125"];
+    words.extend(urls.iter().map(OsString::from));
+    let run = lab.agent().run(words);
+    run.success();
+    let ends = ends(&lab.path("server.accepted"));
+    assert_eq!(ends.len(), 1000);
+    if !bare() {
+        said(&run, &ends, "client").assert_named(99);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::harness::{
-    Agent, Lab, PYTHON, Run, argv, bare, free_port, random, seconds, skip, wait_for, which,
+    Agent, Lab, PYTHON, Run, argv, bare, free_port, random, scaled, seconds, skip, wait_for, which,
 };
 use crate::records::{self, Truth};
 
@@ -128,6 +128,88 @@ fn bun_fetch() {
         .run(argv![bun, program, server.port.to_string()]);
     run.assert_exact(&server.client_truth());
     assert_known(&run, "BoringSSL", "inferred", server.port);
+}
+
+/// rustls in all four: each provider, with symbols and without.
+#[track_caller]
+fn rustls_clients(test: &'static str, client: impl Fn(&Lab, &std::path::Path)) {
+    for provider in ["rustls-ring", "rustls-aws-lc-rs"] {
+        for name in ["client", "stripped"] {
+            let Some(lab) = Lab::new(test) else {
+                return;
+            };
+            let Some(program) = lab.fixture(provider, &format!("bin/{name}")) else {
+                return;
+            };
+            client(&lab, &program);
+        }
+    }
+}
+
+/// Several buffers in one record, answers in pieces.
+#[test]
+fn rustls_requests() {
+    rustls_clients("rustls_requests", |lab, program| {
+        let server = lab.server(&[]);
+        let port = server.port.to_string();
+        let run = lab.agent().run(argv![program, "requests", port, "200091"]);
+        run.success();
+        run.assert_exact(&server.client_truth());
+        assert_known(&run, "rustls", "inferred", server.port);
+    });
+}
+
+/// Bodies of 16 MiB.
+#[test]
+fn rustls_large_bodies() {
+    rustls_clients("rustls_large_bodies", |lab, program| {
+        let server = lab.server(&[]);
+        let port = server.port.to_string();
+        let size = scaled("bytes", 16 << 20, 1 << 20).to_string();
+        let run = lab.agent().run(argv![program, "requests", port, size]);
+        run.success();
+        run.assert_exact(&server.client_truth());
+    });
+}
+
+/// Two connections in turn, whose objects have the same addresses: they are two. In both versions of TLS.
+#[test]
+fn rustls_blocking() {
+    for version in ["1.3", "1.2"] {
+        rustls_clients("rustls_blocking", |lab, program| {
+            let server = lab.server(&["--mode", "frames"]);
+            let port = server.port.to_string();
+            let run = lab.agent().run(argv![program, "frames", port, version]);
+            run.success();
+            let truth = server.client_truth();
+            assert_eq!(truth.len(), 2);
+            run.assert_exact(&truth);
+        });
+    }
+}
+
+/// rustls and aws-lc-rs inside a program that is optimised for size and has no unwind entries.
+#[test]
+fn deno_fetch() {
+    let Some(lab) = Lab::new("deno_fetch") else {
+        return;
+    };
+    let Some(deno) = lab.fixture("deno", "bin/deno") else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let run = lab.agent().run(argv![
+        deno,
+        "run",
+        "--quiet",
+        "--allow-all",
+        "--unsafely-ignore-certificate-errors",
+        lab.program("fetch.mjs"),
+        server.port.to_string()
+    ]);
+    run.success();
+    run.assert_exact(&server.client_truth());
+    assert_known(&run, "rustls", "inferred", server.port);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 //!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
-//!   bun/                          npm:      bin/bun alone, the real file
+//!   bun/, deno/                   npm:      bin/NAME alone, the real file
+//!   rustls-ring/, rustls-aws-lc-rs/  crates: bin/client and bin/stripped, ours, with this provider
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   awscrt/                       PyPI:     the unpacked wheel, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
@@ -89,12 +90,23 @@ struct Package {
     sha256: &'static str,
 }
 
-const PACKAGES: &[Package] = &[Package {
-    name: "bun",
-    package: "@oven/bun-linux-x64@1.4.5",
-    file: "package/bin/bun",
-    sha256: "f05d28a3862f4b84395c7fa32480b835dd47482e80b7e7a49a115227f0c06083",
-}];
+const PACKAGES: &[Package] = &[
+    Package {
+        name: "bun",
+        package: "@oven/bun-linux-x64@1.4.5",
+        file: "package/bin/bun",
+        sha256: "f05d28a3862f4b84395c7fa32480b835dd47482e80b7e7a49a115227f0c06083",
+    },
+    Package {
+        name: "deno",
+        package: "@deno/linux-x64-glibc@2.9.6",
+        file: "package/deno",
+        sha256: "bceb5b6a6239b0b010418406d8c77a508f67cf4337d94288f1c19fe71304aab0",
+    },
+];
+
+/// The client in `tests/programs/rustls`, by what encrypts for it.
+const PROVIDERS: [&str; 2] = ["ring", "aws-lc-rs"];
 
 /// Our Go program as one version of Go makes it.
 struct Build {
@@ -161,6 +173,10 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
         wheel
             .unpack(&dir.join(wheel.name))
             .with_context(|| format!("could not make the fixture {}", wheel.name))?;
+    }
+    for provider in PROVIDERS {
+        rustls(&dir.join(format!("rustls-{provider}")), provider)
+            .with_context(|| format!("could not build the client of rustls and {provider}"))?;
     }
     sh::say(&format!("  private copies are in {}", dir.display()));
     Ok(dir)
@@ -242,6 +258,39 @@ pub(crate) fn tree(
     }
     apt.unpack_closure(packages, &to.join("root"))?;
     finish(to)?;
+    fs::write(to.join("stamp"), stamp)?;
+    Ok(())
+}
+
+/// `to/bin/client`, and the same without its symbols, unless they are there. The stamp comes last.
+fn rustls(to: &Path, provider: &str) -> Result<()> {
+    let source = sh::root().join("tests/programs/rustls");
+    let mut stamp = String::new();
+    for file in ["Cargo.toml", "Cargo.lock", "main.rs"] {
+        stamp += &fs::read_to_string(source.join(file))?;
+    }
+    if fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    sh::say(&format!("  building a client of rustls with {provider}"));
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    let bin = to.join("bin");
+    fs::create_dir_all(&bin)?;
+    let mut cargo = sh::command("cargo");
+    cargo
+        .args(["build", "--release", "--locked", "--features", provider])
+        .arg("--manifest-path")
+        .arg(source.join("Cargo.toml"))
+        .env("CARGO_TARGET_DIR", to.join("target"));
+    sh::run(&mut cargo, 20 * MINUTE)?;
+    let client = bin.join("client");
+    fs::rename(to.join("target/release/rustls-client"), &client)?;
+    let mut strip = sh::command("strip");
+    strip.arg("-o").arg(bin.join("stripped")).arg(&client);
+    sh::run(&mut strip, MINUTE)?;
+    fs::remove_dir_all(to.join("target"))?;
     fs::write(to.join("stamp"), stamp)?;
     Ok(())
 }

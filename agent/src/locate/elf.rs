@@ -41,7 +41,7 @@ const REFERENCES_MAX: usize = 64;
 const NOTES_MAX: usize = 8;
 const NOTES_SIZE_MAX: u64 = 64 << 10;
 /// Pointers in a library's data. libssl3 has a thousand.
-const POINTERS_MAX: usize = 1 << 16;
+const RELOCATED_MAX: usize = 1 << 16;
 
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
@@ -604,7 +604,7 @@ impl<'a> Elf<'a> {
     }
 
     /// All pointers into this file that the loader fills in, by their addresses.
-    pub(super) fn pointers(&self) -> Result<Vec<(u64, u64)>, Refusal> {
+    pub(super) fn relocated(&self) -> Result<Vec<(u64, u64)>, Refusal> {
         let mut pointers = Vec::new();
         for &table in &self.relocations {
             self.each::<elf::Rela64<LE>>(table, |_, relocation| {
@@ -613,12 +613,12 @@ impl<'a> Elf<'a> {
                     pointers.push((relocation.r_offset.get(LE), target));
                 }
                 match pointers.len() {
-                    0..=POINTERS_MAX => ControlFlow::Continue(()),
+                    0..=RELOCATED_MAX => ControlFlow::Continue(()),
                     _ => ControlFlow::Break(()),
                 }
             })?;
         }
-        if pointers.len() > POINTERS_MAX {
+        if pointers.len() > RELOCATED_MAX {
             return Err(Refusal::Malformed("too many pointers"));
         }
         pointers.sort_unstable();

@@ -54,7 +54,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
 /// Where the connections with TLS lead: close, recv and send.
 fn operations(elf: &Elf<'_>) -> Result<[u64; 3], Refusal> {
     let mut found = None;
-    for entries in elf.pointers()?.array_windows::<5>() {
+    for entries in elf.relocated()?.array_windows::<5>() {
         let is_table = entries
             .array_windows()
             .all(|[(first, _), (second, _)]| first + 8 == *second);
