@@ -92,7 +92,7 @@ impl Connections {
         library: Option<(&'static str, Option<&Clear>)>,
     ) {
         self.opened += 1;
-        let facts = Connection {
+        let mut facts = Connection {
             id: self.name(&id),
             attribution: Attribution::None,
             joined,
@@ -101,9 +101,10 @@ impl Connections {
             peer: None,
             role: None,
             server_name: None,
-            library_name: library.map(|(name, _)| Clear::ours(name)),
-            library_version: library.and_then(|(_, version)| version).cloned(),
+            library_name: None,
+            library_version: None,
         };
+        facts.set_library(library);
         let entry = Entry {
             facts,
             received: Stream::default(),

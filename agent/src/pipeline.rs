@@ -583,10 +583,15 @@ impl Pipeline {
 
     /// The connection of a handle, made at its first event.
     fn open(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
-        if self.connections.contains(&id) {
+        let file = self.coverage.point(point).map(|(file, _)| file);
+        if let Some(entry) = self.connections.get(&id) {
+            // The record of its beginning may have come from a perf event, which does not say where.
+            if entry.facts.library_name.is_none() {
+                let library = file.and_then(|file| self.coverage.library(file));
+                entry.facts.set_library(library);
+            }
             return;
         }
-        let file = self.coverage.point(point).map(|(file, _)| file);
         let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
         if id.is_rejoined() {
             // Who used which socket meanwhile was not seen either.

@@ -149,6 +149,11 @@ pub struct Connection {
 }
 
 impl Connection {
+    pub fn set_library(&mut self, library: Option<(&'static str, Option<&Clear>)>) {
+        self.library_name = library.map(|(name, _)| Clear::ours(name));
+        self.library_version = library.and_then(|(_, version)| version).cloned();
+    }
+
     /// The server's end, if it is known which one that is.
     pub fn server(&self) -> Option<SocketAddr> {
         match self.role {
