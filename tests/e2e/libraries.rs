@@ -159,7 +159,8 @@ fn rustls_requests() {
     });
 }
 
-/// Bodies of 16 MiB.
+/// Bodies of 16 MiB. Where others need the processors the reader may be too slow for the ring: such a hole is told,
+/// and all else is exact.
 #[test]
 fn rustls_large_bodies() {
     rustls_clients("rustls_large_bodies", |lab, program| {
@@ -168,11 +169,12 @@ fn rustls_large_bodies() {
         let size = scaled("bytes", 16 << 20, 1 << 20).to_string();
         let run = lab.agent().run(argv![program, "requests", port, size]);
         run.success();
-        run.assert_exact(&server.client_truth());
+        run.assert_accounted(&server.client_truth(), &["ring_full"]);
     });
 }
 
-/// Two connections in turn, whose objects have the same addresses: they are two. In both versions of TLS.
+/// Two connections in turn, whose objects have the same addresses: they are two. In both versions of TLS; of
+/// holes the same holds.
 #[test]
 fn rustls_blocking() {
     for version in ["1.3", "1.2"] {
@@ -183,7 +185,7 @@ fn rustls_blocking() {
             run.success();
             let truth = server.client_truth();
             assert_eq!(truth.len(), 2);
-            run.assert_exact(&truth);
+            run.assert_accounted(&truth, &["ring_full"]);
         });
     }
 }
