@@ -173,7 +173,7 @@ fn rustls_large_bodies() {
     });
 }
 
-/// Two connections in turn, whose objects have the same addresses: they are two. In both versions of TLS; of
+/// Two connections in turn, whose objects may have the same addresses: they are two. In both versions of TLS; of
 /// holes the same holds.
 #[test]
 fn rustls_blocking() {
