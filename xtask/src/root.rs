@@ -87,6 +87,9 @@ const LEFT_OUT: &[&str] = &[
     "var",
 ];
 
+/// Fixtures of tests that run natively only: all of the root is memory.
+const NATIVE: [&str; 3] = ["awscrt", "bun", "deno"];
+
 /// The archive that all kernels share. `own` are the agent and the test binary.
 pub(crate) fn build(tools: &Path, fixtures: &Path, agent: &Path, e2e: &Path) -> Result<Vec<u8>> {
     let mut root = Cpio::default();
@@ -143,7 +146,10 @@ pub(crate) fn build(tools: &Path, fixtures: &Path, agent: &Path, e2e: &Path) -> 
         let name = parent.join(library.file_name().context("a library has a name")?);
         root.file(&name.to_string_lossy(), &library)?;
     }
-    directory(&mut root, fixtures, &mut |path| !is_left_out(path))?;
+    directory(&mut root, fixtures, &mut |path| {
+        let is_native = NATIVE.iter().any(|name| path == fixtures.join(name));
+        !is_native && !is_left_out(path)
+    })?;
     texts(&mut root)?;
     busybox(&mut root, tools)?;
     Ok(root.finish())
