@@ -46,6 +46,7 @@ const PROGRAMS: &[&str] = &[
 /// C programs of `tests/programs`. There is no compiler in the guest.
 const COMPILE: &[&str] = &[
     "abandon",
+    "absent",
     "async_job",
     "bio_connect",
     "churn",
@@ -56,6 +57,7 @@ const COMPILE: &[&str] = &[
     "life",
     "load",
     "mix",
+    "move",
     "silent",
     "swap",
     "victim",

@@ -98,6 +98,8 @@ const DECRYPTED: u64 = 28;
 
 /// Programs for session links: for calls, for creators, and for rustls.
 pub const SESSIONS: [&str; 3] = ["call_session", "created_session", "decrypt_session"];
+/// As many of them are loaded at the start.
+const USUAL_SESSIONS: usize = 2;
 
 /// A link. Dropping it detaches.
 pub enum Attachment {
@@ -126,8 +128,12 @@ pub struct Kernel {
 pub struct Programs {
     /// The kernel attaches one file after the other anyway.
     ebpf: Arc<Mutex<Ebpf>>,
-    /// [`SESSIONS`], where `link` is [`Link::Session`].
-    sessions: Arc<[Session]>,
+    /// [`SESSIONS`] as far as they were needed, where `link` is [`Link::Session`].
+    sessions: Arc<Mutex<[Option<Session>; SESSIONS.len()]>>,
+    /// For what aya does not load.
+    object: Option<Arc<Bound>>,
+    /// The kernel's memory can be read, and aya loads programs.
+    is_readable: bool,
     /// Where this kernel can say it.
     identities: Option<Arc<Identities>>,
     link: Link,
@@ -157,15 +163,21 @@ impl Kernel {
                     .to_owned(),
             );
         }
-        let mut sessions = Vec::new();
+        let is_readable = reads_kernel_memory();
+        let object = match link == Link::Session || !is_readable {
+            true => Some(Bound::to(&ebpf)?),
+            false => None,
+        };
+        let mut sessions = [const { None }; SESSIONS.len()];
         if link == Link::Session {
-            let object = Bound::to(&ebpf)?;
-            for name in SESSIONS {
-                let loaded = Session::load(&object, name);
-                sessions.push(loaded.with_context(|| format!("load the kernel program {name}"))?);
+            for (session, name) in sessions.iter_mut().zip(SESSIONS).take(USUAL_SESSIONS) {
+                load_session(session, name, object.as_ref())?;
             }
         }
-        load_uprobes(&mut ebpf, link)?;
+        let as_built = object.as_ref().filter(|_| !is_readable);
+        for name in usual_uprobes(link) {
+            loaded(&mut ebpf, name, as_built)?;
+        }
         let mut follows = known.tasks;
         for (name, tracepoint) in [
             ("process_exec", "sched_process_exec"),
@@ -230,7 +242,9 @@ impl Kernel {
             maps,
             programs: Programs {
                 ebpf: Arc::new(Mutex::new(ebpf)),
-                sessions: sessions.into(),
+                sessions: Arc::new(Mutex::new(sessions)),
+                object: object.map(Arc::new),
+                is_readable,
                 identities: identities.ok().map(Arc::new),
                 link,
                 scopes_processes,
@@ -458,7 +472,8 @@ impl Programs {
         let cookies = self.link != Link::Perf;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
-            let program: &mut UProbe = program(&mut ebpf, name)?;
+            let as_built = self.object.as_deref().filter(|_| !self.is_readable);
+            let program = loaded(&mut ebpf, name, as_built)?;
             for scope in &scopes {
                 let points = sites.iter().map(|site| UProbeAttachPoint {
                     location: UProbeAttachLocation::AbsoluteOffset(site.offset),
@@ -478,7 +493,7 @@ impl Programs {
     fn attach_sessions(
         &self,
         path: &str,
-        sites: [Vec<&Site>; 3],
+        sites: [Vec<&Site>; SESSIONS.len()],
         only: &[u32],
     ) -> Result<Vec<Attachment>> {
         let path = CString::new(path)?;
@@ -487,8 +502,10 @@ impl Programs {
             _ => 0,
         };
         let mut links = Vec::new();
-        for (session, sites) in self.sessions.iter().zip(sites) {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((session, name), sites) in sessions.iter_mut().zip(SESSIONS).zip(sites) {
             if !sites.is_empty() {
+                let session = load_session(session, name, self.object.as_deref())?;
                 let _link = session.attach(&path, &sites, pid)?;
                 links.push(Attachment::Session { _link });
             }
@@ -616,39 +633,50 @@ fn reads_kernel_memory() -> bool {
     is_helper_supported(ProgramType::KProbe, helper).unwrap_or(true)
 }
 
-fn load_uprobes(ebpf: &mut Ebpf, link: Link) -> Result<()> {
-    if !reads_kernel_memory() {
-        return load_uprobes_as_built(ebpf, link);
+/// A session program, loaded if it was not needed before.
+fn load_session<'a>(
+    session: &'a mut Option<Session>,
+    name: &str,
+    object: Option<&Bound>,
+) -> Result<&'a Session> {
+    if session.is_none() {
+        let object = object.context("sessions have an object")?;
+        let loaded = Session::load(object, name);
+        *session = Some(loaded.with_context(|| format!("load the kernel program {name}"))?);
     }
-    for name in uprobes(link) {
-        let program: &mut UProbe = program(ebpf, name)?;
-        program
+    session.as_ref().context("it was just loaded")
+}
+
+/// A program for uprobes, loaded if it was not needed before: by aya, or as it was built.
+fn loaded<'a>(ebpf: &'a mut Ebpf, name: &str, as_built: Option<&Bound>) -> Result<&'a mut UProbe> {
+    let uprobe: &mut UProbe = program(ebpf, name)?;
+    if uprobe.fd().is_ok() {
+        return Ok(uprobe);
+    }
+    match as_built {
+        None => uprobe
             .load()
-            .map_err(|error| anyhow!("load the kernel program {name}: {}", in_a_line(&error)))?;
+            .map_err(|error| anyhow!("load the kernel program {name}: {}", in_a_line(&error)))?,
+        Some(object) => load_as_built(uprobe, name, object)?,
     }
-    Ok(())
+    Ok(uprobe)
 }
 
 /// aya takes a kernel that refuses reads of its own memory for one from before 5.5, and makes one helper of all
-/// that read memory, which is refused as well. So we load what was built, and aya gets the programs.
-fn load_uprobes_as_built(ebpf: &mut Ebpf, link: Link) -> Result<()> {
-    let object = Bound::to(ebpf)?;
-    for name in uprobes(link) {
-        let kind = match name.ends_with("_multi") {
-            true => Kind::MULTI,
-            false => Kind::UPROBE,
-        };
-        let loaded = object.load(name, kind);
-        let loaded = loaded.with_context(|| format!("load the kernel program {name}"))?;
-        let id = raw::info(&loaded)?.id;
-        let mut all = loaded_programs().flatten();
-        let info = all.find(|info| info.id() == id);
-        let info = info.context("a loaded program is not in the kernel's list")?;
-        let known: &mut UProbe = program(ebpf, name)?;
-        // SAFETY: it was loaded as the kind of program that `known` is.
-        let program = unsafe { UProbe::from_program_info(info, name.into(), known.kind()) };
-        *known = program?;
-    }
+/// that read memory, which is refused as well. So we load what was built, and aya gets the program.
+fn load_as_built(uprobe: &mut UProbe, name: &str, object: &Bound) -> Result<()> {
+    let kind = match name.ends_with("_multi") {
+        true => Kind::MULTI,
+        false => Kind::UPROBE,
+    };
+    let loaded = object.load(name, kind);
+    let loaded = loaded.with_context(|| format!("load the kernel program {name}"))?;
+    let id = raw::info(&loaded)?.id;
+    let mut all = loaded_programs().flatten();
+    let info = all.find(|info| info.id() == id);
+    let info = info.context("a loaded program is not in the kernel's list")?;
+    // SAFETY: it was loaded as the kind of program that `uprobe` is.
+    *uprobe = unsafe { UProbe::from_program_info(info, name.to_owned().into(), uprobe.kind()) }?;
     Ok(())
 }
 
@@ -666,26 +694,20 @@ fn best_link(allow_multi: bool) -> Link {
     }
 }
 
-fn uprobes(link: Link) -> Vec<&'static str> {
+/// What is loaded at the start. The programs of Go and rustls are as much work for the verifier as all these: they
+/// are loaded for the first file that needs them.
+fn usual_uprobes(link: Link) -> Vec<&'static str> {
     match link {
-        Link::Session => vec!["passed_multi", "encrypt_multi", "event_multi"],
+        Link::Session => vec!["event_multi"],
         Link::Multi => vec![
             "entry_multi",
             "return_multi",
-            "passed_multi",
-            "decrypt_multi",
-            "decrypted_multi",
-            "encrypt_multi",
             "created_multi",
             "event_multi",
         ],
         Link::PerfCookie => vec![
             "entry_cookie",
             "return_perf",
-            "passed_cookie",
-            "decrypted_perf",
-            "decrypt_cookie",
-            "encrypt_cookie",
             "created_cookie",
             "event_cookie",
         ],
@@ -694,16 +716,10 @@ fn uprobes(link: Link) -> Vec<&'static str> {
             .map(|(_, name)| *name)
             .chain([
                 "return_perf",
-                "decrypt_perf",
-                "decrypted_perf",
-                "encrypt_perf",
                 "created_perf",
                 "control_perf",
                 "cleared_perf",
                 "rewired_perf",
-                "begun_perf",
-                "passed_read",
-                "passed_write",
             ])
             .collect(),
     }
