@@ -83,7 +83,8 @@ struct Pair {
 }
 
 pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
-    let names = elf.strings_from(NAME, PATH_MAX as usize)?;
+    let mut names = elf.strings_from(NAME, PATH_MAX as usize)?;
+    names.retain(|(_, path)| is_source(path));
     if names.is_empty() {
         return Err(Refusal::NoLibrary);
     }
@@ -149,6 +150,14 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         others: Vec::new(),
         partly,
     })
+}
+
+/// Is it the path of a source file? We have the name inside of us, too.
+fn is_source(path: &[u8]) -> bool {
+    let is_version = |byte: &&u8| byte.is_ascii_digit() || **byte == b'.';
+    let path = &path[NAME.len()..];
+    let size = path.iter().take_while(is_version).count();
+    size > 0 && path[size..].starts_with(b"/src/")
 }
 
 /// Is there no other minor version?
@@ -487,6 +496,13 @@ mod tests {
             let partly = found.partly.unwrap();
             assert!(partly.contains("some of its ciphers"), "{partly}");
         }
+    }
+
+    #[test]
+    fn a_name_alone_is_no_library() {
+        let mut other = program();
+        other.strings = vec!["/rustls-0.", "/rustls-0.23", "/rustls-0.23.46.tar"];
+        assert_eq!(locate(&other.image(true)), Err(Refusal::NoLibrary));
     }
 
     #[test]
