@@ -320,7 +320,7 @@ impl Redactor {
             Ending::Idle
         };
         scanner.flush(ending, &mut content(out));
-        // Later there is nothing left but half a character, and that can wait.
+        // Later there is nothing left but half a character or less than tells what it is, and that can wait.
         if !scanner.is_holding() || ending == Ending::Late {
             self.holding.remove(&id);
         }

@@ -327,10 +327,17 @@ impl Place {
         };
         let is_closed = self.behind(text).is_ok_and(|(_, is_closed)| is_closed);
         let is_strong = name.strength == Strength::Strong;
-        let is_string = matches!(first, b'"' | b'\'' | b'`' | b'\\')
-            || matches!(first, b'b' | b'r' | b'u' | b'f' | b'B' | b'R')
-                && matches!(text.get(at + 1), Some(b'"' | b'\''));
-        if is_string && !self.in_url && separator != b'>' {
+        let may_be_string = !self.in_url && separator != b'>';
+        let is_string = match first {
+            b'"' | b'\'' | b'`' | b'\\' => true,
+            b'b' | b'r' | b'u' | b'f' | b'B' | b'R' => match text.get(at + 1) {
+                // The letter may be a string's prefix or a secret's first: it can wait like half a character.
+                None if may_be_string && ending != Ending::End => return Verdict::Wait(at),
+                next => matches!(next, Some(b'"' | b'\'')),
+            },
+            _ => false,
+        };
+        if is_string && may_be_string {
             let Some((start, until)) = quoted(text, at) else {
                 return undecided(text, ending);
             };

@@ -253,6 +253,8 @@ fn cuts_change_nothing() {
         "x2-----BEGIN RSA PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
+        "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
+        "{'password': b'correct horse', 'otp':f, 'token' : R\"Ab1Cd2Ef3\"} password=b2Cd2Ef3&otp=u",
         "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
     ];
     for text in texts {
@@ -322,6 +324,9 @@ fn a_pause_loses_no_name() {
         "secret_password=hunter2,and shown",
         "sb_secret_password=hunter2,and shown",
         "password: token: hunter2x shown",
+        "{'password': u'hunter2 and'} shown",
+        "password=u'hunter2hunter2,and' and b shown",
+        "password=b4hunter2 shown",
     ];
     for text in texts {
         for pause in [Ending::Idle, Ending::Late] {
