@@ -211,8 +211,9 @@ impl Place {
         let mut at = at + spaces(&text[at..], true);
         let label = b"\"value\"";
         let came = &text[at..text.len().min(at + label.len())];
-        if label.starts_with(came) && came.len() < label.len() && came.len() != 1 {
-            return undecided(text, ending);
+        if label.starts_with(came) && came.len() < label.len() && ending != Ending::End {
+            // Behind its quote it may be the value itself.
+            return Verdict::Wait(text.len().min(at + 1));
         }
         if came == label {
             at += label.len() + spaces(&text[at + label.len()..], true);

@@ -255,6 +255,7 @@ fn cuts_change_nothing() {
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
         "{'password': b'correct horse', 'otp':f, 'token' : R\"Ab1Cd2Ef3\"} password=b2Cd2Ef3&otp=u",
+        "(\"Authorization\", \"valu3 Ab1Cd2Ef3\"), (\"Cookie\", \"value=1\"), [\"x-api-key\", \"va",
         "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
     ];
     for text in texts {
@@ -327,6 +328,7 @@ fn a_pause_loses_no_name() {
         "{'password': u'hunter2 and'} shown",
         "password=u'hunter2hunter2,and' and b shown",
         "password=b4hunter2 shown",
+        "(\"Authorization\", \"valuehunter2 and\") shown",
     ];
     for text in texts {
         for pause in [Ending::Idle, Ending::Late] {
