@@ -146,6 +146,10 @@ impl Place {
                 at += closing.len();
             }
         }
+        // Half of an escape: a closing one or a separator.
+        if matches!(text[at..], [b'%'] | [b'%', b'2' | b'3' | b'5']) {
+            return Err(());
+        }
         Ok((at, is_closed))
     }
 
@@ -290,7 +294,7 @@ impl Place {
         let tag = self.is_tag && text.get(behind) == Some(&b'>');
         let at = behind + spaces(&text[behind..], is_closed);
         let Some((separator, length)) = separator(&text[at..]) else {
-            return if matches!(text[at..], [] | [b'%'] | [b'%', b'2' | b'3' | b'5']) {
+            return if matches!(text[at..], [] | [b'%'] | [b'%', b'3']) {
                 undecided(text, ending)
             } else if self.is_flag && at > behind && !is_closed {
                 self.value(text, at, name, b' ', true, ending)

@@ -256,6 +256,7 @@ fn cuts_change_nothing() {
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
         "{'password': b'correct horse', 'otp':f, 'token' : R\"Ab1Cd2Ef3\"} password=b2Cd2Ef3&otp=u",
         "(\"Authorization\", \"valu3 Ab1Cd2Ef3\"), (\"Cookie\", \"value=1\"), [\"x-api-key\", \"va",
+        "%22authentication%22: a1b2c3d4 authentication]%5D: Bearer Ab1Cd2Ef3\n%22password%22%3A%22Ab1Cd2Ef3%22 password %3",
         "sk-learn sk-proj- -----BEGIN CERTIFICATE-----\nMIIB\n xox eyJ ghp_ key-board ://",
     ];
     for text in texts {
