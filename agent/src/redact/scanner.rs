@@ -214,15 +214,20 @@ impl Scanner {
                 break;
             };
             let in_head = self.head_at.contains(&self.position(hit.start));
-            let mut ending = ending;
-            let mut verdict = RULES.judge(text, hit, in_head, ending);
-            if matches!(verdict, Verdict::Wait(from) if from + HELD_MAX < text.len()) {
+            // A rule sees this much in any case, and never more: what it says is not to depend on cuts.
+            let seen = &text[..text.len().min(hit.start + HELD_MAX)];
+            let is_cut = seen.len() < text.len();
+            let mut ending = if is_cut { Ending::More } else { ending };
+            let mut verdict = RULES.judge(seen, hit, in_head, ending);
+            if is_cut && matches!(verdict, Verdict::Wait(_)) {
                 ending = Ending::Late;
-                verdict = RULES.judge(text, hit, in_head, ending);
+                verdict = RULES.judge(seen, hit, in_head, ending);
             }
             match verdict {
                 Verdict::Secret(secret) => self.enter(secret, hit, ending != Ending::More),
                 Verdict::No => self.judged = hit.start + 1,
+                // Nothing of it has come for too long.
+                Verdict::Wait(_) if is_cut => self.judged = hit.start + 1,
                 // Nothing of it has come: there may be another secret before its own.
                 Verdict::Wait(from) if from == text.len() => {
                     again = again.min(hit.start);

@@ -278,6 +278,27 @@ fn cuts_change_nothing() {
     }
 }
 
+/// What is longer than may be held back is decided by its first bytes, also where all of it comes at once.
+#[test]
+fn cuts_change_nothing_of_what_is_long() {
+    let letters = "Ab1Cd2Ef".repeat(1000);
+    let spaces = " ".repeat(8000);
+    let texts = [
+        format!("use eyJ{letters} shown"),
+        format!("use eyJ{letters}.eyJ{letters}.{letters} shown"),
+        format!("-----BEGIN PRIVATE KEY-----{spaces}{letters} shown"),
+        format!("password: {letters} and \"token\": \"{letters}\" shown"),
+    ];
+    for text in texts {
+        let (whole, length) = stream(&[text.as_bytes()], &[]);
+        assert!(whole.ends_with(" shown"));
+        for size in [1, 1000, 4095, 4096, 4097, 5000, 9000] {
+            let chunks: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
+            assert_eq!(stream(&chunks, &[]), (whole.clone(), length), "{size}");
+        }
+    }
+}
+
 /// A token that the stream's end cuts off is one; the beginning that all of them have is none.
 #[test]
 fn the_end_of_a_stream_decides() {
@@ -459,6 +480,11 @@ fn memory_is_bounded() {
             b"sk- key= password -----BEGIN https://a eyJaaaaaaaaaaaaaaaaaaa",
             &mut |_, _, _| (),
         );
+        assert!(scanner.memory() < 64 << 10);
+    }
+    scanner.feed(b"-----BEGIN PRIVATE KEY-----", &mut |_, _, _| ());
+    for _ in 0..1000 {
+        scanner.feed(&[b' '; 1000], &mut |_, _, _| ());
         assert!(scanner.memory() < 64 << 10);
     }
 }
