@@ -246,8 +246,16 @@ impl Place {
         let rest = &text[at..];
         let (start, until) = if rest.starts_with(b"\r\n") || rest == b"\r" {
             let rest = &rest[..rest.len().min(2 * BEHIND)];
-            let Some(end) = memchr::memmem::find(rest, b"\r\n\r\n") else {
-                return if rest.len() < 2 * BEHIND {
+            let end = memchr::memmem::find(rest, b"\r\n\r\n");
+            // No other headers have a meaning there, and some would be secrets of their own.
+            let label = b"content-";
+            let mut lines = rest[..end.unwrap_or(rest.len())].split(|byte| *byte == b'\n');
+            let are_of_field = lines.all(|line| {
+                let came = &line[..line.len().min(label.len())];
+                came == b"\r" || label[..came.len()].eq_ignore_ascii_case(came)
+            });
+            let Some(end) = end.filter(|_| are_of_field) else {
+                return if are_of_field && rest.len() < 2 * BEHIND {
                     undecided(text, ending)
                 } else {
                     Verdict::No

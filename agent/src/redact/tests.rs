@@ -251,6 +251,8 @@ fn cuts_change_nothing() {
         "://me&note=ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2&x=1 more",
         "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
         "x2-----BEGIN RSA PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
+        "name=\"otp\"\r\nContent-Type: text/plain\r\n\r\n123456\r\nname=\"otp\"\r\nCookie: a=b\r\n\r\nshown",
+        "name=\"password\"\r\nAuthorization: Ab1Cd2Ef3\r\n\r\n:",
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
