@@ -13,6 +13,11 @@ use super::{
 /// Spaces around a separator.
 const SPACES: usize = 8;
 
+/// Before a name. With half of [`BEHIND`] for the name and what stands before these, each is within it: what is
+/// farther away may be gone.
+const BACKSLASHES: usize = 63;
+const INDENT: usize = 60;
+
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Strength {
@@ -89,13 +94,13 @@ impl Place {
         let before = &text[..start - dashes];
         let quote = match before.last() {
             Some(quote @ (b'"' | b'\'' | b'`')) => {
-                let backslashes = before[..before.len() - 1].iter().rev();
+                let backslashes = before[..before.len() - 1].iter().rev().take(BACKSLASHES);
                 let backslashes = backslashes.take_while(|byte| **byte == b'\\').count();
-                Some((*quote, backslashes.min(BEHIND) as u32))
+                Some((*quote, backslashes as u32))
             }
             _ => None,
         };
-        let indent = before.iter().rev().take(BEHIND / 2);
+        let indent = before.iter().rev().take(INDENT);
         let indent = indent.take_while(|byte| bytes::INDENT.has(**byte)).count();
         let lead = &before[..before.len() - indent];
         let lead = lead.strip_suffix(b"export").unwrap_or(lead);

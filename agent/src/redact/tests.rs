@@ -284,11 +284,17 @@ fn cuts_change_nothing() {
 #[test]
 fn cuts_change_nothing_of_what_is_long() {
     let letters = "Ab1Cd2Ef".repeat(1000);
+    let (name, backslashes) = ("n".repeat(50), "\\".repeat(90));
     let spaces = " ".repeat(8000);
     let texts = [
         format!("use eyJ{letters} shown"),
         format!("use eyJ{letters}.eyJ{letters}.{letters} shown"),
         format!("-----BEGIN PRIVATE KEY-----{spaces}{letters} shown"),
+        format!(
+            "{letters}\n{:64}export {name}_password: hunter2\n shown",
+            ""
+        ),
+        format!("{letters} {backslashes}\"{name}_otp{backslashes}\":\"123 456\" shown"),
         format!("password: {letters} and \"token\": \"{letters}\" shown"),
     ];
     for text in texts {
