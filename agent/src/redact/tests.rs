@@ -358,6 +358,7 @@ fn a_pause_loses_no_name() {
         "{'password': u'hunter2 and'} shown",
         "password=u'hunter2hunter2,and' and b shown",
         "password=b4hunter2 shown",
+        "redis://:@1@hunter2@host shown",
         "(\"Authorization\", \"valuehunter2 and\") shown",
     ];
     for text in texts {

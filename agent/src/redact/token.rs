@@ -205,7 +205,8 @@ pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
             }
             (start - from + password.len(), Set::NONE)
         }
-        (_, Ending::Late) if !value.is_empty() => (0, bytes::USER.without(b'@')),
+        // Which @ is the last is open: the host may be taken for a part.
+        (_, Ending::Late) if !value.is_empty() => (0, bytes::USER),
         _ => return Verdict::Wait(from),
     };
     Verdict::Secret(Secret {
