@@ -359,6 +359,7 @@ fn a_pause_loses_no_name() {
         "password=u'hunter2hunter2,and' and b shown",
         "password=b4hunter2 shown",
         "redis://:@1@hunter2@host shown",
+        "Private-Lines: 14\r\nAb1Cd2hunter2Ef3Gh4Ij5Kl6Mn7Op8; shown",
         "(\"Authorization\", \"valuehunter2 and\") shown",
     ];
     for text in texts {

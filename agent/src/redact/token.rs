@@ -77,7 +77,7 @@ impl Token {
                 Verdict::No
             };
         }
-        Verdict::Secret(self.secret(start))
+        Verdict::Secret(self.secret(start, Set::NONE))
     }
 
     /// The text ends inside of it.
@@ -89,25 +89,19 @@ impl Token {
             Ending::Late if !has_secret_bytes => Verdict::Wait(text.len()),
             Ending::End if !has_secret_bytes => Verdict::No,
             // Which one it would have become is open: it goes on with whatever any of them has.
-            Ending::Late | Ending::End => Verdict::Secret(Secret {
-                start,
-                kind: self.kind,
-                until: Until::Token {
-                    beginning: self.anchor,
-                    set: bytes::TOKEN,
-                },
-            }),
+            Ending::Late | Ending::End => Verdict::Secret(self.secret(start, bytes::TOKEN)),
         }
     }
 
-    fn secret(&self, start: usize) -> Secret {
+    /// It goes on with what the pattern has behind its beginning, and with what is in `set`.
+    fn secret(&self, start: usize, set: Set) -> Secret {
         let behind = self.pattern.iter().skip(self.anchor);
         Secret {
             start,
             kind: self.kind,
             until: Until::Token {
                 beginning: self.anchor,
-                set: behind.fold(Set::NONE, |all, part| all.or(part.set)),
+                set: behind.fold(set, |all, part| all.or(part.set)),
             },
         }
     }
