@@ -394,7 +394,8 @@ impl Place {
         }
         let is_variable = !self.name(text).iter().any(u8::is_ascii_lowercase);
         value.verdict(name.kind, until, ending, |value| {
-            if is_placeholder(value) || is_keyword(value) {
+            // A private key ends farther on than such a value, and is known by itself.
+            if is_placeholder(value) || is_keyword(value) || value == b"-----BEGIN" {
                 return false;
             }
             match separator {

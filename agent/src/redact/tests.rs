@@ -253,6 +253,7 @@ fn cuts_change_nothing() {
         "x2-----BEGIN RSA PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END RSA PRIVATE KEY-----\n",
         "name=\"otp\"\r\nContent-Type: text/plain\r\n\r\n123456\r\nname=\"otp\"\r\nCookie: a=b\r\n\r\nshown",
         "name=\"password\"\r\nAuthorization: Ab1Cd2Ef3\r\n\r\n:",
+        "a=1&private_key=-----BEGIN PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END PRIVATE KEY-----&x=1",
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
