@@ -98,7 +98,7 @@ impl Rules {
                 Meaning::Token(number) => self.tokens[number].judge(text, hit.start, ending),
                 Meaning::Word => self.word(text, hit, in_head, ending),
                 Meaning::PrivateKey => private_key(text, (hit.start, hit.end), ending),
-                Meaning::Url => url(text, hit.end, ending),
+                Meaning::Url => url(text, hit.end, ending, |user| self.find(user, 0).is_some()),
             };
             match verdict {
                 Verdict::No => {}

@@ -254,6 +254,8 @@ fn cuts_change_nothing() {
         "name=\"otp\"\r\nContent-Type: text/plain\r\n\r\n123456\r\nname=\"otp\"\r\nCookie: a=b\r\n\r\nshown",
         "name=\"password\"\r\nAuthorization: Ab1Cd2Ef3\r\n\r\n:",
         "a=1&private_key=-----BEGIN PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END PRIVATE KEY-----&x=1",
+        "://{ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2::",
+        "://token=hunter2hunter2:x@host and ://{ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2:x@host\n",
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",

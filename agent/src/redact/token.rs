@@ -168,7 +168,12 @@ pub fn private_key(text: &[u8], (start, end): (usize, usize), ending: Ending) ->
 }
 
 /// `scheme://user:password@host`
-pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
+pub fn url(
+    text: &[u8],
+    behind: usize,
+    ending: Ending,
+    may_hold_secret: impl Fn(&[u8]) -> bool,
+) -> Verdict {
     let run = |from: usize, most: usize, set: Set| {
         let run = text[from..].iter().take(most);
         from + run.take_while(|byte| set.has(**byte)).count()
@@ -183,8 +188,10 @@ pub fn url(text: &[u8], behind: usize, ending: Ending) -> Verdict {
     }
     let start = colon + 1;
     let end = run(start, 1024, bytes::USER);
-    // With some services the user is a token, and the password is nothing.
-    let from = match is_opaque(&text[behind..colon]) {
+    // With some services the user is a token, and the password is nothing. Or there is a secret in it, which is
+    // not to be shown before its own rule is asked.
+    let user = &text[behind..colon];
+    let from = match is_opaque(user) || may_hold_secret(user) {
         true => behind,
         false => start,
     };
