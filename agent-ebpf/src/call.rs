@@ -18,7 +18,7 @@ use aya_ebpf::{
 
 use crate::{
     emit,
-    filter::{self, Admission, admit},
+    filter::{Admission, admit, admit_call},
     maps::{THREADS, count, get, hide, offset, opaque, stopped},
 };
 
@@ -160,17 +160,8 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) 
         return false;
     }
     let id = bpf_get_current_pid_tgid();
-    let thread = match admit(&id) {
-        Admission::Wanted(thread) => thread,
-        Admission::Filtered => {
-            count(counter::FILTERED, 1);
-            return false;
-        }
-        Admission::Full => {
-            count(counter::ENTRIES, 1);
-            count(counter::UNMATCHED + filter::FULL, 1);
-            return false;
-        }
+    let Some(thread) = admit_call(&id) else {
+        return false;
     };
     let cookie = cookie();
     // SAFETY: the program's context, and a map value.

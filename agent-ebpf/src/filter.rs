@@ -5,14 +5,16 @@
 
 use core::{ffi::c_void, ptr};
 
-use agent_ebpf::{Absence, MEMBER, OURS, Process, Thread, WANTED, control, filter, unmatched};
+use agent_ebpf::{
+    Absence, MEMBER, OURS, Process, Thread, WANTED, control, counter, filter, unmatched,
+};
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, generated,
 };
 
 use crate::maps::{
-    ABSENCES, CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, get, insert, lookup,
-    new_thread, offset, opaque,
+    ABSENCES, CGROUPS, COMMS, PROCESSES, THREADS, UIDS, address, control, count, get, insert,
+    lookup, new_thread, offset, opaque,
 };
 
 const _: () = assert!(filter::PROCESS == WANTED && filter::MEMBER == MEMBER);
@@ -88,6 +90,23 @@ pub fn admit(id: &u64) -> Admission {
     }
     come_back(thread, tgid);
     Admission::Wanted(thread)
+}
+
+/// The same for a call that may carry plaintext: one that is turned away is counted.
+#[inline(always)]
+pub fn admit_call(id: &u64) -> Option<*mut Thread> {
+    match admit(id) {
+        Admission::Wanted(thread) => Some(thread),
+        Admission::Filtered => {
+            count(counter::FILTERED, 1);
+            None
+        }
+        Admission::Full => {
+            count(counter::ENTRIES, 1);
+            count(counter::UNMATCHED + unmatched::MAP_FULL, 1);
+            None
+        }
+    }
 }
 
 /// A call of the process passes by.
@@ -200,6 +219,3 @@ fn cgroup_passes() -> bool {
     }
     false
 }
-
-/// What [`Admission::Full`] is counted as.
-pub const FULL: usize = unmatched::MAP_FULL;

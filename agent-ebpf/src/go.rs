@@ -17,7 +17,7 @@ use aya_ebpf::{
 use crate::{
     call::attach_cookie,
     emit,
-    filter::{self, Admission, admit},
+    filter::{Admission, admit, admit_call},
     maps::{control, count, get, offset, opaque, stopped},
     socket,
 };
@@ -64,17 +64,8 @@ fn passed(ctx: &ProbeContext, cookie: u64) -> u32 {
         return 0;
     }
     let mut id = bpf_get_current_pid_tgid();
-    let thread = match admit(&id) {
-        Admission::Wanted(thread) => thread,
-        Admission::Filtered => {
-            count(counter::FILTERED, 1);
-            return 0;
-        }
-        Admission::Full => {
-            count(counter::ENTRIES, 1);
-            count(counter::UNMATCHED + filter::FULL, 1);
-            return 0;
-        }
+    let Some(thread) = admit_call(&id) else {
+        return 0;
     };
     // SAFETY: the program's context, and a map value.
     unsafe {

@@ -30,7 +30,7 @@ use aya_ebpf::{
 use crate::{
     call::{self, attach_cookie},
     emit,
-    filter::{self, Admission, admit},
+    filter::admit_call,
     maps::{THREADS, count, get, hide, opaque, stopped},
 };
 
@@ -145,17 +145,8 @@ fn encrypt(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> u32 {
         return 0;
     }
     let id = bpf_get_current_pid_tgid();
-    let thread = match admit(&id) {
-        Admission::Wanted(thread) => thread,
-        Admission::Filtered => {
-            count(counter::FILTERED, 1);
-            return 0;
-        }
-        Admission::Full => {
-            count(counter::ENTRIES, 1);
-            count(counter::UNMATCHED + filter::FULL, 1);
-            return 0;
-        }
+    let Some(thread) = admit_call(&id) else {
+        return 0;
     };
     // SAFETY: the program's context, and a map value.
     unsafe {
@@ -288,17 +279,8 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: u64) -> bool {
         return false;
     }
     let id = bpf_get_current_pid_tgid();
-    let thread = match admit(&id) {
-        Admission::Wanted(thread) => thread,
-        Admission::Filtered => {
-            count(counter::FILTERED, 1);
-            return false;
-        }
-        Admission::Full => {
-            count(counter::ENTRIES, 1);
-            count(counter::UNMATCHED + filter::FULL, 1);
-            return false;
-        }
+    let Some(thread) = admit_call(&id) else {
+        return false;
     };
     // SAFETY: the program's context, and a map value.
     unsafe {
