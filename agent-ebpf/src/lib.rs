@@ -529,8 +529,8 @@ pub struct Thread {
     pub passed_at: u64,
     /// What was just read of the program's memory, for libraries whose arguments are structures.
     pub words: [u64; 7],
-    /// The encrypter that was called last, and the number of its record.
-    pub sealed: [u64; 2],
+    /// The encrypter that was called last, the number of its record, the attach cookie.
+    pub sealed: [u64; 3],
 }
 
 /// rustls (`rustls.rs` beside this file). Where its record layer has an encrypter and what belongs to it.

@@ -17,8 +17,8 @@
 use core::ffi::c_void;
 
 use agent_ebpf::{
-    Direction, FRAME_SIZE, FRAMES, PIECES_MAX, RECORD_LAYER, SEALED_MAX, Shape, TABLES_APART,
-    Thread, counter, kind, unmatched,
+    Direction, FRAME_SIZE, FRAMES, MOVED, PIECES_MAX, RECORD_LAYER, SEALED_MAX, Shape,
+    TABLES_APART, Thread, counter, kind, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -151,10 +151,14 @@ fn encrypt(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> u32 {
     // SAFETY: the program's context, and a map value.
     unsafe {
         let (encrypter, number) = (ctx.arg(1).unwrap_or(0), ctx.arg(3).unwrap_or(0));
-        // The same trap, run again for a second link on this instruction.
-        if get!(thread, sealed[0]) == encrypter && get!(thread, sealed[1]) == number {
+        let cookie = cookie();
+        // The same trap, run again for a second link on this instruction while the probes move. By one link it is
+        // another encrypter at the same address, whose record has the same number.
+        let is_same = get!(thread, sealed[0]) == encrypter && get!(thread, sealed[1]) == number;
+        if is_same && get!(thread, sealed[2]) ^ cookie == MOVED {
             return 0;
         }
+        (*thread).sealed[2] = opaque(cookie);
         (*thread).sealed[0] = opaque(encrypter);
         (*thread).sealed[1] = opaque(number);
         count(counter::ENTRIES, 1);
@@ -163,7 +167,7 @@ fn encrypt(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> u32 {
             count(counter::UNREADABLE, 1);
             return 0;
         }
-        let cookie = cookie();
+        let cookie = get!(thread, sealed[2]);
         name(thread, get!(thread, sealed[0]), Direction::Sent, cookie);
         if get!(thread, sealed[1]) == 0 {
             emit::opened(thread, kind::OPENED);
