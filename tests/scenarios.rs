@@ -61,6 +61,10 @@ enum Step {
         path: String,
         why: String,
     },
+    /// There is nothing to probe in it.
+    Nothing {
+        file: u64,
+    },
     Mapped {
         file: u64,
         pid: u32,
@@ -298,6 +302,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             line.found(*file, path, &found);
         }
         Step::Refused { file, path, why } => line.refused(*file, path, why, time, out),
+        Step::Nothing { file } => line.nothing(*file),
         Step::Mapped {
             file,
             pid,
@@ -583,6 +588,7 @@ scenarios! {
     content_none
     forked_child
     gone_before_a_look
+    gone_before_the_probes
     handle_again
     inferred_socket
     late_facts

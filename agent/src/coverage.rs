@@ -7,7 +7,7 @@ use agent_ebpf::{DETAIL, cookie};
 use crate::{
     half::{FileId, Site},
     locate::{Found, Point},
-    record::{Clear, Coverage, CoverageStatus, Joined, Probed, WallTime},
+    record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
 };
 
 /// What is known of the files and who maps them.
@@ -15,7 +15,7 @@ use crate::{
 pub struct Table {
     files: HashMap<FileId, File>,
     /// Who maps a file that is still being looked at.
-    early: HashMap<FileId, Vec<User>>,
+    early: HashMap<FileId, Vec<Waiter>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
     points: Vec<(FileId, &'static str)>,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
@@ -32,7 +32,7 @@ struct File {
     partly: Option<&'static str>,
     state: State,
     /// Processes that map it and were not told of yet.
-    waiting: Vec<User>,
+    waiting: Vec<Waiter>,
 }
 
 #[derive(Debug)]
@@ -54,10 +54,44 @@ pub struct User {
     pub held: bool,
 }
 
+/// A process of which nothing can be said before more is known of the file.
+#[derive(Debug)]
+struct Waiter {
+    user: User,
+    /// Who it was, if it ended or became another program meanwhile.
+    gone: Option<Box<Process>>,
+}
+
 /// A coverage record and whom it is about.
-pub type Said = (u32, Coverage);
+#[derive(Debug)]
+pub struct Said {
+    pub pid: u32,
+    /// Who it was, if it is no more.
+    pub gone: Option<Box<Process>>,
+    pub coverage: Coverage,
+}
+
+/// Why nothing can be shown of who is no more.
+const LEFT: &str = "the process ended, or became another program, before the probes were in place";
+
+impl Said {
+    /// Of a process that lives, as far as we know.
+    pub fn of(pid: u32, coverage: Coverage) -> Said {
+        let gone = None;
+        Said {
+            pid,
+            gone,
+            coverage,
+        }
+    }
+}
 
 impl Coverage {
+    /// Is anything of the process seen? Else there is no time from which it is.
+    pub fn is_seen(&self) -> bool {
+        matches!(self.status, CoverageStatus::Probed | CoverageStatus::Partly)
+    }
+
     /// The file was gone with its process before it could be looked at.
     pub fn missed(path: Clear) -> Coverage {
         let why = "the process and the file were gone before they could be looked at";
@@ -140,7 +174,10 @@ impl Table {
             },
         );
         let early = self.early.remove(&id).unwrap_or_default();
-        early.into_iter().map(|user| self.say(id, user)).collect()
+        early
+            .into_iter()
+            .map(|waiter| self.say(id, waiter))
+            .collect()
     }
 
     /// The file turned out to be one that is known.
@@ -148,7 +185,7 @@ impl Table {
         let early = self.early.remove(&id).unwrap_or_default();
         early
             .into_iter()
-            .filter_map(|user| self.mapped(known, user))
+            .filter_map(|waiter| self.map(known, waiter))
             .collect()
     }
 
@@ -159,18 +196,22 @@ impl Table {
 
     /// A process maps a file. Said once a process and file.
     pub fn mapped(&mut self, id: FileId, user: User) -> Option<Said> {
+        self.map(id, Waiter { user, gone: None })
+    }
+
+    fn map(&mut self, id: FileId, waiter: Waiter) -> Option<Said> {
         let Some(file) = self.files.get_mut(&id) else {
-            self.early.entry(id).or_default().push(user);
+            self.early.entry(id).or_default().push(waiter);
             return None;
         };
-        if self.seen.contains_key(&(user.pid, id)) {
+        if waiter.gone.is_none() && self.seen.contains_key(&(waiter.user.pid, id)) {
             return None;
         }
         if let State::Asked = file.state {
-            file.waiting.push(user);
+            file.waiting.push(waiter);
             return None;
         }
-        Some(self.say(id, user))
+        Some(self.say(id, waiter))
     }
 
     /// The probes are in place.
@@ -180,12 +221,9 @@ impl Table {
 
     /// A process waits no longer: what is attached now came too late for it.
     pub fn continued(&mut self, pid: u32) {
-        let waiting = self.files.values_mut().flat_map(|file| &mut file.waiting);
-        let early = self.early.values_mut().flatten();
-        waiting
-            .chain(early)
-            .filter(|user| user.pid == pid)
-            .for_each(|user| user.held = false);
+        for waiter in self.waiting(pid) {
+            waiter.user.held = false;
+        }
     }
 
     /// The half could not or would not place them.
@@ -200,24 +238,41 @@ impl Table {
         let was_probed = matches!(file.state, State::Attached(_));
         file.state = state;
         let waiting = std::mem::take(&mut file.waiting);
-        let mut said: Vec<Said> = waiting.into_iter().map(|user| self.say(id, user)).collect();
+        let mut said: Vec<Said> = waiting
+            .into_iter()
+            .map(|waiter| self.say(id, waiter))
+            .collect();
         if was_probed {
             // Its probes are gone, and who was told that it is seen is told that it is not.
             let users = self.seen.iter().filter(|((_, file), _)| *file == id);
-            said.extend(users.map(|((pid, _), from)| (*pid, self.coverage(*pid, id, *from))));
+            said.extend(
+                users.map(|((pid, _), from)| Said::of(*pid, self.coverage(*pid, id, *from))),
+            );
         }
         said
     }
 
-    fn say(&mut self, id: FileId, user: User) -> Said {
+    fn say(&mut self, id: FileId, Waiter { user, gone }: Waiter) -> Said {
         let seen_from = match (&self.files[&id].state, user.mapped_at) {
             (State::Attached(_), _) if user.held => None,
             (State::Attached(at), Some(mapped)) if *at <= mapped => None,
             (State::Attached(at), _) => Some(*at),
             (State::Asked | State::Refused(_), _) => None,
         };
-        self.seen.insert((user.pid, id), seen_from);
-        (user.pid, self.coverage(user.pid, id, seen_from))
+        let pid = user.pid;
+        if gone.is_none() {
+            self.seen.insert((pid, id), seen_from);
+        }
+        let mut coverage = self.coverage(pid, id, seen_from);
+        if gone.is_some() && seen_from.is_some() {
+            coverage.status = CoverageStatus::Unknown;
+            coverage.reason = Some(Clear::ours(LEFT));
+        }
+        Said {
+            pid,
+            gone,
+            coverage,
+        }
     }
 
     fn coverage(&self, pid: u32, id: FileId, seen_from: Option<u64>) -> Coverage {
@@ -289,12 +344,42 @@ impl Table {
         is_new.then(|| self.coverage(pid, id, seen_from))
     }
 
-    /// The process is gone, or became another program.
-    pub fn forget(&mut self, pid: u32) {
+    /// The process is gone, or became another program. Where nothing could be said of it yet it will be
+    /// said of who it was; of `None` nobody wants to hear.
+    pub fn left(&mut self, pid: u32, who: Option<&Process>) {
         self.seen.retain(|(known, _), _| *known != pid);
-        for users in self.early.values_mut() {
-            users.retain(|user| user.pid != pid);
-        }
         self.switching.retain(|(known, _)| *known != pid);
+        let Some(who) = who else {
+            let files = self.files.values_mut().map(|file| &mut file.waiting);
+            for waiting in files.chain(self.early.values_mut()) {
+                waiting.retain(|waiter| waiter.gone.is_some() || waiter.user.pid != pid);
+            }
+            return;
+        };
+        for waiter in self.waiting(pid) {
+            waiter.gone = Some(Box::new(who.clone()));
+        }
+    }
+
+    /// What can't be waited for: files whose probes are not in place at the end.
+    pub fn unsettled(&mut self) -> Vec<Said> {
+        let asked = self
+            .files
+            .iter_mut()
+            .map(|(id, file)| (*id, std::mem::take(&mut file.waiting)));
+        let asked: Vec<(FileId, Vec<Waiter>)> = asked.collect();
+        let said = asked
+            .into_iter()
+            .flat_map(|(id, waiting)| waiting.into_iter().map(move |waiter| (id, waiter)));
+        said.map(|(id, waiter)| self.say(id, waiter)).collect()
+    }
+
+    /// Where a process that lives waits to be told of.
+    fn waiting(&mut self, pid: u32) -> impl Iterator<Item = &mut Waiter> {
+        let waiting = self.files.values_mut().flat_map(|file| &mut file.waiting);
+        let early = self.early.values_mut().flatten();
+        waiting
+            .chain(early)
+            .filter(move |waiter| waiter.gone.is_none() && waiter.user.pid == pid)
     }
 }

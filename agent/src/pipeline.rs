@@ -257,6 +257,8 @@ impl Pipeline {
         }
         self.wait_for_no_names(out);
         self.give_up(|_| true, now, out);
+        let unsettled = self.coverage.unsettled();
+        self.say(unsettled, now, out);
         for id in self.redactor.all_holding() {
             self.show_held(id, now, out, |redactor, out| redactor.close(id, out));
         }
@@ -653,7 +655,7 @@ impl Pipeline {
         let of_parent = parent.and_then(|parent| self.coverage.joined(parent, file));
         let of_process = of_parent.unwrap_or(Joined::Middle);
         if let Some(coverage) = self.coverage.inherited(id.pid, file, of_process) {
-            self.say(vec![(id.pid, coverage)], time, out);
+            self.say(vec![Said::of(id.pid, coverage)], time, out);
         }
         match parent {
             Some(parent) if self.connections.at(parent, id.handle).is_some() => Joined::Middle,
@@ -771,7 +773,7 @@ impl Pipeline {
         if let Some(file) = file
             && let Some(coverage) = self.coverage.switches(id.pid, file)
         {
-            self.say(vec![(id.pid, coverage)], time, out);
+            self.say(vec![Said::of(id.pid, coverage)], time, out);
         }
     }
 
@@ -857,7 +859,12 @@ impl Pipeline {
     /// Who a process is, or has become by exec.
     pub fn process(&mut self, facts: Facts, out: Out<'_>) {
         let pid = facts.pid;
-        self.coverage.forget(pid);
+        // Of one that was bare the facts are only late.
+        if let Some(who) = self.processes.get(&pid)
+            && !who.facts.is_bare()
+        {
+            self.leave(pid);
+        }
         let who = Who {
             passes: passes(&self.wanted, &facts),
             covered: is_covered(&self.wanted, &facts),
@@ -897,8 +904,19 @@ impl Pipeline {
             self.close(id, now, out);
         }
         self.solver.ended(pid);
-        self.coverage.forget(pid);
+        self.leave(pid);
         self.processes.remove(&pid);
+    }
+
+    /// A process ends, or becomes another program.
+    fn leave(&mut self, pid: u32) {
+        let is_wanted = !self.is_filtered(pid) && self.is_covered(pid);
+        let bare = Process {
+            pid,
+            ..Process::default()
+        };
+        let who = self.processes.get(&pid).map_or(&bare, |who| &who.facts);
+        self.coverage.left(pid, is_wanted.then_some(who));
     }
 
     /// Points were found in a file; what the half is asked to place.
@@ -950,13 +968,18 @@ impl Pipeline {
     /// A process used what may be a TLS library, and nobody could look at either.
     pub fn missed(&mut self, pid: u32, path: &str, now: u64, out: Out<'_>) {
         let path = self.redactor.string(path);
-        self.say(vec![(pid, Coverage::missed(path))], now, out);
+        self.say(vec![Said::of(pid, Coverage::missed(path))], now, out);
     }
 
     fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {
-        for (pid, mut coverage) in said {
+        for Said {
+            pid,
+            gone,
+            mut coverage,
+        } in said
+        {
             self.used |= !coverage.functions.is_empty();
-            if self.is_filtered(pid) || !self.is_covered(pid) {
+            if gone.is_none() && (self.is_filtered(pid) || !self.is_covered(pid)) {
                 continue;
             }
             let clock = self.clock;
@@ -977,7 +1000,9 @@ impl Pipeline {
                 &mut Record {
                     sequence: 0,
                     time: WallTime(now.wrapping_add(clock)),
-                    process: processes.get(&pid).map(|who| &who.facts),
+                    process: gone
+                        .as_deref()
+                        .or_else(|| processes.get(&pid).map(|who| &who.facts)),
                     tid: None,
                     connection: None,
                     function: None,

@@ -105,6 +105,16 @@ pub struct Process {
     pub container_id: Option<Clear>,
 }
 
+impl Process {
+    /// Is nothing known of it but its id?
+    pub fn is_bare(&self) -> bool {
+        let Process {
+            comm, executable, ..
+        } = self;
+        comm.is_none() && executable.is_none()
+    }
+}
+
 /// How sure we are of the addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attribution {
@@ -206,7 +216,7 @@ pub struct Coverage {
     pub library_name: Option<Clear>,
     pub library_version: Option<Clear>,
     pub functions: Vec<Probed>,
-    /// `None`: from the first call of the process. Else from this moment on.
+    /// From when it is seen, if it is. `None`: from the first call of the process.
     pub seen_from: Option<WallTime>,
 }
 

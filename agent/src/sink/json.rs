@@ -308,6 +308,9 @@ impl Object<'_> {
                 member.word("instruction", instruction_name(probed.instruction));
             });
         });
+        if !coverage.is_seen() {
+            return;
+        }
         self.key("seen_from");
         match coverage.seen_from {
             None => self.0.extend_from_slice(b"\"start\""),
@@ -733,6 +736,7 @@ mod tests {
         coverage.functions.clear();
         let got = value(&sample::alone(None, Body::Coverage(coverage)));
         assert_eq!(got["status"], "refused");
+        assert_eq!(got.get("seen_from"), None);
         assert_eq!(got["reason"], "32-bit");
         assert_eq!(got.get("function"), None);
         assert_eq!(got["functions"], json!([]));

@@ -237,8 +237,7 @@ impl Encoder {
         };
         self.painted(colour, out, |out| print(out, format_args!("{words}")));
         functions(coverage, out);
-        // Where nothing is probed nothing is seen, from whenever.
-        if !coverage.functions.is_empty() {
+        if coverage.is_seen() {
             match coverage.seen_from {
                 None => out.extend_from_slice(b", from its start"),
                 Some(moment) => {
