@@ -2,18 +2,15 @@
 //! verifier had to do for it. For tests on many kernels.
 
 use anyhow::{Context as _, Result};
-use aya::{
-    Btf,
-    sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported},
-};
+use aya::sys::{UProbeMultiFeature, is_perf_link_supported, is_uprobe_multi_supported};
 use aya_obj::{
     ProgramSection,
-    btf::BtfKind,
     generated::{bpf_attach_type, bpf_prog_type},
 };
 
 use super::{
-    identity, kernel,
+    identity,
+    kernel::Layout,
     link::{SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
     raw::{Bound, Kind},
     session,
@@ -41,12 +38,13 @@ struct Here {
     has_sessions: bool,
     has_cookies: bool,
     finds_mappings: bool,
-    btf: Option<Btf>,
+    layout: Option<Layout>,
 }
 
 /// By name, in the order of the names.
 pub fn check_all() -> Result<Vec<(String, Loaded)>> {
-    let (offsets, _) = kernel::offsets().unwrap_or_default();
+    let layout = Layout::read().ok();
+    let offsets = layout.unwrap_or_default().offsets;
     let ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let object = Bound::to(&ebpf)?;
     let multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation);
@@ -55,7 +53,7 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
         has_sessions: session::is_supported(),
         has_cookies: is_perf_link_supported().unwrap_or(false),
         finds_mappings: identity::is_possible(),
-        btf: Btf::from_sys_fs().ok(),
+        layout,
     };
     let mut results = Vec::new();
     for (name, section) in object.programs() {
@@ -73,16 +71,9 @@ pub fn check_all() -> Result<Vec<(String, Loaded)>> {
 impl Here {
     /// What the kernel is to take the program for, or why it has nothing like it.
     fn kind(&self, name: &str, section: &ProgramSection) -> Result<Result<Kind, &'static str>> {
-        let tracing = |attach: bpf_attach_type, hook: &str, kind, without| {
-            let Some(btf) = &self.btf else {
-                return Err("no BTF");
-            };
-            let hook = btf.id_by_type_name_kind(hook, kind).map_err(|_| without)?;
-            Ok(Kind {
-                program: bpf_prog_type::BPF_PROG_TYPE_TRACING,
-                attach: attach as u32,
-                hook,
-            })
+        let tracing = |attach, hook: &str, without| {
+            let layout = self.layout.as_ref().ok_or("no BTF")?;
+            Ok(Kind::tracing(attach, layout.hook(hook).ok_or(without)?))
         };
         let plain = |program| Kind {
             program,
@@ -115,19 +106,16 @@ impl Here {
             ProgramSection::Iter { .. } => tracing(
                 bpf_attach_type::BPF_TRACE_ITER,
                 "bpf_iter_task",
-                BtfKind::Func,
                 "no iterator over tasks",
             ),
             ProgramSection::BtfTracePoint => tracing(
                 bpf_attach_type::BPF_TRACE_RAW_TP,
                 &format!("btf_trace_{}", hook(name)?),
-                BtfKind::Typedef,
                 "no such tracepoint",
             ),
             ProgramSection::FExit { .. } => tracing(
                 bpf_attach_type::BPF_TRACE_FEXIT,
                 hook(name)?,
-                BtfKind::Func,
                 "no such function",
             ),
             other => anyhow::bail!("{name}: a program of an unexpected type: {other:?}"),

@@ -18,14 +18,17 @@ use std::{
 use agent_ebpf::FileIdentity;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Btf, BtfError, Ebpf,
+    Ebpf,
     maps::{Array, MapData},
-    programs::{Iter, ProgramType, RawTracePoint},
+    programs::{ProgramType, RawTracePoint},
     sys::is_helper_supported,
 };
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_func_id};
 
-use super::raw;
+use super::{
+    kernel::Layout,
+    raw::{self, Bound, Kind},
+};
 
 /// The address of a `struct inode`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,7 +68,7 @@ impl Identities {
     ///
     /// # Errors
     /// This kernel can't say it: before 5.17, without BTF, or locked down.
-    pub fn load(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Identities> {
+    pub fn load(ebpf: &mut Ebpf, object: &Bound, layout: &Layout) -> Result<Identities> {
         ensure!(is_possible(), "no bpf_find_vma, which came with Linux 5.17");
         let identity = load(ebpf, "file_identity")?;
         let is_mapped = load(ebpf, "file_is_mapped")?;
@@ -73,10 +76,7 @@ impl Identities {
         let mut identities = Identities {
             identity,
             is_mapped,
-            of_process: btf
-                .as_ref()
-                .ok()
-                .and_then(|btf| load_iterator(ebpf, btf, "mapping_identity").ok()),
+            of_process: load_iterator(object, layout, "mapping_identity").ok(),
             answer: Mutex::new(Array::try_from(answer)?),
         };
         let own = OwnedFd::from(File::open("/proc/self/exe").context("open /proc/self/exe")?);
@@ -202,13 +202,10 @@ fn load(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd> {
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }
 
-pub(super) fn load_iterator(ebpf: &mut Ebpf, btf: &Btf, name: &str) -> Result<OwnedFd> {
-    let program = ebpf
-        .program_mut(name)
-        .with_context(|| format!("no program {name} in the object"))?;
-    let program: &mut Iter = program.try_into()?;
-    program.load("task", btf)?;
-    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+pub(super) fn load_iterator(object: &Bound, layout: &Layout, name: &str) -> Result<OwnedFd> {
+    let tasks = layout.hook("bpf_iter_task");
+    let tasks = tasks.context("no iterator over tasks")?;
+    object.load(name, Kind::tracing(bpf_attach_type::BPF_TRACE_ITER, tasks))
 }
 
 /// Runs an iterator over the first thread of a process, or with 0 over all threads of our pid namespace.

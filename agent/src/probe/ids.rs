@@ -5,11 +5,15 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Btf, BtfError, Ebpf,
+    Ebpf,
     maps::{HashMap, MapData},
 };
 
-use super::identity::{iterate, load_iterator};
+use super::{
+    identity::{iterate, load_iterator},
+    kernel::Layout,
+    raw::Bound,
+};
 
 pub struct Ids {
     /// From ours to those of the initial namespace. 0: it is being asked for.
@@ -20,9 +24,8 @@ pub struct Ids {
 
 impl Ids {
     /// From then on the kernel side notes the ids of the children of watched processes.
-    pub fn load(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Ids> {
-        let btf = btf.as_ref().ok().context("no kernel type information")?;
-        let program = load_iterator(ebpf, btf, "process_ids")?;
+    pub fn load(ebpf: &mut Ebpf, object: &Bound, layout: &Layout) -> Result<Ids> {
+        let program = load_iterator(object, layout, "process_ids")?;
         let map = ebpf.take_map("IDS").context("no map IDS")?;
         let mut ids = Ids {
             map: HashMap::try_from(map)?,

@@ -1,9 +1,12 @@
-//! Where the members of kernel structures are, read from the kernel's own BTF. aya's programs have no
-//! CO-RE, so they get the offsets as a global.
+//! Where the members of kernel structures are, and what programs hang on, read from the kernel's own BTF.
+//! aya's programs have no CO-RE, so they get the offsets as a global.
+//!
+//! Once, and nothing is kept but the answers: the types are megabytes, and aya's reader, which makes
+//! objects of all of them, takes longer than all other steps of a start but one.
 //!
 //! Format: `include/uapi/linux/btf.h` and `Documentation/bpf/btf.rst`.
 
-use std::{collections::HashMap, fs, io};
+use std::{fs, io};
 
 use agent_ebpf::Offsets;
 
@@ -24,34 +27,67 @@ pub struct Known {
     pub files: bool,
 }
 
-/// The offsets of the running kernel.
-///
-/// # Errors
-/// There is no BTF, or it is not readable (confidentiality lockdown, a container without /sys).
-pub fn offsets() -> io::Result<(Offsets, Known)> {
-    parse(&fs::read("/sys/kernel/btf/vmlinux")?)
-        .ok_or_else(|| io::Error::other("unknown format of /sys/kernel/btf/vmlinux"))
+/// What the kernel's types say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout {
+    pub offsets: Offsets,
+    pub known: Known,
+    /// By the order of [`HOOKS`]; 0: there is none.
+    hooks: [u32; HOOKS.len()],
 }
 
-fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
-    let wanted = [
-        "task_struct",
-        "pid",
-        "mm_struct",
-        "sock",
-        "sock_common",
-        "vm_area_struct",
-        "file",
-        "inode",
-        "super_block",
-        "address_space",
-        "inet_connection_sock",
-        "inet_bind_bucket",
-        "files_struct",
-        "fdtable",
-        "socket",
-    ];
-    let types = Types::new(btf, &wanted)?;
+impl Layout {
+    /// That of the running kernel.
+    ///
+    /// # Errors
+    /// There is no BTF, or it is not readable (confidentiality lockdown, a container without /sys).
+    pub fn read() -> io::Result<Layout> {
+        parse(&fs::read("/sys/kernel/btf/vmlinux")?)
+            .ok_or_else(|| io::Error::other("unknown format of /sys/kernel/btf/vmlinux"))
+    }
+
+    /// The id of a type that programs hang on, which is one of [`HOOKS`].
+    pub fn hook(&self, name: &str) -> Option<u32> {
+        let at = HOOKS.iter().position(|(_, known)| *known == name)?;
+        Some(self.hooks[at]).filter(|id| *id != 0)
+    }
+}
+
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
+
+/// The types of tracepoints, functions and iterators.
+const HOOKS: [(u32, &str); 6] = [
+    (KIND_TYPEDEF, "btf_trace_sock_send_length"),
+    (KIND_TYPEDEF, "btf_trace_sock_recv_length"),
+    (KIND_TYPEDEF, "btf_trace_tcp_destroy_sock"),
+    (KIND_FUNC, "tcp_sendmsg"),
+    (KIND_FUNC, "tcp_recvmsg"),
+    (KIND_FUNC, "bpf_iter_task"),
+];
+
+const STRUCTURES: [&str; 15] = [
+    "task_struct",
+    "pid",
+    "mm_struct",
+    "sock",
+    "sock_common",
+    "vm_area_struct",
+    "file",
+    "inode",
+    "super_block",
+    "address_space",
+    "inet_connection_sock",
+    "inet_bind_bucket",
+    "files_struct",
+    "fdtable",
+    "socket",
+];
+
+fn parse(btf: &[u8]) -> Option<Layout> {
+    let types = Types::new(btf)?;
     let at = |name, member| types.member(name, member);
     let in_sock = |member| Some(at("sock", "__sk_common")? + at("sock_common", member)?);
     let mut offsets = Offsets::default();
@@ -110,38 +146,40 @@ fn parse(btf: &[u8]) -> Option<(Offsets, Known)> {
         & set(|o| &mut o.inode_mapping, at("inode", "i_mapping"))
         & set(|o| &mut o.super_dev, at("super_block", "s_dev"))
         & set(|o| &mut o.mapping_i_mmap, at("address_space", "i_mmap"));
-    Some((
+    let known = Known {
+        tasks,
+        leader,
+        ids: tasks && ids,
+        sockets,
+        sides,
+        files,
+    };
+    Some(Layout {
         offsets,
-        Known {
-            tasks,
-            leader,
-            ids: tasks && ids,
-            sockets,
-            sides,
-            files,
-        },
-    ))
+        known,
+        hooks: types.hooks,
+    })
 }
 
-const KIND_STRUCT: u32 = 4;
-const KIND_UNION: u32 = 5;
-
-/// The structures and unions of a BTF blob, by id; members are read when asked for.
+/// The structures and unions of a BTF blob; members are read when asked for.
 struct Types<'a> {
     strings: &'a [u8],
-    /// By type id: name, kind with kind_flag, members.
-    composites: HashMap<u32, Composite<'a>>,
-    named: HashMap<&'static str, u32>,
+    /// In the order of their ids.
+    composites: Vec<Composite<'a>>,
+    /// By the order of [`STRUCTURES`] and of [`HOOKS`]; 0: there is none.
+    structures: [u32; STRUCTURES.len()],
+    hooks: [u32; HOOKS.len()],
 }
 
 struct Composite<'a> {
+    id: u32,
     /// Member offsets hold a bit-field size in their upper byte.
     bit_fields: bool,
     members: &'a [u8],
 }
 
 impl<'a> Types<'a> {
-    fn new(btf: &'a [u8], wanted: &[&'static str]) -> Option<Types<'a>> {
+    fn new(btf: &'a [u8]) -> Option<Types<'a>> {
         const MAGIC: u16 = 0xeb9f;
         if u16::from_ne_bytes(btf.get(..2)?.try_into().ok()?) != MAGIC {
             return None;
@@ -153,8 +191,9 @@ impl<'a> Types<'a> {
         };
         let mut types = Types {
             strings: section(16)?,
-            composites: HashMap::new(),
-            named: HashMap::new(),
+            composites: Vec::new(),
+            structures: [0; STRUCTURES.len()],
+            hooks: [0; HOOKS.len()],
         };
         let mut rest = section(8)?;
         let mut id = 0;
@@ -177,17 +216,25 @@ impl<'a> Types<'a> {
                 _ => return None,
             };
             if kind == KIND_STRUCT || kind == KIND_UNION {
-                let members = rest.get(12..12 + tail)?;
-                types.composites.insert(
+                types.composites.push(Composite {
                     id,
-                    Composite {
-                        bit_fields: info >> 31 == 1,
-                        members,
-                    },
-                );
-                if let Some(name) = wanted.iter().find(|wanted| types.is(name, wanted)) {
-                    types.named.entry(name).or_insert(id);
+                    bit_fields: info >> 31 == 1,
+                    members: rest.get(12..12 + tail)?,
+                });
+            }
+            match kind {
+                KIND_STRUCT => {
+                    if let Some(at) = STRUCTURES.iter().position(|one| types.is(name, one)) {
+                        first(&mut types.structures[at], id);
+                    }
                 }
+                KIND_TYPEDEF | KIND_FUNC => {
+                    let mut hooks = HOOKS.iter();
+                    if let Some(at) = hooks.position(|one| one.0 == kind && types.is(name, one.1)) {
+                        first(&mut types.hooks[at], id);
+                    }
+                }
+                _ => {}
             }
             rest = rest.get(12 + tail..)?;
         }
@@ -202,11 +249,16 @@ impl<'a> Types<'a> {
 
     /// Offset in bytes of a member, also inside anonymous structures and unions.
     fn member(&self, composite: &str, member: &str) -> Option<u32> {
-        self.member_of(*self.named.get(composite)?, member, 0)
+        let at = STRUCTURES.iter().position(|known| *known == composite)?;
+        self.member_of(self.structures[at], member, 0)
     }
 
     fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<u32> {
-        let composite = self.composites.get(&id)?;
+        let at = self
+            .composites
+            .binary_search_by_key(&id, |one| one.id)
+            .ok()?;
+        let composite = &self.composites[at];
         composite
             .members
             .as_chunks::<12>()
@@ -228,6 +280,13 @@ impl<'a> Types<'a> {
                 }
                 Some(bits / 8 + self.member_of(kind, wanted, depth + 1)?)
             })
+    }
+}
+
+/// Of several of a name the first is the kernel's own.
+fn first(known: &mut u32, id: u32) {
+    if *known == 0 {
+        *known = id;
     }
 }
 
@@ -267,13 +326,11 @@ mod tests {
         }
         btf.extend(&types);
         btf.extend(strings);
-        let parsed = Types::new(&btf, &["sock_common"]).unwrap();
+        let parsed = Types::new(&btf).unwrap();
         assert_eq!(parsed.member("sock_common", "skc_num"), Some(10));
         assert_eq!(parsed.member("sock_common", "skc_nu"), None);
         for len in 0..btf.len() {
-            assert!(
-                Types::new(&btf[..len], &["sock_common"]).is_none_or(|t| t.composites.is_empty())
-            );
+            assert!(Types::new(&btf[..len]).is_none_or(|types| types.composites.is_empty()));
         }
     }
 }

@@ -7,12 +7,13 @@ use std::{
     num::NonZeroU32,
     os::fd::AsRawFd as _,
     sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use agent_ebpf::Offsets;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
-    Btf, BtfError, Ebpf, EbpfLoader, include_bytes_aligned,
+    Ebpf, EbpfLoader, include_bytes_aligned,
     maps::{CgroupArray, HashMap, Map, MapData},
     programs::{
         Program, ProgramError, ProgramType, RawTracePoint, UProbe, loaded_programs,
@@ -22,13 +23,13 @@ use aya::{
         UProbeMultiFeature, is_helper_supported, is_perf_link_supported, is_uprobe_multi_supported,
     },
 };
-use aya_obj::generated::bpf_func_id;
+use aya_obj::generated::{bpf_attach_type, bpf_func_id};
 use rustix::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use super::{
     identity::{Identities, Inode},
     ids::Ids,
-    kernel::{self, Known},
+    kernel::Layout,
     mapping::Mapping,
     raw::{self, Bound, Kind},
     session::{self, Session},
@@ -112,6 +113,8 @@ pub struct Kernel {
     maps: Named<String, Map>,
     pub programs: Programs,
     pub features: Features,
+    /// Of what sees sockets.
+    _links: Vec<OwnedFd>,
     /// Where the ids that we know processes by are not those that the programs know them by.
     ids: Option<Ids>,
     /// What does not work here, in words.
@@ -131,7 +134,7 @@ pub struct Programs {
     /// [`SESSIONS`] as far as they were needed, where `link` is [`Link::Session`].
     sessions: Arc<Mutex<[Option<Session>; SESSIONS.len()]>>,
     /// For what aya does not load.
-    object: Option<Arc<Bound>>,
+    object: Arc<Bound>,
     /// The kernel's memory can be read, and aya loads programs.
     is_readable: bool,
     /// Where this kernel can say it.
@@ -145,14 +148,15 @@ impl Kernel {
     /// Loads what this kernel can run and attaches what is not a probe.
     pub fn load(ring_bytes: u32, allow_multi: bool) -> Result<Kernel> {
         let mut limits = Vec::new();
-        let (offsets, known) = readable_offsets().unwrap_or_else(|error| {
+        let layout = readable_layout().unwrap_or_else(|error| {
             limits.push(format!(
                 "{error:#}: no addresses, no --comm filter, children are followed with a delay"
             ));
-            Default::default()
+            Layout::default()
         });
+        let known = layout.known;
         let cpus = possible_cpus()?;
-        let mut ebpf = open(ring_bytes, cpus, &offsets)?;
+        let mut ebpf = open(ring_bytes, cpus, &layout.offsets)?;
         #[cfg(feature = "kernel-log")]
         let log = super::log::KernelLog::open(&mut ebpf)?;
         let link = best_link(allow_multi);
@@ -164,17 +168,13 @@ impl Kernel {
             );
         }
         let is_readable = reads_kernel_memory();
-        let object = match link == Link::Session || !is_readable {
-            true => Some(Bound::to(&ebpf)?),
-            false => None,
-        };
-        let mut sessions = [const { None }; SESSIONS.len()];
-        if link == Link::Session {
-            for (session, name) in sessions.iter_mut().zip(SESSIONS).take(USUAL_SESSIONS) {
-                load_session(session, name, object.as_ref())?;
-            }
-        }
-        let as_built = object.as_ref().filter(|_| !is_readable);
+        let object = Arc::new(Bound::to(&ebpf)?);
+        // For the verifier they are as much work as all else here: it does both at a time.
+        let sessions = thread::spawn({
+            let object = object.clone();
+            move || load_sessions(&object, link)
+        });
+        let as_built = Some(&*object).filter(|_| !is_readable);
         for name in usual_uprobes(link) {
             loaded(&mut ebpf, name, as_built)?;
         }
@@ -195,17 +195,15 @@ impl Kernel {
         let scopes_processes = matches!(link, Link::Multi | Link::Session)
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
-        // Once: the kernel's types are megabytes to read.
-        let btf = Btf::from_sys_fs();
-        let mut sockets = Sockets::Unseen;
+        let (mut sockets, mut links) = (Sockets::Unseen, Vec::new());
         if known.sockets {
-            sockets = follow_sockets(&mut ebpf, &btf).unwrap_or_else(|error| {
+            (sockets, links) = follow_sockets(&object, &layout).unwrap_or_else(|error| {
                 limits.push(format!("no addresses of connections: {error:#}"));
-                Sockets::Unseen
+                (sockets, links)
             });
         }
         let identities = if known.files {
-            Identities::load(&mut ebpf, &btf)
+            Identities::load(&mut ebpf, &object, &layout)
         } else {
             Err(anyhow!("its structures are unknown"))
         };
@@ -217,7 +215,9 @@ impl Kernel {
         });
         let ids = match namespace::is_initial() {
             true => None,
-            false if known.ids => Some(Ids::load(&mut ebpf, &btf).context(namespace::NO_IDS)?),
+            false if known.ids => {
+                Some(Ids::load(&mut ebpf, &object, &layout).context(namespace::NO_IDS)?)
+            }
             false => bail!("{}: its structures are unknown", namespace::NO_IDS),
         };
         let features = Features {
@@ -233,6 +233,8 @@ impl Kernel {
             follows,
             comms: known.leader,
         };
+        let sessions = sessions.join();
+        let sessions = sessions.map_err(|_| anyhow!("the thread that loads programs failed"))??;
         let names: Vec<String> = ebpf.maps().map(|(name, _)| name.to_owned()).collect();
         let maps = names
             .into_iter()
@@ -243,13 +245,14 @@ impl Kernel {
             programs: Programs {
                 ebpf: Arc::new(Mutex::new(ebpf)),
                 sessions: Arc::new(Mutex::new(sessions)),
-                object: object.map(Arc::new),
+                object,
                 is_readable,
                 identities: identities.ok().map(Arc::new),
                 link,
                 scopes_processes,
             },
             features,
+            _links: links,
             ids,
             limits,
             cpus,
@@ -472,7 +475,7 @@ impl Programs {
         let cookies = self.link != Link::Perf;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
-            let as_built = self.object.as_deref().filter(|_| !self.is_readable);
+            let as_built = Some(&*self.object).filter(|_| !self.is_readable);
             let program = loaded(&mut ebpf, name, as_built)?;
             for scope in &scopes {
                 let points = sites.iter().map(|site| UProbeAttachPoint {
@@ -505,7 +508,7 @@ impl Programs {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         for ((session, name), sites) in sessions.iter_mut().zip(SESSIONS).zip(sites) {
             if !sites.is_empty() {
-                let session = load_session(session, name, self.object.as_deref())?;
+                let session = load_session(session, name, &self.object)?;
                 let _link = session.attach(&path, &sites, pid)?;
                 links.push(Attachment::Session { _link });
             }
@@ -520,50 +523,54 @@ impl Programs {
 /// of the two. The tracepoints, which are tried first, have no trampoline.
 const UNSAFE_FEXIT: &str = "fexit: in a pid namespace this kernel could hang when the agent ends (from 6.3 on tracepoints are used instead)";
 
-/// Attaches what sees sockets: those that end in any case, and the first pair for those that are used.
-fn follow_sockets(ebpf: &mut Ebpf, btf: &Result<Btf, BtfError>) -> Result<Sockets> {
-    let btf = btf.as_ref().map_err(|error| anyhow!("{error}"))?;
-    load_socket_program(ebpf, SOCKET_END, btf)?;
+/// Attaches what sees sockets: those that end in any case, and the first pair for those that are used. The
+/// links, too.
+fn follow_sockets(object: &Bound, layout: &Layout) -> Result<(Sockets, Vec<OwnedFd>)> {
+    let end = load_socket_program(object, layout, Sockets::Tracepoints, SOCKET_END)?;
     let mut refusals = Vec::new();
     for SocketUses { how, pair } in SOCKET_USES {
         if how == Sockets::Fexit && !namespace::is_initial() {
             refusals.push(UNSAFE_FEXIT.to_owned());
             break;
         }
-        let loaded: Result<()> = pair
+        let loaded: Result<Vec<OwnedFd>> = pair
             .into_iter()
-            .try_for_each(|program| load_socket_program(ebpf, program, btf));
-        if let Err(error) = loaded {
-            refusals.push(format!("{error:#}"));
-            continue;
-        }
-        for (name, hook) in [SOCKET_END].into_iter().chain(pair) {
-            let program = ebpf.program_mut(name).context("it was loaded above")?;
-            let attached = match program {
-                Program::BtfTracePoint(program) => program.attach().map(drop),
-                Program::FExit(program) => program.attach().map(drop),
-                _ => unreachable!("nothing else is loaded above"),
-            };
-            attached.with_context(|| format!("attach to {hook}"))?;
-        }
-        return Ok(how);
+            .map(|program| load_socket_program(object, layout, how, program))
+            .collect();
+        let pair = match loaded {
+            Ok(pair) => pair,
+            Err(error) => {
+                refusals.push(format!("{error:#}"));
+                continue;
+            }
+        };
+        let programs = [&end].into_iter().chain(&pair);
+        let links: io::Result<_> = programs.map(raw::attach).collect();
+        return Ok((how, links.context("attach what sees sockets")?));
     }
     bail!("{}", refusals.join("; "))
 }
 
-fn load_socket_program(ebpf: &mut Ebpf, (name, hook): (&str, &str), btf: &Btf) -> Result<()> {
-    let program = ebpf
-        .program_mut(name)
-        .with_context(|| format!("no program {name} in the object"))?;
-    load_on(program, hook, btf).map_err(|error| anyhow!("{hook}: {}", in_a_line(&error)))
-}
-
-fn load_on(program: &mut Program, hook: &str, btf: &Btf) -> Result<(), ProgramError> {
-    match program {
-        Program::BtfTracePoint(program) => program.load(hook, btf),
-        Program::FExit(program) => program.load(hook, btf),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
+fn load_socket_program(
+    object: &Bound,
+    layout: &Layout,
+    how: Sockets,
+    (name, hook): (&str, &str),
+) -> Result<OwnedFd> {
+    let (attach, id) = match how {
+        Sockets::Fexit => (bpf_attach_type::BPF_TRACE_FEXIT, layout.hook(hook)),
+        _ => {
+            let hook = layout.hook(&format!("btf_trace_{hook}"));
+            (bpf_attach_type::BPF_TRACE_RAW_TP, hook)
+        }
+    };
+    let id = id.with_context(|| format!("{hook}: this kernel has none"))?;
+    let loaded = object.load(name, Kind::tracing(attach, id));
+    loaded.map_err(|error| {
+        let said = error.to_string();
+        let (error, log) = said.split_once('\n').unwrap_or((&said, ""));
+        anyhow!("{hook}: {error}: {}", last_word(log))
+    })
 }
 
 /// The verifier's log is for `load-check`; its last words are enough here.
@@ -575,15 +582,15 @@ fn in_a_line(error: &ProgramError) -> String {
     else {
         return root_cause(error);
     };
-    let log = verifier_log.to_string();
+    format!("{io_error}: {}", last_word(&verifier_log.to_string()))
+}
+
+fn last_word(log: &str) -> &str {
     let said = log
         .lines()
         .rev()
         .find(|line| !VERIFIER_STATISTICS.iter().any(|s| line.starts_with(s)));
-    format!(
-        "{io_error}: {}",
-        said.unwrap_or("the kernel does not say why")
-    )
+    said.unwrap_or("the kernel does not say why")
 }
 
 const VERIFIER_STATISTICS: [&str; 4] =
@@ -616,15 +623,15 @@ pub fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
 
 /// Where the members of kernel structures are, if a program may read them. Without offsets no program tries:
 /// the verifier skips what can't be reached.
-fn readable_offsets() -> Result<(Offsets, Known)> {
-    let found = kernel::offsets().map_err(|error| {
+fn readable_layout() -> Result<Layout> {
+    let layout = Layout::read().map_err(|error| {
         anyhow!("no kernel type information (/sys/kernel/btf/vmlinux: {error})")
     })?;
     ensure!(
         reads_kernel_memory(),
         "the kernel's memory can't be read (lockdown)"
     );
-    Ok(found)
+    Ok(layout)
 }
 
 /// False only after a clear no, which confidentiality lockdown gives.
@@ -633,14 +640,24 @@ fn reads_kernel_memory() -> bool {
     is_helper_supported(ProgramType::KProbe, helper).unwrap_or(true)
 }
 
+/// The usual ones of [`SESSIONS`], where there are such links.
+fn load_sessions(object: &Bound, link: Link) -> Result<[Option<Session>; SESSIONS.len()]> {
+    let mut sessions = [const { None }; SESSIONS.len()];
+    if link == Link::Session {
+        for (session, name) in sessions.iter_mut().zip(SESSIONS).take(USUAL_SESSIONS) {
+            load_session(session, name, object)?;
+        }
+    }
+    Ok(sessions)
+}
+
 /// A session program, loaded if it was not needed before.
 fn load_session<'a>(
     session: &'a mut Option<Session>,
     name: &str,
-    object: Option<&Bound>,
+    object: &Bound,
 ) -> Result<&'a Session> {
     if session.is_none() {
-        let object = object.context("sessions have an object")?;
         let loaded = Session::load(object, name);
         *session = Some(loaded.with_context(|| format!("load the kernel program {name}"))?);
     }

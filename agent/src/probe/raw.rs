@@ -41,6 +41,15 @@ impl Kind {
         attach: bpf_attach_type::BPF_TRACE_UPROBE_SESSION as u32,
         ..Kind::UPROBE
     };
+
+    /// What hangs on one of the kernel's types.
+    pub fn tracing(attach: bpf_attach_type, hook: u32) -> Kind {
+        Kind {
+            program: bpf_prog_type::BPF_PROG_TYPE_TRACING,
+            attach: attach as u32,
+            hook,
+        }
+    }
 }
 
 /// How much the verifier says about a program.
@@ -186,6 +195,14 @@ fn load_types(types: &[u8]) -> io::Result<OwnedFd> {
     load.btf_size = types.len() as u32;
     // SAFETY: `types` is as long as it says, and outlives the call.
     unsafe { descriptor_of(bpf_cmd::BPF_BTF_LOAD, &mut attributes) }
+}
+
+/// Attaches a tracing program to what it was loaded for, until the link is dropped.
+pub fn attach(program: &OwnedFd) -> io::Result<OwnedFd> {
+    let mut attributes = zeroed();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: plain numbers, and no name; the command makes a descriptor.
+    unsafe { descriptor_of(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
 }
 
 /// What the kernel says of a program.
