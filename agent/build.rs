@@ -44,7 +44,8 @@ fn main() -> Result<()> {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").context("cargo sets OUT_DIR")?);
     let built = out.join("capture");
     let object = fs::read(&built).context("read the kernel programs")?;
-    let stripped = strip(&object).context("take the debug information out of the kernel programs")?;
+    let stripped =
+        strip(&object).context("take the debug information out of the kernel programs")?;
     fs::write(&built, stripped).context("write the kernel programs")
 }
 

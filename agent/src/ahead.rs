@@ -43,6 +43,8 @@ use crate::{
 pub struct Ahead {
     /// For people.
     pub path: String,
+    /// CMD can't begin without it. The others are guessed.
+    pub is_needed: bool,
     pub file: OwnedFd,
 }
 
@@ -90,10 +92,11 @@ const LIMIT: Duration = Duration::from_secs(2);
 
 /// Sends what can be opened.
 fn hand_over(program: &Program, socket: &OwnedFd) {
-    let mut paths = needed(program);
-    paths.extend(installed());
+    let needed = needed(program).into_iter().map(|path| (path, true));
+    let installed = installed().into_iter().map(|path| (path, false));
+    let mut paths: Vec<_> = needed.chain(installed).collect();
     let mut seen = BTreeSet::new();
-    paths.retain(|path| seen.insert(path.clone()));
+    paths.retain(|(path, _)| seen.insert(path.clone()));
     paths.truncate(FILES_MAX);
     // As root we would open what the user may not read.
     if let Some(user) = program.user()
@@ -101,7 +104,7 @@ fn hand_over(program: &Program, socket: &OwnedFd) {
     {
         return;
     }
-    for path in paths {
+    for (path, is_needed) in paths {
         let Ok(file) = open_regular(&path) else {
             continue;
         };
@@ -109,8 +112,8 @@ fn hand_over(program: &Program, socket: &OwnedFd) {
         if !is_local(&file).unwrap_or(false) {
             continue;
         }
-        let path = path.display().to_string();
-        while let Err(error) = half::send(socket, &path, &[file.as_fd()])
+        let named = (path.display().to_string(), is_needed);
+        while let Err(error) = half::send(socket, &named, &[file.as_fd()])
             && error.kind() == io::ErrorKind::WouldBlock
         {
             let _ = poll(&mut [PollFd::new(socket, PollFlags::OUT)], None);
@@ -130,8 +133,12 @@ fn receive_all(socket: &OwnedFd, files: &mut Vec<Ahead>) -> bool {
             Ok(_) => {}
         }
         match half::receive(socket) {
-            Ok(Received::Message(path, fds)) => {
-                files.extend(fds.into_iter().next().map(|file| Ahead { path, file }));
+            Ok(Received::Message((path, is_needed), fds)) => {
+                files.extend(fds.into_iter().next().map(|file| Ahead {
+                    path,
+                    is_needed,
+                    file,
+                }));
             }
             Ok(Received::Nothing) => {}
             Ok(Received::End) => return true,
@@ -448,7 +455,7 @@ mod tests {
 
     #[test]
     fn what_is_opened_can_be_read() {
-        for Ahead { path, file } in ahead(&named("sh")) {
+        for Ahead { path, file, .. } in ahead(&named("sh")) {
             let mut magic = [0; 4];
             rustix::io::pread(&file, &mut magic, 0).unwrap();
             assert_eq!(&magic, b"\x7fELF", "{path}");

@@ -290,7 +290,7 @@ struct Session<'a> {
     workers: Workers<FileId, Result<Library, Refusal>>,
     cache: Arc<Cache>,
     signatures: Arc<[Signature]>,
-    /// Own files that the half has not answered yet: CMD waits for them.
+    /// Files that CMD needs and the half has not answered yet: it waits for them.
     unanswered: HashSet<FileId>,
     filter_set: bool,
     /// Processes that the half has stopped, with their ids in our pid namespace.
@@ -500,6 +500,7 @@ impl<'a> Session<'a> {
         let command = self.command.as_ref().map(|command| command.child.pidfd());
         let command = command.map(readable).transpose()?;
         let located = readable(self.workers.fd())?;
+        self.locate_ahead()?;
         let mut ring = None;
         let mut empty_looks = 0;
         loop {
@@ -885,8 +886,7 @@ impl<'a> Session<'a> {
         for directory in std::mem::take(&mut self.watched.directories) {
             self.order(Order::Cgroup, Some(directory.into()))?;
         }
-        self.order(Order::Filter(wanted), None)?;
-        self.probe_ahead()
+        self.order(Order::Filter(wanted), None)
     }
 
     fn filter(&self) -> Filter {
@@ -926,19 +926,27 @@ impl<'a> Session<'a> {
         active.map(|(_, bit)| bit).sum()
     }
 
-    /// Located now and not when they were opened: what others wrote is parsed after the lock-in only.
-    fn probe_ahead(&mut self) -> Result<()> {
+    /// Located now and not when they were opened: what others wrote is parsed after the lock-in only. And not
+    /// later: the half is still loading its programs.
+    fn locate_ahead(&mut self) -> Result<()> {
         let Some(command) = &mut self.command else {
             return Ok(());
         };
         let mut inodes = HashSet::new();
-        for (number, Ahead { path, file }) in (1..).zip(std::mem::take(&mut command.ahead)) {
+        for (number, ahead) in (1..).zip(std::mem::take(&mut command.ahead)) {
+            let Ahead {
+                path,
+                is_needed,
+                file,
+            } = ahead;
             let stat = rustix::fs::fstat(&file)?;
             if !inodes.insert((stat.st_dev, stat.st_ino)) {
                 continue;
             }
             let id = OWN_FILE | number;
-            self.unanswered.insert(id);
+            if is_needed {
+                self.unanswered.insert(id);
+            }
             let file = Arc::new(file);
             let locating = Locating {
                 path,
@@ -977,8 +985,11 @@ impl<'a> Session<'a> {
         });
     }
 
-    /// Orders what was found.
+    /// Orders what was found, once the half knows who is watched.
     fn take_located(&mut self) -> Result<()> {
+        if self.shared.is_none() {
+            return Ok(());
+        }
         for (file, located) in self.workers.finished() {
             let Some(Locating { path, own }) = self.locating.remove(&file) else {
                 continue;

@@ -124,7 +124,16 @@ fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
 
 /// All processes that exist now.
 pub fn all_pids() -> Vec<u32> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
+    listed("/proc")
+}
+
+/// The threads that a process has now.
+pub fn threads(pid: u32) -> Vec<u32> {
+    listed(&format!("/proc/{pid}/task"))
+}
+
+fn listed(directory: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };
     entries

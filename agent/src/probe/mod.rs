@@ -41,7 +41,7 @@ use agent_ebpf::{
 use anyhow::{Context as _, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
+    process::{Pid, Resource, Rlimit, getrlimit, setpriority_process, setrlimit},
     time::ClockId,
 };
 
@@ -81,6 +81,8 @@ pub struct Options {
 /// undoes every link.
 pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     raise_descriptor_limit();
+    // Before there are threads: CMD and processes that are held wait for us.
+    let _ = setpriority_process(None, READER_NICE);
     rights::check()?;
     let dangers = danger::known();
     danger::check(&dangers)?;
@@ -231,12 +233,13 @@ const EXEC_STEP: Duration = Duration::from_millis(1);
 impl<'a> Half<'a> {
     fn new(kernel: Kernel, band: SideBand, socket: BorrowedFd<'a>) -> Result<Half<'a>> {
         let peer = rustix::net::sockopt::socket_peercred(socket)?;
-        // The thread that reads the ring. At full speed the ring holds 3 ms of one program's traffic: a
-        // reader that waits for its turn behind others loses what comes meanwhile. It needs 0.05 s of CPU
-        // for a GiB, so nobody waits for it. Refused without CAP_SYS_NICE: then as the others.
-        let _ = setpriority_process(Some(peer.pid), READER_NICE);
-        // Ourselves too, before there are threads: processes are held meanwhile.
-        let _ = setpriority_process(None, READER_NICE);
+        // Who reads the ring. At full speed the ring holds 3 ms of one program's traffic: a reader that waits
+        // for its turn behind others loses what comes meanwhile. It needs 0.05 s of CPU for a GiB, so nobody
+        // waits for it. And who looks for points, while CMD waits. Refused without CAP_SYS_NICE: then as the
+        // others.
+        for thread in facts::threads(peer.pid.as_raw_pid() as u32) {
+            let _ = setpriority_process(Pid::from_raw(thread as i32), READER_NICE);
+        }
         let own = [
             std::process::id(),
             std::os::unix::process::parent_id(),
@@ -1113,9 +1116,9 @@ impl<'a> Half<'a> {
     /// A file that the pipeline opened itself, as the user. False: it is known by another number.
     fn adopt(&mut self, id: FileId, fd: &OwnedFd) -> Result<bool> {
         let (fd, version) = file::named(fd)?;
-        if self.held.contains_key(&version) {
-            let why = "the file is known already".to_owned();
-            self.report(Report::Refused { file: id, why }, None);
+        // CMD was sooner: it maps the file, and waits for what was found in it.
+        if let Some(known) = self.held.get(&version).copied() {
+            self.report(Report::Same { file: id, known }, None);
             return Ok(false);
         }
         self.hold_file(id, fd, version, "", State::Asked);
