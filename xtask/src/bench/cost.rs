@@ -7,11 +7,13 @@ use serde::Serialize;
 
 use super::Bench;
 use super::agent::{Agent, Setup};
+use super::copy::CopyingPairs;
 use super::empty::EmptyPairs;
 use super::load::{Answer, Load, Order, Server};
 use super::report::{Check, Spread};
 
-const SIZES: [usize; 3] = [64, 1024, 16 * 1024];
+const LARGE: usize = 16 * 1024;
+const SIZES: [usize; 3] = [64, 1024, LARGE];
 const PACE: u64 = 1000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
@@ -22,6 +24,8 @@ enum Variant {
     Exported,
     /// The same at our own points.
     Own,
+    /// And a bare copy into a ring, of large calls.
+    Copy,
     Agent,
 }
 
@@ -73,6 +77,14 @@ impl Case {
         }
     }
 
+    fn pace(&self) -> &'static str {
+        match (self.via, self.pairs_per_second) {
+            (Via::Memory, None) => "full speed",
+            (Via::Memory, Some(_)) => "paced",
+            (Via::Loopback, _) => "loopback",
+        }
+    }
+
     /// A loopback client waits for its server, so only its CPU time says something about the probes.
     fn nanoseconds(&self, answer: &Answer) -> f64 {
         match self.via {
@@ -89,6 +101,7 @@ pub(super) struct Row {
     pub(super) bare: Option<Spread>,
     pub(super) exported: Option<Cost>,
     pub(super) own: Option<Cost>,
+    pub(super) copy: Option<Cost>,
     pub(super) agent: Option<Cost>,
     /// Added by the agent over added by the empty pair.
     pub(super) to_own: Option<f64>,
@@ -156,6 +169,7 @@ fn variants(bench: &Bench) -> Vec<Variant> {
     let mut variants = vec![Variant::Bare, Variant::Exported];
     if bench.own.is_some() {
         variants.push(Variant::Own);
+        variants.push(Variant::Copy);
     }
     if bench.agent.is_some() {
         variants.push(Variant::Agent);
@@ -172,7 +186,7 @@ fn play(
     to: &mut Vec<Sample>,
 ) -> Result<Result<()>> {
     let mut measure = |field: &mut Field| {
-        all_cases(field, bench.quick, |case, ns| {
+        all_cases(field, bench.quick, variant, |case, ns| {
             to.push(Sample {
                 round,
                 variant,
@@ -183,6 +197,17 @@ fn play(
     };
     let offsets = match variant {
         Variant::Bare => return measure(field).map(|_| Ok(())),
+        Variant::Copy => {
+            let own = bench.own.as_deref().unwrap_or_default();
+            let cpu = bench.ground.agent_cpu();
+            let probes = CopyingPairs::attach(&bench.libssl, own, cpu)?;
+            measure(field)?;
+            if let Err(error) = probes.prove() {
+                eprintln!("the copy alone, round {}: {error:#}", round + 1);
+                to.retain(|sample| (sample.round, sample.variant) != (round, variant));
+            }
+            return Ok(Ok(()));
+        }
         Variant::Exported => Some(&bench.exported),
         Variant::Own => bench.own.as_ref(),
         Variant::Agent => None,
@@ -199,9 +224,18 @@ fn play(
 }
 
 /// Returns how many bytes of plaintext were moved, the warm-ups included.
-fn all_cases(field: &mut Field, quick: bool, mut note: impl FnMut(usize, f64)) -> Result<u64> {
+fn all_cases(
+    field: &mut Field,
+    quick: bool,
+    variant: Variant,
+    mut note: impl FnMut(usize, f64),
+) -> Result<u64> {
     let mut moved = 0;
     for (i, case) in Case::all().into_iter().enumerate() {
+        // Its records have one size: small calls would fill the ring with nothing.
+        if variant == Variant::Copy && case.size != LARGE {
+            continue;
+        }
         let load = match case.via {
             Via::Memory => &mut field.memory,
             Via::Loopback => &mut field.loopback,
@@ -240,9 +274,10 @@ fn row(case: Case, index: usize, samples: &[Sample]) -> Row {
             added: Spread::of(added)?,
         })
     };
-    let (exported, own, agent) = (
+    let (exported, own, copy, agent) = (
         cost(Variant::Exported),
         cost(Variant::Own),
+        cost(Variant::Copy),
         cost(Variant::Agent),
     );
     Row {
@@ -250,6 +285,7 @@ fn row(case: Case, index: usize, samples: &[Sample]) -> Row {
         bare: Spread::of(values(&bare)),
         exported,
         own,
+        copy,
         agent,
         to_own: ratio(agent, own),
         to_exported: ratio(agent, exported),
@@ -281,15 +317,11 @@ impl Costs {
                     ("own point", to_own, 1.6),
                     ("exported functions", to_exported, 0.2),
                 ],
-                (Via::Memory, None, 16384) => vec![("exported functions", to_exported, 0.25)],
+                (Via::Memory, None, LARGE) => vec![("exported functions", to_exported, 0.25)],
                 (Via::Memory, Some(_), _) => vec![("exported functions", to_exported, 0.4)],
                 _ => continue,
             };
-            let pace = if case.pairs_per_second.is_some() {
-                "paced"
-            } else {
-                "full speed"
-            };
+            let pace = case.pace();
             for (place, measured, limit) in limits {
                 let claim = format!(
                     "added at {} B, {pace}: <= {limit} x the empty pair at the {place}",
@@ -299,6 +331,13 @@ impl Costs {
                     claim,
                     measured.map(|m| (format!("{m:.3} x"), m <= limit)),
                 ));
+            }
+        }
+        for row in self.rows.iter().filter(|row| row.case.size == LARGE) {
+            if let Some(floor) = ratio(row.copy, row.exported) {
+                let pace = row.case.pace();
+                let claim = format!("of that at 16384 B, {pace}: an empty pair and a bare copy");
+                checks.push(Check::note(claim, format!("{floor:.3} x")));
             }
         }
         let agent_ran = self.rows.iter().any(|row| row.agent.is_some());

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
-const BPF_TRACE_UPROBE_MULTI: u32 = 48;
+pub(super) const BPF_TRACE_UPROBE_MULTI: u32 = 48;
 const BPF_F_UPROBE_MULTI_RETURN: u32 = 1;
 /// `_IO('$', 0)`, `_IOW('$', 8, u32)`.
 const PERF_EVENT_IOC_ENABLE: libc::Ioctl = 0x2400;
@@ -27,7 +27,7 @@ const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
 const RETURN_ZERO: [u64; 2] = [0xb7, 0x95];
 
 #[derive(Clone, Copy)]
-enum Moment {
+pub(super) enum Moment {
     Entry,
     Return,
 }
@@ -55,7 +55,7 @@ impl EmptyPairs {
 
 /// One link for all entries and one for all returns; Linux 6.6.
 fn attach_multi(file: &Path, offsets: &[u64]) -> Result<Vec<OwnedFd>> {
-    let program = load_program(BPF_TRACE_UPROBE_MULTI)?;
+    let program = load_program(&RETURN_ZERO, BPF_TRACE_UPROBE_MULTI)?;
     let entry = link(&program, file, offsets, Moment::Entry)?;
     let exit = link(&program, file, offsets, Moment::Return)?;
     Ok(vec![program, entry, exit])
@@ -63,7 +63,7 @@ fn attach_multi(file: &Path, offsets: &[u64]) -> Result<Vec<OwnedFd>> {
 
 /// One perf event per probe: every kernel.
 fn attach_each(file: &Path, offsets: &[u64]) -> Result<Vec<OwnedFd>> {
-    let program = load_program(0)?;
+    let program = load_program(&RETURN_ZERO, 0)?;
     let mut descriptors = Vec::new();
     for &offset in offsets {
         for moment in [Moment::Entry, Moment::Return] {
@@ -91,17 +91,17 @@ struct ProgLoad {
     expected_attach_type: u32,
 }
 
-fn load_program(expected_attach_type: u32) -> Result<OwnedFd> {
+pub(super) fn load_program(code: &[u64], expected_attach_type: u32) -> Result<OwnedFd> {
     let request = ProgLoad {
         prog_type: BPF_PROG_TYPE_KPROBE,
-        insn_cnt: RETURN_ZERO.len() as u32,
-        insns: RETURN_ZERO.as_ptr() as u64,
+        insn_cnt: code.len() as u32,
+        insns: code.as_ptr() as u64,
         license: c"GPL".as_ptr() as u64,
         expected_attach_type,
         ..ProgLoad::default()
     };
-    // SAFETY: instructions and licence are statics, and the other pointers are null.
-    unsafe { bpf(BPF_PROG_LOAD, &request) }.context("loading the empty program")
+    // SAFETY: the licence is a static, `code` outlives the call, and the other pointers are null.
+    unsafe { bpf(BPF_PROG_LOAD, &request) }.context("loading a program")
 }
 
 #[repr(C)]
@@ -120,7 +120,12 @@ struct LinkUprobeMulti {
     padding: u32,
 }
 
-fn link(program: &OwnedFd, file: &Path, offsets: &[u64], moment: Moment) -> Result<OwnedFd> {
+pub(super) fn link(
+    program: &OwnedFd,
+    file: &Path,
+    offsets: &[u64],
+    moment: Moment,
+) -> Result<OwnedFd> {
     let path = CString::new(file.as_os_str().as_bytes())?;
     let request = LinkUprobeMulti {
         prog_fd: program.as_raw_fd() as u32,
@@ -145,7 +150,7 @@ fn link(program: &OwnedFd, file: &Path, offsets: &[u64], moment: Moment) -> Resu
 
 /// # Safety
 /// `T` is a prefix of `union bpf_attr` for this command without padding, and its pointers are valid during the call.
-unsafe fn bpf<T>(command: libc::c_int, request: &T) -> io::Result<OwnedFd> {
+pub(super) unsafe fn bpf<T>(command: libc::c_int, request: &T) -> io::Result<OwnedFd> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes from `request`; the rest is the caller's promise.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, command, request, size_of::<T>()) };
     owned(fd)

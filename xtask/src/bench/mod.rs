@@ -2,6 +2,7 @@
 //! `cargo xtask bench redact`.
 
 mod agent;
+mod copy;
 mod cost;
 mod empty;
 mod footprint;

@@ -165,19 +165,20 @@ impl Report {
     }
 }
 
-const HEADINGS: [&str; 8] = [
+const HEADINGS: [&str; 9] = [
     "",
     "bytes",
     "bare",
     "+ empty, exported",
     "+ empty, own point",
+    "+ copy alone",
     "+ agent",
     "of own",
     "of exported",
 ];
 
 fn cost_table(costs: &Costs) -> String {
-    let mut rows: Vec<[String; 8]> = vec![HEADINGS.map(str::to_owned)];
+    let mut rows: Vec<[String; 9]> = vec![HEADINGS.map(str::to_owned)];
     for row in &costs.rows {
         rows.push([
             label(&row.case).to_owned(),
@@ -185,6 +186,7 @@ fn cost_table(costs: &Costs) -> String {
             spread(row.bare),
             spread(row.exported.map(|c| c.added)),
             spread(row.own.map(|c| c.added)),
+            spread(row.copy.map(|c| c.added)),
             spread(row.agent.map(|c| c.added)),
             times(row.to_own),
             times(row.to_exported),
