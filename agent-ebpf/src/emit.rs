@@ -1,6 +1,6 @@
 //! Reserve, fill, submit; and count and place what could not be sent.
 
-use core::{ffi::c_void, ptr};
+use core::{ffi::c_void, mem::offset_of, ptr};
 
 use agent_ebpf::{
     Data, Direction, Freed, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX,
@@ -62,6 +62,8 @@ pub fn call(thread: *mut Thread) {
         let len = get!(thread, call.position);
         (*thread).full = (len - 1) / RECORD_MAX;
         (*thread).tail = len - (len - 1) / RECORD_MAX * RECORD_MAX;
+        (*thread).copied = opaque(0);
+        (*thread).missed = opaque(0);
         let mut i = 0;
         while i < RECORDS_PER_CALL {
             if i >= get!(thread, full) {
@@ -74,11 +76,13 @@ pub fn call(thread: *mut Thread) {
             };
             if record.is_null() {
                 lose(thread, get!(thread, call.position) - i * RECORD_MAX);
+                count_full(thread);
                 return;
             }
             copy::<false>(thread, record, RECORD_MAX, i);
             i += 1;
         }
+        count_full(thread);
         if get!(thread, full) >= RECORDS_PER_CALL {
             cut(thread);
             return;
@@ -703,8 +707,21 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         {
             (*data).handle = kept.get();
         }
-        if failure != 0 {
-            let gap: *mut Gap = record.cast();
+        let gap: *mut Gap = record.cast();
+        if !TAIL {
+            // Without a branch, and counted behind the loop: what is walked on two ways here is walked on both
+            // to the end of the loop, and that is most of the verifier's work.
+            let missed = opaque(failure as u64 >> 63);
+            let copied = opaque(missed ^ 1);
+            (*gap).head.kind =
+                (u64::from(kind::DATA) * copied + u64::from(kind::GAP) * missed) as u16;
+            (*gap).head.len = (RECORD_MAX * copied) as u32;
+            (*gap).length = get!(thread, socket) * copied + RECORD_MAX * missed;
+            (*gap).cause =
+                get!(thread, call.cookie) * copied + u64::from(cause::COPY_FAULT) * missed;
+            (*thread).copied = get!(thread, copied) + copied;
+            (*thread).missed = get!(thread, missed) + missed;
+        } else if failure != 0 {
             (*gap).head.kind = kind::GAP;
             (*gap).head.len = 0;
             (*gap).length = len!();
@@ -724,6 +741,27 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         generated::bpf_ringbuf_submit(record.cast(), flags);
     }
 }
+
+/// Counts what became of the full records of a call.
+#[inline(always)]
+unsafe fn count_full(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value.
+    unsafe {
+        if get!(thread, copied) != 0 {
+            count(counter::RECORDS, get!(thread, copied));
+        }
+        if get!(thread, missed) != 0 {
+            let lost = get!(thread, missed) * RECORD_MAX;
+            count(counter::LOST + cause::COPY_FAULT as usize, lost);
+        }
+    }
+}
+
+/// The fields of a gap lie where those of data do that a gap has not.
+const _: () = {
+    assert!(offset_of!(Gap, length) == offset_of!(Data, socket));
+    assert!(offset_of!(Gap, cause) == offset_of!(Data, cookie));
+};
 
 #[inline(always)]
 unsafe fn fill_gap(thread: *mut Thread, gap: *mut Gap, offset: u64, length: u64, cause: u16) {

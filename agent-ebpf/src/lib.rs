@@ -517,6 +517,9 @@ pub struct Thread {
     /// verifier.
     pub full: u64,
     pub tail: u64,
+    /// Full records of the call that were copied, and those whose page was away.
+    pub copied: u64,
+    pub missed: u64,
     pub socket: u64,
     /// Bytes since the ring's level was looked at for this thread.
     pub unchecked: u64,

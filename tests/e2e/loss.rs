@@ -136,7 +136,7 @@ fn userfaultfd_victim() {
     let Some(lab) = Lab::with("userfaultfd_victim", &["cc"]) else {
         return;
     };
-    victim(&lab, "uffd", 1);
+    victim(&lab, "uffd", 1, 0, 6000);
 }
 
 #[test]
@@ -144,11 +144,21 @@ fn paged_out_victim() {
     let Some(lab) = Lab::with("paged_out_victim", &["cc"]) else {
         return;
     };
-    victim(&lab, "pageout", 5);
+    victim(&lab, "pageout", 5, 0, 6000);
 }
 
+/// Of a call of several records the one that the page is in, and none of the others.
+#[test]
+fn large_victim() {
+    let Some(lab) = Lab::with("large_victim", &["cc"]) else {
+        return;
+    };
+    victim(&lab, "large", 1, 64 << 10, 64 << 10);
+}
+
+/// `count` calls lose `length` bytes, which begin `at` bytes behind their start.
 #[track_caller]
-fn victim(lab: &Lab, kind: &'static str, count: usize) {
+fn victim(lab: &Lab, kind: &'static str, count: usize, at: u64, length: u64) {
     let run = lab.agent().run(argv![lab.compiled("victim"), kind]);
     if run.end == End::Code(77) {
         return skip(kind, "the kernel does not take the pages away");
@@ -170,12 +180,12 @@ fn victim(lab: &Lab, kind: &'static str, count: usize) {
         .collect();
     // Turns 5, 15, … have written 6000 bytes each and every earlier victim 6000 more.
     let expected: Vec<_> = (0..count as u64)
-        .map(|n| ((6 + 10 * n + n) * 6000, "copy_fault", 6000))
+        .map(|n| ((6 + 10 * n + n) * 6000 + at, "copy_fault", length))
         .collect();
     assert_eq!(gaps, expected);
     assert_eq!(
         records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["copy_fault"],
-        6000 * count
+        length * count as u64
     );
 }
 
