@@ -231,10 +231,11 @@ mod tests {
         super::{
             Instruction,
             image::{
-                Piece::{self, Bytes, Call, Source},
-                image, offset_of, without_unwind,
+                Piece::{self, Bytes, Call, Text},
+                SOURCE, image, offset_of, without_unwind,
             },
             locate,
+            tests::flip_bits,
         },
         *,
     };
@@ -252,7 +253,7 @@ mod tests {
         0x48, 0x8b, 0x88, 0x88, 0, 0, 0, 0x48, 0x01, 0x98, 0x80, 0, 0, 0, 0x48, 0x89, 0x88, 0x88,
         0, 0, 0,
     ]);
-    const FILE: Piece = Source(&[0x48, 0x8d, 0x0d]);
+    const FILE: Piece = Text(&[0x48, 0x8d, 0x0d], SOURCE);
     const ERROR: Piece = Call(".error");
 
     /// mov $16,%edi; xor %esi,%esi; mov reason,%edx; mov line,%r8d
@@ -569,25 +570,10 @@ mod tests {
 
     #[test]
     fn no_flipped_bits_panic() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
-        for whole in [image(&functions()), without_unwind(image(&functions()))] {
-            for _ in 0..5_000 {
-                let mut file = whole.clone();
-                for _ in 0..=random(4) {
-                    let at = random(file.len());
-                    file[at] = random(256) as u8;
-                }
-                // Whatever is proposed begins a function of the image.
-                for point in locate(&file).iter().flat_map(|found| &found.points) {
-                    assert!((point.function_offset - offset_of(0)).is_multiple_of(0x100));
-                }
-            }
-        }
+        let files = [image(&functions()), without_unwind(image(&functions()))];
+        // Whatever is proposed begins a function of the image.
+        flip_bits(&files, 5_000, |_, point| {
+            assert!((point.function_offset - offset_of(0)).is_multiple_of(0x100));
+        });
     }
 }

@@ -31,10 +31,13 @@ const POINTERS_MAX: usize = 16 << 10;
 /// Longest name of a source file, and copies of one.
 const STRING_MAX: usize = 256;
 const STRINGS_MAX: usize = 4;
-/// Places that load the address of one of them. BoringSSL has 73.
+/// Places that load the address of one of them. BoringSSL has 73, OpenSSL 300.
 const LOADS_MAX: usize = 4096;
 /// The longest instruction that does: `lea x(%rip),%rcx`.
 const LOAD: usize = 7;
+/// A direct call, and what compilers make functions begin at a multiple of.
+const CALL_SIZE: usize = 5;
+const ALIGNMENT: u64 = 16;
 /// A function with more references than this has too many callers for any rule.
 const REFERENCES_MAX: usize = 64;
 /// Linkers make two or three segments of notes, of some hundred bytes.
@@ -49,6 +52,8 @@ pub(super) struct Elf<'a> {
     /// Bytes that may still be read.
     budget: Cell<u64>,
     segments: Vec<Segment>,
+    /// It is loaded at the addresses that it was linked for.
+    is_fixed: bool,
     /// Address and size of `.eh_frame_hdr`.
     unwind: Option<(u64, u64)>,
     /// Offset and size of the notes.
@@ -117,6 +122,7 @@ impl<'a> Elf<'a> {
             size,
             budget: Cell::new(BUDGET),
             segments: Vec::new(),
+            is_fixed: false,
             unwind: None,
             notes: Vec::new(),
             symbols: Vec::new(),
@@ -125,6 +131,7 @@ impl<'a> Elf<'a> {
         };
 
         let header = elf.header()?;
+        elf.is_fixed = header.e_type.get(LE) == elf::ET_EXEC;
         elf.read_program_headers(&header)?;
         elf.read_section_headers(&header)?;
         Ok(elf)
@@ -731,16 +738,22 @@ impl<'a> Elf<'a> {
         Ok(answer)
     }
 
+    /// Where read-only data is. Linkers put it into a segment of its own, or all of it in front of or behind the code.
+    fn constants(&self) -> impl Iterator<Item = &Segment> {
+        let read_only = self
+            .segments
+            .iter()
+            .filter(|segment| !segment.is_writable());
+        let is_apart = read_only.clone().any(|segment| !segment.is_code());
+        read_only.filter(move |segment| !is_apart || !segment.is_code())
+    }
+
     /// Addresses of the strings in read-only memory that end like this.
     pub(super) fn strings_ending(&self, tail: &[u8]) -> Result<Vec<u64>, Refusal> {
         let tail = [tail, b"\0"].concat();
         let finder = memmem::Finder::new(&tail);
         let mut ends = Vec::new();
-        for segment in self
-            .segments
-            .iter()
-            .filter(|segment| !segment.is_writable())
-        {
+        for segment in self.constants() {
             let range = segment.offset..segment.offset + segment.size;
             self.windows(range, tail.len() - 1, |offset, window| {
                 ends.extend(
@@ -861,19 +874,37 @@ impl<'a> Elf<'a> {
         Ok(Some(words.map(|word| word.get(LE))))
     }
 
+    /// The string that begins at an address in read-only memory; `None` if it is longer than `max` or not there.
+    pub(super) fn string(&self, address: u64, max: usize) -> Result<Option<Vec<u8>>, Refusal> {
+        let mut segments = self.segments.iter();
+        let Some(segment) = segments.find(|segment| {
+            !segment.is_writable() && segment.contains(&(address..address.saturating_add(1)))
+        }) else {
+            return Ok(None);
+        };
+        let at = address - segment.address;
+        let size = min(segment.size - at, max as u64 + 1) as usize;
+        let mut text = self.read(segment.offset + at, size)?;
+        Ok(memchr::memchr(0, &text).map(|end| {
+            text.truncate(end);
+            text
+        }))
+    }
+
     pub(super) fn is_code(&self, address: u64) -> bool {
         let mut segments = self.segments.iter();
         segments.any(|segment| segment.is_code() && segment.contains(&(address..address)))
     }
 
-    /// Addresses in code where the bytes of an instruction stand that moves one of `targets` into rcx or rdx, and
-    /// which one. Not only instructions are looked at: what is found has to be decoded.
+    /// Addresses in code where the bytes of an instruction stand that moves one of `targets` into rcx, rdx or rdi,
+    /// and which one. Not only instructions are looked at: what is found has to be decoded.
     pub(super) fn loads(&self, targets: &[u64]) -> Result<Vec<(u64, u64)>, Refusal> {
-        // mov x,%ecx and mov x,%edx, where addresses are known at link time and small.
+        // mov x,%ecx and the like, where addresses are known at link time and small.
         let moves: Vec<_> = targets
             .iter()
+            .filter(|_| self.is_fixed)
             .filter_map(|&target| Some((target, u32::try_from(target).ok()?.to_le_bytes())))
-            .flat_map(|(target, bytes)| [0xb9, 0xba].map(|opcode| (target, opcode, bytes)))
+            .flat_map(|(target, bytes)| [0xb9, 0xba, 0xbf].map(|opcode| (target, opcode, bytes)))
             .map(|(target, opcode, [a, b, c, d])| (target, [opcode, a, b, c, d]))
             .collect();
         let moves: Vec<_> = moves
@@ -887,7 +918,7 @@ impl<'a> Elf<'a> {
             self.windows(text, LOAD - 1, |offset, window| {
                 let start = segment.address + (offset - segment.offset);
                 for at in leas.find_iter(window) {
-                    let Some([_, _, 0x0d | 0x15, distance @ ..]) =
+                    let Some([_, _, 0x0d | 0x15 | 0x3d, distance @ ..]) =
                         window[at..].first_chunk::<LOAD>()
                     else {
                         continue;
@@ -915,6 +946,46 @@ impl<'a> Elf<'a> {
             return Err(Refusal::Malformed("one address again and again"));
         }
         Ok(loads)
+    }
+
+    /// Where direct calls lead to, if that is not farther than `reach` from one of the places `near`, which are sorted.
+    /// All positions are looked at, not only instructions; what is found is where functions of usual compilers begin.
+    pub(super) fn called(&self, near: &[u64], reach: u64) -> Result<Vec<u64>, Refusal> {
+        const CALL: u8 = 0xe8;
+        let is_near = |target: u64| {
+            let behind = near.partition_point(|place| *place < target);
+            let places = near[behind.saturating_sub(1)..].iter().take(2);
+            places
+                .into_iter()
+                .any(|place| place.abs_diff(target) <= reach)
+        };
+        let mut called = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.is_code()) {
+            let text = segment.offset..segment.offset + segment.size;
+            self.windows(text, CALL_SIZE - 1, |offset, window| {
+                let start = segment.address + (offset - segment.offset);
+                for at in memchr::memchr_iter(CALL, window) {
+                    let Some([_, distance @ ..]) = window[at..].first_chunk::<CALL_SIZE>() else {
+                        break;
+                    };
+                    let end = start.wrapping_add((at + CALL_SIZE) as u64);
+                    let target = end.wrapping_add_signed(i32::from_le_bytes(*distance).into());
+                    if target.is_multiple_of(ALIGNMENT) && is_near(target) {
+                        called.push(target);
+                    }
+                }
+                match called.len() {
+                    0..=POINTERS_MAX => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            })?;
+        }
+        if called.len() > POINTERS_MAX {
+            return Err(Refusal::Malformed("one address again and again"));
+        }
+        called.sort_unstable();
+        called.dedup();
+        Ok(called)
     }
 
     /// The code around `address`, as much as there is of `before` and `after`: address, file offset, bytes.

@@ -16,13 +16,15 @@ use super::{
 /// A probe further behind the entry than this is refused: no prologue needs it.
 const DISTANCE_MAX: usize = 11;
 /// Where functions have no unwind entries, their code is looked for this far.
-const REACH: u64 = 8 << 10;
+pub(super) const REACH: u64 = 8 << 10;
 const INSTRUCTIONS_MAX: usize = 4096;
 /// push %rbp; mov %rsp,%rbp
 const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
 const ALIGNMENT: u64 = 16;
 /// The arguments of a call are set this near to each other.
 const ARGUMENTS_AROUND: usize = 8;
+/// The calls that belong together are this near to each other.
+const CALLS_AROUND: usize = 32;
 /// Argument registers of the System V calling convention, in order.
 pub(super) const ARGUMENTS: [Register; 6] = [
     Register::RDI,
@@ -33,11 +35,19 @@ pub(super) const ARGUMENTS: [Register; 6] = [
     Register::R9,
 ];
 
+#[derive(Clone)]
 pub(super) struct Function {
     pub(super) address: u64,
     pub(super) offset: u64,
     code: Vec<u8>,
     instructions: Vec<Decoded>,
+}
+
+/// A call, and what it is given.
+pub(super) struct Passed {
+    pub(super) target: Option<Target>,
+    /// In the order of [`ARGUMENTS`], as far as the code before it sets them to numbers or addresses.
+    pub(super) arguments: [Option<u64>; ARGUMENTS.len()],
 }
 
 /// Where the probe of a function belongs.
@@ -124,6 +134,27 @@ impl Function {
             return Ok(None);
         };
         Ok(Self::trace(start, offset, &code))
+    }
+
+    /// The function that `address` is in, where these are the addresses that functions begin at, sorted.
+    pub(super) fn among(
+        elf: &Elf<'_>,
+        entries: &[u64],
+        address: u64,
+    ) -> Result<Option<Self>, Refusal> {
+        let behind = entries.partition_point(|entry| *entry <= address);
+        let Some(&entry) = behind.checked_sub(1).and_then(|at| entries.get(at)) else {
+            return Ok(None);
+        };
+        let end = entries.get(behind).map_or(REACH, |next| next - entry);
+        if address - entry > REACH {
+            return Ok(None);
+        }
+        let Some((start, offset, code)) = elf.code_around(entry, 0, end.min(REACH))? else {
+            return Ok(None);
+        };
+        let function = Self::trace(start, offset, &code);
+        Ok(function.filter(|function| function.at(address).is_some()))
     }
 
     /// What control reaches from an entry, as long as it stays in `code`. `None` if that isn't code, or if two
@@ -239,6 +270,56 @@ impl Function {
             Mnemonic::Mov => setter.try_immediate(1).ok(),
             _ => is_zeroing(setter).then_some(0),
         }
+    }
+
+    /// The next calls, `count` or less, from the straight piece of code around `address` on.
+    pub(super) fn calls_from(&self, address: u64, count: usize) -> Vec<Passed> {
+        let mut calls = Vec::new();
+        let Some(middle) = self.at(address) else {
+            return calls;
+        };
+        let is_straight = |instruction: &&Decoded| instruction.flow_control() == FlowControl::Next;
+        let before = self.instructions[..middle].iter().rev();
+        let before = before.take(ARGUMENTS_AROUND).take_while(is_straight);
+        let mut number = middle - before.count();
+        let mut factory = InstructionInfoFactory::new();
+        let mut arguments = [None; ARGUMENTS.len()];
+        for _ in 0..CALLS_AROUND {
+            let Some(instruction) = self.instructions.get(number) else {
+                break;
+            };
+            number += 1;
+            match instruction.flow_control() {
+                FlowControl::Next => {}
+                FlowControl::Call | FlowControl::IndirectCall => {
+                    calls.push(Passed {
+                        target: branch_target(instruction),
+                        arguments: std::mem::take(&mut arguments),
+                    });
+                    if calls.len() == count {
+                        break;
+                    }
+                    continue;
+                }
+                // Compilers share the end of pieces that are alike.
+                FlowControl::UnconditionalBranch => {
+                    match self.at(instruction.near_branch_target()) {
+                        Some(target) => number = target,
+                        None => break,
+                    }
+                    continue;
+                }
+                _ => break,
+            }
+            for used in factory.info(instruction).used_registers() {
+                let register = used.register().full_register();
+                let argument = ARGUMENTS.iter().position(|argument| *argument == register);
+                if let (Some(argument), true) = (argument, writes(used.access())) {
+                    arguments[argument] = value(instruction);
+                }
+            }
+        }
+        calls
     }
 
     /// Does it move a span forward that is in an object: 64-bit fields side by side, both read and written?
@@ -532,6 +613,18 @@ pub(super) fn forwards(
         }
     }
     Ok(false)
+}
+
+/// The number or address that an instruction sets its first operand to.
+fn value(instruction: &Decoded) -> Option<u64> {
+    match instruction.mnemonic() {
+        _ if instruction.op0_register().size() < 4 => None,
+        Mnemonic::Lea if instruction.is_ip_rel_memory_operand() => {
+            Some(instruction.ip_rel_memory_address())
+        }
+        Mnemonic::Mov => instruction.try_immediate(1).ok(),
+        _ => is_zeroing(instruction).then_some(0),
+    }
 }
 
 fn branch_target(instruction: &Decoded) -> Option<Target> {

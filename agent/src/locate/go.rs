@@ -345,6 +345,7 @@ mod tests {
                 go_image, offset_of,
             },
             locate,
+            tests::flip_bits,
         },
         *,
     };
@@ -560,23 +561,9 @@ mod tests {
 
     #[test]
     fn no_flipped_bits_panic() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
         let whole = go_image(&functions(), "go1.24.4");
-        for _ in 0..20_000 {
-            let mut file = whole.clone();
-            for _ in 0..=random(4) {
-                let at = random(file.len());
-                file[at] = random(256) as u8;
-            }
-            for point in locate(&file).iter().flat_map(|found| &found.points) {
-                assert_eq!(file[point.offset as usize..][..16], point.bytes);
-            }
-        }
+        flip_bits(&[whole], 20_000, |file, point| {
+            assert_eq!(file[point.offset as usize..][..16], point.bytes);
+        });
     }
 }

@@ -11,18 +11,19 @@ pub(crate) const BASE: u64 = 0x40_0000;
 const CODE: u64 = 0x200;
 /// Room for one function.
 const SLOT: u64 = 0x100;
-/// What [`Piece::Source`] names.
+/// A string that is in each image.
 pub(crate) const SOURCE: &str = "vendor/boringssl/ssl/ssl_lib.cc";
 
 /// A piece of a function.
+#[derive(Clone, Copy)]
 pub(crate) enum Piece {
     Bytes(&'static [u8]),
     Call(&'static str),
     Jump(&'static str),
     /// `jmp *x(%rip)` through the GOT.
     JumpThrough(&'static str),
-    /// These bytes and the distance to [`SOURCE`]: `lea x(%rip),…`.
-    Source(&'static [u8]),
+    /// These bytes and the distance to a string: `lea x(%rip),…`.
+    Text(&'static [u8], &'static str),
 }
 
 /// A program of `functions`, in this order. Names that begin with a dot get no symbol.
@@ -41,7 +42,20 @@ pub(crate) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     let relocations = got + count * 8;
     let dynamic = relocations + count * 24;
     let source = dynamic + 3 * 16;
-    let symbols = (source + 1 + SOURCE.len() as u64 + 1).next_multiple_of(8);
+    let mut texts = vec![SOURCE];
+    for piece in functions.iter().flat_map(|(_, pieces)| *pieces) {
+        if let Piece::Text(_, text) = piece
+            && !texts.contains(text)
+        {
+            texts.push(text);
+        }
+    }
+    let text_at = |wanted: &str| {
+        let before = texts.iter().take_while(|text| **text != wanted);
+        source + 1 + before.map(|text| text.len() as u64 + 1).sum::<u64>()
+    };
+    let texts_size: u64 = texts.iter().map(|text| text.len() as u64 + 1).sum();
+    let symbols = (source + 1 + texts_size).next_multiple_of(8);
 
     let mut code = Vec::new();
     let mut sizes = Vec::new();
@@ -53,7 +67,7 @@ pub(crate) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
                     code.extend_from_slice(bytes);
                     continue;
                 }
-                Piece::Source(opcode) => (opcode, BASE + source + 1),
+                Piece::Text(opcode, text) => (opcode, BASE + text_at(text)),
                 Piece::Call(name) => (&[0xe8], address(name)),
                 Piece::Jump(name) => (&[0xe9], address(name)),
                 Piece::JumpThrough(name) => (
@@ -143,8 +157,10 @@ pub(crate) fn image(functions: &[(&'static str, &[Piece])]) -> Vec<u8> {
     ] {
         file.extend_from_slice(&word.to_le_bytes());
     }
-    file.push(0);
-    file.extend_from_slice(SOURCE.as_bytes());
+    for text in &texts {
+        file.push(0);
+        file.extend_from_slice(text.as_bytes());
+    }
     file.resize(symbols as usize, 0);
     file.extend_from_slice(&table);
     file.extend_from_slice(&strings);

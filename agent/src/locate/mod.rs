@@ -20,6 +20,7 @@ mod pclntab;
 mod rustls;
 mod s2n;
 mod signature;
+mod unnamed;
 mod wolfssl;
 
 use std::{io, os::fd::BorrowedFd};
@@ -366,18 +367,41 @@ mod tests {
         all.iter().map(|functions| image(functions)).collect()
     }
 
-    /// Files with a library, changed in all ways: none makes us panic or search for long, and what is still found
-    /// is what its own functions prove.
-    #[test]
-    fn ten_thousand_changed_files() {
-        let libraries = libraries();
-        let mut seed = 0x2545_f491_4f6c_dd1d_u64;
-        let mut random = |below: usize| {
+    /// Asks for what is in `files` with some of their bytes changed. Nobody may panic; what is still found is for
+    /// `judge`, with the file that it is in.
+    pub(super) fn flip_bits(files: &[Vec<u8>], times: usize, judge: impl Fn(&[u8], &Point)) {
+        let mut random = random(0x9e37_79b9_7f4a_7c15);
+        for whole in files {
+            for _ in 0..times {
+                let mut file = whole.clone();
+                for _ in 0..=random(4) {
+                    let at = random(file.len());
+                    file[at] = random(256) as u8;
+                }
+                for point in locate(&file).iter().flat_map(|found| &found.points) {
+                    judge(&file, point);
+                }
+            }
+        }
+    }
+
+    /// Numbers below what is asked for, always the same.
+    fn random(mut seed: u64) -> impl FnMut(usize) -> usize {
+        move |below| {
             seed ^= seed << 13;
             seed ^= seed >> 7;
             seed ^= seed << 17;
             (seed % below as u64) as usize
-        };
+        }
+    }
+
+    /// Files with a library, changed in all ways: none makes us panic or search for long, and what is still found
+    /// is what its own functions prove.
+    #[test]
+    fn ten_thousand_changed_files() {
+        let mut libraries = libraries();
+        libraries.extend(unnamed::tests::images());
+        let mut random = random(0x2545_f491_4f6c_dd1d);
         let edges = [0, 1, 0x7f, 0x80, 0xff];
         let (mut hits, mut longest) = (0, Duration::ZERO);
         for number in 0..10_000 {

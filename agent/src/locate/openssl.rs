@@ -17,6 +17,7 @@ use super::{
     carrier::{self, Carrier, Entry, addresses, arguments, callers, entries},
     elf::{Elf, Symbol, Target},
     function::linkage,
+    unnamed,
 };
 
 #[rustfmt::skip]
@@ -29,8 +30,8 @@ const EXPORTS: [Carrier; 7] = [
     ("SSL_write_ex2",        Direction::Sent,     Shape::OutFifth),
     ("SSL_write_early_data", Direction::Sent,     Shape::OutFourth),
 ];
-const READ_INTERNAL: &str = "ssl_read_internal";
-const WRITE_INTERNAL: &str = "ssl_write_internal";
+pub(super) const READ_INTERNAL: &str = "ssl_read_internal";
+pub(super) const WRITE_INTERNAL: &str = "ssl_write_internal";
 /// All versions and relatives; BoringSSL has no `SSL_ctrl`. `SSL_connect` and `SSL_accept` lead into
 /// `SSL_do_handshake`, and `SSL_set_fd` and the like into the functions that set a transport.
 #[rustfmt::skip]
@@ -51,7 +52,7 @@ const PEEKS: [&str; 2] = ["SSL_peek", "SSL_peek_ex"];
 /// Its relatives have no such function.
 const BORINGSSL_ONLY: &str = "SSL_CTX_set_grease_enabled";
 /// `BIO_f_ssl`'s read or write, and one more for builds that split a caller into a hot and a cold part.
-const OTHER_CALLERS_MAX: usize = 2;
+pub(super) const OTHER_CALLERS_MAX: usize = 2;
 /// The version text is among the read-only data, before the unwind tables.
 const VERSION_SEARCH_MAX: u64 = 128 << 20;
 
@@ -66,7 +67,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     let carries =
         |entries: &[Entry], direction| entries.iter().any(|entry| entry.direction == direction);
     if !carries(&exports, Direction::Received) || !carries(&exports, Direction::Sent) {
-        return Err(Refusal::NoLibrary);
+        return unnamed::locate(elf);
     }
     if wraps_gnutls(elf, &exports)? {
         return Err(Refusal::NoLibrary);
@@ -297,7 +298,7 @@ fn independent(
 }
 
 /// `3.0.19` of `OpenSSL 3.0.19 27 Jan 2026`. The libssl of 3.0 and later doesn't say it.
-fn version(elf: &Elf<'_>) -> Result<Option<String>, Refusal> {
+pub(super) fn version(elf: &Elf<'_>) -> Result<Option<String>, Refusal> {
     elf.search(b"OpenSSL ", 40, VERSION_SEARCH_MAX, |text| {
         let end = text.iter().position(|&byte| byte == 0)?;
         let words: Vec<_> = str::from_utf8(&text[..end])
@@ -329,6 +330,7 @@ mod tests {
                 Piece::{self, Bytes, Call, Jump, JumpThrough},
                 image, offset_of,
             },
+            tests::flip_bits,
         },
         *,
     };
@@ -714,23 +716,7 @@ mod tests {
 
     #[test]
     fn no_flipped_bits_panic() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
-        for whole in [image(&old()), image(&new())] {
-            for _ in 0..20_000 {
-                let mut file = whole.clone();
-                for _ in 0..=random(4) {
-                    let at = random(file.len());
-                    file[at] = random(256) as u8;
-                }
-                let _ = super::super::locate(&file);
-            }
-        }
+        flip_bits(&[image(&old()), image(&new())], 20_000, |_, _| {});
     }
 
     impl ReadAt for File {

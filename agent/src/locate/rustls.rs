@@ -270,7 +270,7 @@ fn takes_a_message(function: &Function) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Instruction, locate},
+        super::{Instruction, locate, tests::flip_bits},
         *,
     };
 
@@ -558,25 +558,10 @@ mod tests {
 
     #[test]
     fn no_flipped_bits_panic() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = |below: usize| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            (seed % below as u64) as usize
-        };
-        for whole in [program().image(false), program().image(true)] {
-            for _ in 0..5_000 {
-                let mut file = whole.clone();
-                for _ in 0..=random(4) {
-                    let at = random(file.len());
-                    file[at] = random(256) as u8;
-                }
-                // Whatever is proposed lies in code, and the kernel takes it.
-                for point in locate(&file).iter().flat_map(|found| &found.points) {
-                    assert!((CODE..DATA).contains(&point.offset));
-                }
-            }
-        }
+        let files = [program().image(false), program().image(true)];
+        // Whatever is proposed lies in code, and the kernel takes it.
+        flip_bits(&files, 5_000, |_, point| {
+            assert!((CODE..DATA).contains(&point.offset));
+        });
     }
 }
