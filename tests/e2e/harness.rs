@@ -362,6 +362,11 @@ impl Lab {
         self.compiled_as(name, &["-shared", "-fPIC"])
     }
 
+    /// The same with all libraries inside, at fixed addresses, and without symbols.
+    pub(crate) fn compiled_static(&self, name: &str) -> PathBuf {
+        self.compiled_as(name, &["-static", "-no-pie", "-s"])
+    }
+
     fn compiled_as(&self, name: &str, options: &[&str]) -> PathBuf {
         let binary = self.path(name);
         if binary.exists() {

@@ -529,7 +529,7 @@ fn kept_between_runs() {
 
 /// Every piece says which library had it, and that it went to this port, as surely as can be expected.
 #[track_caller]
-fn assert_known(run: &Run, library: &str, attribution: &str, port: u16) {
+pub(crate) fn assert_known(run: &Run, library: &str, attribution: &str, port: u16) {
     if bare() {
         return;
     }

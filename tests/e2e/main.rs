@@ -36,6 +36,7 @@ mod proc;
 mod records;
 mod secrets;
 mod strangers;
+mod vendored;
 
 use harness::{Lab, PYTHON, argv, random};
 

@@ -1,6 +1,6 @@
 """HTTP requests by several libraries; the server knows what went over the wire.
 
-usage: http_client.py http.client|requests|asyncio|aiohttp|awscrt PORT [SEED]
+usage: http_client.py http.client|requests|asyncio|aiohttp|awscrt|pyopenssl|pyopenssl-memory PORT [SEED]
 """
 
 import ctypes
@@ -119,12 +119,70 @@ def with_awscrt(port, rng):
     conn.close().result(30)
 
 
+def with_pyopenssl(port, rng, memory=False):
+    """OpenSSL inside a Python module, on a socket or in memory; two connections, one after the other."""
+    import socket
+
+    from OpenSSL import SSL
+
+    for size in (20011, 300145):
+        sock = socket.create_connection(("127.0.0.1", port))
+        conn = SSL.Connection(SSL.Context(SSL.SSLv23_METHOD), None if memory else sock)
+        conn.set_connect_state()
+
+        def flush():
+            while memory:
+                try:
+                    sock.sendall(conn.bio_read(65536))
+                except SSL.WantReadError:
+                    break
+
+        def finished(call, *args):
+            while True:
+                try:
+                    return call(*args)
+                except SSL.WantReadError:
+                    flush()
+                    conn.bio_write(sock.recv(65536))
+                finally:
+                    flush()
+
+        def ask(head, body=b""):
+            rest = head + body
+            while rest:
+                rest = rest[finished(conn.send, rest[:50021]) :]
+            got = b""
+            while b"\r\n\r\n" not in got:
+                got += finished(conn.recv, 8192)
+            return got.split(b"\r\n\r\n", 1)
+
+        finished(conn.do_handshake)
+        body = rng.randbytes(size)
+        _, back = ask(b"POST /echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % size, body)
+        while len(back) < size:
+            back += finished(conn.recv, 16384)
+        assert back == body
+        _, stream = ask(b"GET /chunked/150001 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        while not stream.endswith(b"\r\n0\r\n\r\n"):
+            stream += finished(conn.recv, 4096)
+        assert len(stream) > 150001
+        conn.shutdown()
+        flush()
+        sock.close()
+
+
+def with_pyopenssl_memory(port, rng):
+    with_pyopenssl(port, rng, memory=True)
+
+
 CLIENTS = {
     "http.client": with_http_client,
     "requests": with_requests,
     "asyncio": with_asyncio,
     "aiohttp": with_aiohttp,
     "awscrt": with_awscrt,
+    "pyopenssl": with_pyopenssl,
+    "pyopenssl-memory": with_pyopenssl_memory,
 }
 
 prepare()

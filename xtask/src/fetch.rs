@@ -8,7 +8,9 @@
 //!   bun/, deno/                   npm:      bin/NAME alone, the real file
 //!   rustls-ring/, rustls-aws-lc-rs/  crates: bin/client and bin/stripped, ours, with this provider
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
-//!   awscrt/                       PyPI:     the unpacked wheel, for PYTHONPATH
+//!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
+//!                                 with one of its own
+//!   awscrt/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -105,8 +107,15 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
-/// The client in `tests/programs/rustls`, by what encrypts for it.
-const PROVIDERS: [&str; 2] = ["ring", "aws-lc-rs"];
+/// A client of ours: which fixture it becomes, where it is in `tests/programs`, with which feature.
+type Client = (&'static str, &'static str, &'static str);
+
+const CLIENTS: [Client; 4] = [
+    ("rustls-ring", "rustls", "ring"),
+    ("rustls-aws-lc-rs", "rustls", "aws-lc-rs"),
+    ("native-tls", "native-tls", "default"),
+    ("native-tls-vendored", "native-tls", "vendored"),
+];
 
 /// Our Go program as one version of Go makes it.
 struct Build {
@@ -138,18 +147,59 @@ const BUILDS: &[Build] = &[
     },
 ];
 
-/// A Python package with a library inside.
+/// A Python package with a library inside, and what it needs: each with its version and its hash.
 struct Wheel {
     name: &'static str,
-    package: &'static str,
-    sha256: &'static str,
+    packages: &'static [(&'static str, &'static str)],
 }
 
-const WHEELS: &[Wheel] = &[Wheel {
-    name: "awscrt",
-    package: "awscrt==0.38.1",
-    sha256: "00de63a5a88d722cb7d515bbe35c1a723bd8d53a3bfcc2015bd57cc9ac6196b8",
-}];
+const CFFI: (&str, &str) = (
+    "cffi==2.0.0",
+    "8941aaadaf67246224cee8c3803777eed332a19d909b47e29c9842ef1e79ac26",
+);
+const TYPING: (&str, &str) = (
+    "typing_extensions==4.15.0",
+    "f0fa19c6845758ab08074a0cfa8b7aecb71c999ca73d62883bc25cc018c4e548",
+);
+
+const WHEELS: &[Wheel] = &[
+    Wheel {
+        name: "awscrt",
+        packages: &[(
+            "awscrt==0.38.1",
+            "00de63a5a88d722cb7d515bbe35c1a723bd8d53a3bfcc2015bd57cc9ac6196b8",
+        )],
+    },
+    Wheel {
+        name: "pyopenssl",
+        packages: &[
+            (
+                "pyOpenSSL==26.4.0",
+                "f0eb0cb2d581d3ad2b9c489468485e7f2ab6727d08401bcf9d824c3caddf3c1c",
+            ),
+            (
+                "cryptography==50.0.2",
+                "9dab55f57c74c3cad24c323bacbbd04be4705ba6eb0d92e920b1fc4837ed5079",
+            ),
+            CFFI,
+            TYPING,
+        ],
+    },
+    Wheel {
+        name: "pyopenssl-1.1.1",
+        packages: &[
+            (
+                "pyOpenSSL==22.0.0",
+                "ea252b38c87425b64116f808355e8da644ef9b07e429398bfece610f893ee2e0",
+            ),
+            (
+                "cryptography==36.0.2",
+                "c2c5250ff0d36fd58550252f54915776940e4e866f38f3a7866d92b32a654b86",
+            ),
+            CFFI,
+        ],
+    },
+];
 
 /// Makes every fixture that is not there yet, and says where they are.
 pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
@@ -174,9 +224,9 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .unpack(&dir.join(wheel.name))
             .with_context(|| format!("could not make the fixture {}", wheel.name))?;
     }
-    for provider in PROVIDERS {
-        rustls(&dir.join(format!("rustls-{provider}")), provider)
-            .with_context(|| format!("could not build the client of rustls and {provider}"))?;
+    for (name, program, feature) in CLIENTS {
+        client(&dir.join(name), program, feature)
+            .with_context(|| format!("could not build the client {name}"))?;
     }
     sh::say(&format!("  private copies are in {}", dir.display()));
     Ok(dir)
@@ -263,16 +313,16 @@ pub(crate) fn tree(
 }
 
 /// `to/bin/client`, and the same without its symbols, unless they are there. The stamp comes last.
-fn rustls(to: &Path, provider: &str) -> Result<()> {
-    let source = sh::root().join("tests/programs/rustls");
+fn client(to: &Path, program: &str, feature: &str) -> Result<()> {
+    let source = sh::root().join("tests/programs").join(program);
     let mut stamp = String::new();
-    for file in ["Cargo.toml", "Cargo.lock", "main.rs"] {
+    for file in ["Cargo.toml", "Cargo.lock", "main.rs", "../requests.rs"] {
         stamp += &fs::read_to_string(source.join(file))?;
     }
     if fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
         return Ok(());
     }
-    sh::say(&format!("  building a client of rustls with {provider}"));
+    sh::say(&format!("  building a client with {program} ({feature})"));
     if to.exists() {
         fs::remove_dir_all(to)?;
     }
@@ -280,13 +330,14 @@ fn rustls(to: &Path, provider: &str) -> Result<()> {
     fs::create_dir_all(&bin)?;
     let mut cargo = sh::command("cargo");
     cargo
-        .args(["build", "--release", "--locked", "--features", provider])
+        .args(["build", "--release", "--locked", "--features", feature])
         .arg("--manifest-path")
         .arg(source.join("Cargo.toml"))
         .env("CARGO_TARGET_DIR", to.join("target"));
     sh::run(&mut cargo, 20 * MINUTE)?;
     let client = bin.join("client");
-    fs::rename(to.join("target/release/rustls-client"), &client)?;
+    let built = format!("target/release/{program}-client");
+    fs::rename(to.join(built), &client)?;
     let mut strip = sh::command("strip");
     strip.arg("-o").arg(bin.join("stripped")).arg(&client);
     sh::run(&mut strip, MINUTE)?;
@@ -327,21 +378,23 @@ impl Package {
 impl Wheel {
     /// What is in it, into `to`, unless it is there. The stamp comes last.
     fn unpack(&self, to: &Path) -> Result<()> {
-        let stamp = format!("{} {}\n", self.package, self.sha256);
+        let lines = |between: &str| -> String {
+            let packages = self.packages.iter();
+            let lines = packages.map(|(package, sha256)| format!("{package}{between}{sha256}\n"));
+            lines.collect()
+        };
+        let stamp = lines(" ");
         if fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
             return Ok(());
         }
-        sh::say(&format!("  fetching {} (PyPI)", self.package));
+        sh::say(&format!("  fetching {} (PyPI)", self.name));
         if to.exists() {
             fs::remove_dir_all(to)?;
         }
         fs::create_dir_all(to)?;
-        // The hash makes pip ask for this very file, and a wheel it has to be: nothing of it is run.
+        // The hashes make pip ask for these very files, and wheels they have to be: nothing of them is run.
         let wanted = to.join("wanted");
-        fs::write(
-            &wanted,
-            format!("{} --hash=sha256:{}\n", self.package, self.sha256),
-        )?;
+        fs::write(&wanted, lines(" --hash=sha256:"))?;
         let mut pip = sh::command(PYTHON);
         pip.args(["-m", "pip", "install", "--quiet", "--no-deps"])
             .args(["--require-hashes", "--only-binary=:all:"])

@@ -90,7 +90,15 @@ const LEFT_OUT: &[&str] = &[
 ];
 
 /// Fixtures of tests that run natively only: all of the root is memory.
-const NATIVE: [&str; 3] = ["awscrt", "bun", "deno"];
+const NATIVE: [&str; 7] = [
+    "awscrt",
+    "bun",
+    "deno",
+    "native-tls",
+    "native-tls-vendored",
+    "pyopenssl",
+    "pyopenssl-1.1.1",
+];
 
 /// The archive that all kernels share. `own` are the agent and the test binary.
 pub(crate) fn build(tools: &Path, fixtures: &Path, agent: &Path, e2e: &Path) -> Result<Vec<u8>> {
