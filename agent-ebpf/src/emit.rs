@@ -3,9 +3,9 @@
 use core::{ffi::c_void, mem::offset_of, ptr};
 
 use agent_ebpf::{
-    Data, Direction, Freed, Gap, HANDLES, Head, Opened, Place, Process, RECORD_MAX,
-    RECORDS_PER_CALL, REJOINED, SHELVED, Stream, TOUCHES_MAX, Thread, Touch, Unseen, cause,
-    control, counter, kind,
+    Data, Direction, Freed, Gap, HANDLES, Head, ON_SOCKET, Opened, Place, Process, RECORD_MAX,
+    RECORDS_PER_CALL, REJOINED, SEVERAL_SOCKETS, SHELVED, Stream, TOUCHES_MAX, Thread, Touch,
+    Unseen, cause, control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -318,7 +318,7 @@ unsafe fn has_carried_here(thread: *mut Thread) -> bool {
             return false;
         }
         let is_joined = get!(stream, opened) & REJOINED;
-        get!(stream, position) | get!(stream, touches) | is_joined != 0
+        get!(stream, position) | get!(stream, touches) & !ON_SOCKET | is_joined != 0
     }
 }
 
@@ -421,7 +421,7 @@ unsafe fn join(thread: *mut Thread) {
     unsafe {
         (*thread).call.touches = opaque(0);
         let stream = stream(thread);
-        if !stream.is_null() && get!(stream, touches) != 0 {
+        if !stream.is_null() && get!(stream, touches) & !ON_SOCKET != 0 {
             (*thread).call.touches = 1;
         }
         (*thread).call.opened = bpf_ktime_get_boot_ns() | REJOINED;
@@ -507,16 +507,26 @@ pub fn reserve_spare(size: u64) -> *mut u8 {
     reserve(size)
 }
 
-/// A call of `thread.key.handle` that carried no plaintext. If it used a socket it is of no use: the next
-/// data will say which.
+/// A call of `thread.key.handle` that carried no plaintext. If it used a socket no more is to be said than that: the
+/// next data will say which.
 #[inline(always)]
 pub unsafe fn touch(thread: *mut Thread) {
     // SAFETY: map values; `record` is a reservation of this size, every field is written.
     unsafe {
-        if get!(thread, socket) != 0 || control(control::SOCKETS) == 0 {
+        if control(control::SOCKETS) == 0 {
             return;
         }
         (*thread).key.direction = Direction::Received as u32;
+        if get!(thread, socket) != 0 {
+            let stream = stream(thread);
+            if !stream.is_null()
+                && get!(stream, touches) == 0
+                && get!(thread, socket) != SEVERAL_SOCKETS
+            {
+                (*stream).touches = ON_SOCKET;
+            }
+            return;
+        }
         (*thread).call.position = opaque(0);
         if stream(thread).is_null() {
             begin(thread);

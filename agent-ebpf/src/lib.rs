@@ -458,13 +458,16 @@ pub struct Stream {
     pub cause: u64,
     /// When the handle's object was made, in ns since boot; 0: before anybody looked. May be [`REJOINED`].
     pub opened: u64,
-    /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`].
+    /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`]; or [`ON_SOCKET`].
     pub touches: u64,
     /// Attach cookie of the probe point that it began at: the file that it needs probes in.
     pub cookie: u64,
 }
 /// A handshake needs three or four, and it is what they are for.
 pub const TOUCHES_MAX: u64 = 16;
+/// In [`Stream::touches`]: the handle's first call without plaintext used a socket. It does not work in memory, though
+/// later calls may use none: tokio does not ask a socket that has nothing to give.
+pub const ON_SOCKET: u64 = 32;
 
 /// One open call.
 #[repr(C)]

@@ -3,13 +3,13 @@
 //! asks whose bytes those are: only user space can tell, by what came before and after.
 //!
 //! A library that works in memory may call the program back, which then uses any socket (Node): inside the
-//! calls of a handle that has made one without a socket nothing is stamped, and all is told.
+//! calls of a handle that has made one without a socket, and none with one before, nothing is stamped, and all is told.
 
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use agent_ebpf::{
-    Closed, Direction, FRAMES, HANDLES, Head, Process, SEVERAL_SOCKETS, Socket, Stream, Thread,
-    Transfer, kind, side, socket,
+    Closed, Direction, FRAMES, HANDLES, Head, ON_SOCKET, Process, SEVERAL_SOCKETS, Socket, Stream,
+    Thread, Transfer, kind, side, socket,
 };
 use aya_ebpf::{
     helpers::{
@@ -272,7 +272,7 @@ unsafe fn generation(thread: *mut Thread) -> u64 {
     }
 }
 
-/// Has the handle of the innermost open call made one without a socket?
+/// Has the handle of the innermost open call made one without a socket, and none with one before?
 #[inline(always)]
 unsafe fn works_in_memory(thread: *mut Thread) -> bool {
     // SAFETY: map values, and a key of STREAMS, which is free: no call is returning.
@@ -286,7 +286,7 @@ unsafe fn works_in_memory(thread: *mut Thread) -> bool {
         (*thread).key.direction = Direction::Received as u32;
         let key = (&raw const (*hide(thread)).key).cast();
         let stream: *mut Stream = lookup(address(&STREAMS), key);
-        !stream.is_null() && get!(stream, touches) != 0
+        !stream.is_null() && get!(stream, touches) & !ON_SOCKET != 0
     }
 }
 

@@ -47,6 +47,9 @@ impl<'a> Servers<'a> {
         let mut words = match kind {
             "node" => argv!["node", lab.program("parallel.mjs")],
             "rustls" => argv![rustls(lab).expect("it was looked for"), "get"],
+            "native-tls" | "native-tls-vendored" => {
+                argv![native_tls(lab, kind).expect("it was looked for"), "get"]
+            }
             kind => argv![PYTHON, lab.program("connections.py"), kind],
         };
         words.extend(argv![connections.to_string(), requests.to_string()]);
@@ -245,6 +248,27 @@ fn attribution_of_rustls() {
     }
 }
 
+/// The client with the machine's OpenSSL, or with one of its own inside; without symbols.
+fn native_tls(lab: &Lab, kind: &str) -> Option<std::path::PathBuf> {
+    lab.fixture(kind, "bin/stripped")
+}
+
+/// On whatever thread of tokio is free. Its sockets are used inside the calls, though not in all: where tokio knows
+/// that nothing has come, it does not ask.
+#[test]
+fn attribution_of_native_tls() {
+    let test = "attribution_of_native_tls";
+    for kind in ["native-tls", "native-tls-vendored"] {
+        if Lab::new(test).is_none_or(|lab| native_tls(&lab, kind).is_none()) {
+            return;
+        }
+        if let Some(said) = client(test, kind, &[], 8) {
+            assert_eq!(said.inferred, 0, "{said:?}");
+            said.assert_named(99);
+        }
+    }
+}
+
 /// Its sockets are used inside the calls. A kernel with full preemption leaves out a program that another task
 /// on the processor is in the middle of (kernel/bpf/trampoline.c, `recursion_misses`), and so now and then the
 /// socket of a connection's first call.
@@ -350,6 +374,32 @@ fn attribution_of_rustls_http2() {
     assert_eq!(ends.len(), 1000);
     if !bare() {
         said(&run, &ends, "client").assert_named(99);
+    }
+}
+
+/// The same by native-tls.
+#[test]
+fn attribution_of_native_tls_http2() {
+    let test = "attribution_of_native_tls_http2";
+    for kind in ["native-tls", "native-tls-vendored"] {
+        let Some(lab) = Lab::with(test, &["node"]) else {
+            return;
+        };
+        let Some(program) = native_tls(&lab, kind).filter(|_| has_ipv6(test)) else {
+            return;
+        };
+        let (_server, urls) = http2_server(&lab);
+        let mut words = argv![program, "post", "8", "125"];
+        words.extend(urls.iter().map(OsString::from));
+        let run = lab.agent().run(words);
+        run.success();
+        let ends = ends(&lab.path("server.accepted"));
+        assert_eq!(ends.len(), 1000);
+        if !bare() {
+            let said = said(&run, &ends, "client");
+            assert_eq!(said.inferred, 0, "{said:?}");
+            said.assert_named(99);
+        }
     }
 }
 

@@ -39,8 +39,7 @@ fn assert_whole(run: &Run, attribution: &str, port: u16) {
     }
 }
 
-/// reqwest on tokio's threads: bodies in both directions, answers in pieces. Where tokio knows that nothing has come
-/// it does not ask the socket, so there are calls that use none, and what uses one is inferred.
+/// reqwest on tokio's threads: bodies in both directions, answers in pieces.
 #[test]
 fn vendored_requests() {
     native_tls("vendored_requests", |lab, program| {
@@ -49,7 +48,7 @@ fn vendored_requests() {
         let run = lab.agent().run(argv![program, "requests", port, "200091"]);
         run.success();
         run.assert_exact(&server.client_truth());
-        assert_whole(&run, "inferred", server.port);
+        assert_whole(&run, "exact", server.port);
     });
 }
 
