@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::harness::{
-    Agent, Lab, PYTHON, Run, argv, bare, free_port, random, scaled, seconds, skip, wait_for, which,
+    Agent, Lab, PYTHON, Run, argv, bare, free_port, libssl, random, scaled, seconds, skip,
+    wait_for, which,
 };
 use crate::records::{self, Truth};
 
@@ -631,7 +632,63 @@ fn c_late_dlopen() {
         return;
     };
     let library = lab.private_libssl("private").join("libssl.so.3");
-    frames_client(&lab, "late", "late", &[library.to_str().unwrap()]);
+    frames_client(&lab, "late", "late", &["fd", library.to_str().unwrap()]);
+}
+
+/// The same without a socket, by memory BIOs: whose bytes those are is told by what the program moves.
+#[test]
+fn c_late_dlopen_in_memory() {
+    let Some(lab) = Lab::with("c_late_dlopen_in_memory", &["cc"]) else {
+        return;
+    };
+    let library = lab.private_libssl("private").join("libssl.so.3");
+    let options = ["memory", library.to_str().unwrap()];
+    let run = frames_client(&lab, "late", "late", &options);
+    if bare() {
+        return;
+    }
+    for record in run.records().kind("data") {
+        assert_eq!(
+            record["connection"]["attribution"], "inferred",
+            "{record:.300}"
+        );
+    }
+}
+
+/// A library under a name that says nothing.
+#[test]
+fn another_name_of_a_library() {
+    let Some(lab) = Lab::with("another_name_of_a_library", &["cc"]) else {
+        return;
+    };
+    let library = lab.path("letter.txt");
+    std::fs::copy(libssl(), &library).unwrap();
+    let library = library.to_str().unwrap();
+    let run = frames_client(&lab, "late", "late", &["fd", library]);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let mut coverage = records.kind("coverage");
+    assert!(coverage.any(|record| record["library"]["path"] == library));
+}
+
+/// A program without symbols, under the name of a library that it does not have.
+#[test]
+fn another_name_of_a_program() {
+    let Some(lab) = Lab::new("another_name_of_a_program") else {
+        return;
+    };
+    let Some(program) = lab.fixture("rustls-ring", "bin/stripped") else {
+        return;
+    };
+    let renamed = lab.path("libssl.so.3");
+    std::fs::copy(program, &renamed).unwrap();
+    let server = lab.server(&[]);
+    let port = server.port.to_string();
+    let run = lab.agent().run(argv![renamed, "requests", port, "200091"]);
+    run.assert_exact(&server.client_truth());
+    assert_known(&run, "rustls", "inferred", server.port);
 }
 
 #[test]
@@ -1033,7 +1090,7 @@ fn openssl_1_1_1_dlopen() {
         &lab,
         "late",
         "late",
-        &[crypto.to_str().unwrap(), ssl.to_str().unwrap()],
+        &["fd", crypto.to_str().unwrap(), ssl.to_str().unwrap()],
     );
 }
 
