@@ -403,6 +403,39 @@ fn attribution_of_native_tls_http2() {
     }
 }
 
+/// Eight connections of gRPC, whose reads and writes are on whatever of its threads is free.
+#[test]
+fn attribution_of_grpcio() {
+    let test = "attribution_of_grpcio";
+    let Some(lab) = Lab::new(test) else {
+        return;
+    };
+    let Some(module) = lab.fixture("grpcio", "grpc").filter(|_| has_ipv6(test)) else {
+        return;
+    };
+    let modules = module.parent().unwrap();
+    let (cert, key) = lab.certificate();
+    let program = lab.program("grpcio.py");
+    let hosts = ["127.0.0.1", "127.0.0.2", "::1"];
+    let mut words = argv![PYTHON, &program, "serve", &lab.dir, &cert, key];
+    words.extend(hosts.map(OsString::from));
+    let mut serve = lab.command(words);
+    serve.env("PYTHONPATH", modules);
+    let server = lab.spawn(serve, "grpcio");
+    let port = lab.port("grpcio", &server);
+    let requests = scaled("requests", 1000, 16).div_ceil(8);
+    let mut ask = argv![PYTHON, program, "ask", cert, "8", requests.to_string()];
+    let hosts = ["127.0.0.1", "127.0.0.2", "[::1]"];
+    ask.extend(hosts.map(|host| OsString::from(format!("https://{host}:{port}"))));
+    let run = lab.agent().env("PYTHONPATH", modules).run(ask);
+    run.success();
+    let ends = ends(&lab.path("grpcio.accepted"));
+    assert_eq!(ends.len() as u64, 8 * requests);
+    if !bare() {
+        said(&run, &ends, "client").assert_named(99);
+    }
+}
+
 /// Who moves the bytes of several connections in one go gives no evidence, and gets no name.
 #[test]
 fn attribution_of_those_who_can_not_be_told_apart() {

@@ -378,6 +378,60 @@ fn s2n_awscrt() {
     assert_known(&run, "s2n-tls", "exact", server.port);
 }
 
+/// Both ends inside one Python process, in memory, on whatever thread of gRPC is free: calls of each kind through a
+/// relay, which writes down what there is between them.
+#[test]
+fn grpcio_both_ends() {
+    let Some(lab) = Lab::new("grpcio_both_ends") else {
+        return;
+    };
+    let Some(module) = lab.fixture("grpcio", "grpc") else {
+        return;
+    };
+    let relay = lab.server(&["--mode", "relay", "--to", "grpcio"]);
+    let (cert, key) = lab.certificate();
+    let program = lab.program("grpcio.py");
+    let agent = lab.agent().env("PYTHONPATH", module.parent().unwrap());
+    let run = agent.run(argv![
+        PYTHON,
+        program,
+        "both",
+        &lab.dir,
+        cert,
+        key,
+        relay.url("")
+    ]);
+    run.success();
+    let mut truth = relay.truth();
+    assert_eq!(truth.len(), 1);
+    truth.extend(relay.client_truth());
+    run.assert_exact(&truth);
+    if bare() {
+        return;
+    }
+    let port: u16 = String::from_utf8(lab.read("grpcio.port"))
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    for record in run.records().kind("data") {
+        assert_eq!(
+            record["tls"]["library"]["name"], "BoringSSL",
+            "{record:.300}"
+        );
+        assert_eq!(
+            record["connection"]["attribution"], "inferred",
+            "{record:.300}"
+        );
+        let (end, expected) = match record["connection"]["role"].as_str() {
+            Some("client") => ("peer", relay.port),
+            Some("server") => ("local", port),
+            role => panic!("{role:?}: {record:.300}"),
+        };
+        assert_eq!(record["network"][end]["port"], expected, "{record:.300}");
+    }
+}
+
 /// A program with a library that nobody knows, static and stripped, and where its two functions are.
 struct Unknown {
     program: PathBuf,

@@ -12,6 +12,7 @@
 
 mod absence;
 mod addresses;
+mod apps;
 mod attribution;
 mod capabilities;
 mod cli;

@@ -11,10 +11,17 @@ Modes:
           from the server; the client closes, or the server after --frames of them.
   proxy   CONNECT host:port, then bytes both ways; the client closes.
   http2   as much of HTTP/2 as a client needs that posts a body: it comes back; the client closes.
+  models  HTTP/1.1 as above: what models.py streams, an event a write; all else is not found.
+  relay   HTTP/2's bytes both ways to the TLS server whose port is in PROGRAM.port, for --to PROGRAM. What the
+          recorded end sent is what the other one received, so the truth is that of two connections.
+
+With --alone it is in a network that has nothing but loopback, and so is who enters its namespace.
 """
 
 import argparse
 import ctypes
+import fcntl
+import json
 import os
 import random
 import select
@@ -91,7 +98,7 @@ def payload(size, rng, text):
     return (line * (size // len(line) + 1))[:size]
 
 
-def http(conn, rng, args):
+def http(conn, rng, args, reply=None):
     while True:
         head = conn.read_until(b"\r\n\r\n")
         if head is None:
@@ -104,7 +111,7 @@ def http(conn, rng, args):
         body = read_body(conn, fields)
         if body is None:
             return
-        answer(conn, path, body, rng)
+        (reply or answer)(conn, path, body, rng)
         if fields.get("connection", "").lower() == "close":
             return drain(conn)
 
@@ -143,6 +150,21 @@ def answer(conn, path, body, rng):
         conn.write(b"%x\r\n%s\r\n" % (len(piece), piece))
         at += len(piece)
     conn.write(b"0\r\n\r\n")
+
+
+def models(conn, rng, args):
+    from models import STREAMS
+
+    def reply(conn, path, body, rng):
+        stream = STREAMS.get(path.partition("?")[0])
+        if stream is None or not body:
+            return conn.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+        conn.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for event in stream(json.loads(body), rng):
+            conn.write(b"%x\r\n%s\r\n" % (len(event), event))
+        conn.write(b"0\r\n\r\n")
+
+    http(conn, rng, args, reply)
 
 
 def drain(conn):
@@ -211,21 +233,37 @@ def proxy(conn, rng, args):
     host, _, port = head.split(b" ")[1].decode().rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), timeout=args.seconds) as upstream:
         conn.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        while True:
-            # One thread for both ways: an SSL object is not for two.
-            ready = [conn.sock] if conn.buffer or conn.sock.pending() else []
-            if not ready:
-                ready, _, _ = select.select([conn.sock, upstream], [], [], args.seconds)
-            if upstream in ready:
-                data = upstream.recv(65536)
-                if not data:
-                    return
-                conn.write(data)
-            if conn.sock in ready:
-                data = conn.read_some()
-                if not data:
-                    return
-                upstream.sendall(data)
+        forward(conn, upstream, lambda: False, args)
+
+
+def relay(conn, rng, args):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with open(os.path.join(args.dir, args.to + ".port")) as file:
+        port = int(file.read())
+    with context.wrap_socket(socket.create_connection(("127.0.0.1", port), timeout=args.seconds)) as upstream:
+        forward(conn, upstream, upstream.pending, args)
+
+
+def forward(conn, upstream, pending, args):
+    """Until one of them ends. In one thread for both ways: an SSL object is not for two."""
+    while True:
+        ready = [conn.sock] if conn.buffer or conn.sock.pending() else []
+        ready += [upstream] if pending() else []
+        if not ready:
+            ready, _, _ = select.select([conn.sock, upstream], [], [], args.seconds)
+        if upstream in ready:
+            data = upstream.recv(65536)
+            if not data:
+                return
+            conn.write(data)
+        if conn.sock in ready:
+            data = conn.read_some()
+            if not data:
+                return
+            upstream.sendall(data)
 
 
 def serve(number, sock, context, closed, args):
@@ -246,7 +284,16 @@ def serve(number, sock, context, closed, args):
         closed.write("%d\n" % number)
 
 
-MODES = {"http": http, "frames": frames, "proxy": proxy, "http2": http2}
+MODES = {"http": http, "frames": frames, "proxy": proxy, "http2": http2, "models": models, "relay": relay}
+
+
+def leave_network():
+    """A network namespace of our own, with loopback up and nothing else."""
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    with socket.socket() as sock:
+        # SIOCSIFFLAGS: struct ifreq with IFF_UP | IFF_RUNNING.
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sh14x", b"lo", 0x41))
 
 
 def main():
@@ -261,15 +308,19 @@ def main():
     parser.add_argument("--frames", type=int, default=-1)
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--to")
+    parser.add_argument("--alone", action="store_true")
     args = parser.parse_args()
 
     if os.environ.get("E2E_PDEATHSIG", "1") == "1":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
     signal.alarm(args.seconds)
+    if args.alone:
+        leave_network()
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(args.cert, args.key)
-    context.set_alpn_protocols(["h2" if args.mode == "http2" else "http/1.1"])
+    context.set_alpn_protocols(["h2" if args.mode in ("http2", "relay") else "http/1.1"])
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
     with socket.create_server((args.host, 0), family=family, backlog=512) as listener:
         port = os.path.join(args.dir, args.name + ".port")

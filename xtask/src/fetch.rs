@@ -5,12 +5,12 @@
 //!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
-//!   bun/, deno/                   npm:      bin/NAME alone, the real file
+//!   bun/, deno/, claude/, codex/, opencode/  npm: bin/NAME alone, the real file
 //!   rustls-ring/, rustls-aws-lc-rs/  crates: bin/client and bin/stripped, ours, with this provider
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, grpcio/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -105,6 +105,24 @@ const PACKAGES: &[Package] = &[
         file: "package/deno",
         sha256: "bceb5b6a6239b0b010418406d8c77a508f67cf4337d94288f1c19fe71304aab0",
     },
+    Package {
+        name: "claude",
+        package: "@anthropic-ai/claude-code-linux-x64@2.1.330",
+        file: "package/claude",
+        sha256: "f390eaa0814e6a1bff74cbb47acb74cb9c89d30ced809fe0af5af00c7bfe8ebb",
+    },
+    Package {
+        name: "codex",
+        package: "@openai/codex@0.169.0-linux-x64",
+        file: "package/vendor/x86_64-unknown-linux-musl/bin/codex",
+        sha256: "b452ca20f838a8855a88a41050ee4a694033fff4ea3ecdad5633e6e0e8d13f2b",
+    },
+    Package {
+        name: "opencode",
+        package: "opencode-linux-x64@1.18.33",
+        file: "package/bin/opencode",
+        sha256: "0abbb7c32ab0294c0a7bfa2705f9ff0df5dce5ab721d1f00cccfe393f2a11427",
+    },
 ];
 
 /// A client of ours: which fixture it becomes, where it is in `tests/programs`, with which feature.
@@ -197,6 +215,16 @@ const WHEELS: &[Wheel] = &[
                 "c2c5250ff0d36fd58550252f54915776940e4e866f38f3a7866d92b32a654b86",
             ),
             CFFI,
+        ],
+    },
+    Wheel {
+        name: "grpcio",
+        packages: &[
+            (
+                "grpcio==1.85.1",
+                "83aced2a1c05648cee0de34e531351118b14c58238f0a61b43559ac8851647a8",
+            ),
+            TYPING,
         ],
     },
 ];

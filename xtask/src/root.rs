@@ -90,12 +90,16 @@ const LEFT_OUT: &[&str] = &[
 ];
 
 /// Fixtures of tests that run natively only: all of the root is memory.
-const NATIVE: [&str; 7] = [
+const NATIVE: &[&str] = [
     "awscrt",
     "bun",
+    "claude",
+    "codex",
     "deno",
+    "grpcio",
     "native-tls",
     "native-tls-vendored",
+    "opencode",
     "pyopenssl",
     "pyopenssl-1.1.1",
 ];
