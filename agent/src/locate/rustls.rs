@@ -69,11 +69,19 @@ const SIZE_MAX: u64 = 4096;
 
 /// One of rustls' source files, as this file names it.
 struct Source {
-    /// Address behind the last character of its path.
+    /// Address behind the last character of its path, and whether a NUL stands there.
     end: u64,
+    has_nul: bool,
     version: String,
     /// What the pairs of this module add, each once.
     adds: &'static [u8],
+}
+
+impl Source {
+    /// Could a path with this length end there? Rust 1.89 counts the NUL, those before and after it do not.
+    fn ends(&self, end: u64) -> bool {
+        end == self.end || (self.has_nul && end == self.end + 1)
+    }
 }
 
 /// A decrypter's table and its encrypter's.
@@ -183,8 +191,10 @@ fn sources(names: &[(u64, Vec<u8>)]) -> Vec<Source> {
             .iter()
             .find(|(name, _)| path[size..].starts_with(name.as_bytes()));
         if let Some((name, adds)) = module {
+            let length = NAME.len() + size + name.len();
             sources.push(Source {
-                end: address + (NAME.len() + size + name.len()) as u64,
+                end: address + length as u64,
+                has_nul: bytes.get(length) == Some(&0),
                 version: format!("0.{version}"),
                 adds,
             });
@@ -221,7 +231,7 @@ fn pairs(elf: &Elf<'_>, sources: &[Source]) -> Result<Vec<Pair>, Refusal> {
             }
         }
         let end = words[PLACE].wrapping_add(words[PLACE + 1]);
-        let Some(source) = sources.iter().find(|source| source.end == end) else {
+        let Some(source) = sources.iter().find(|source| source.ends(end)) else {
             continue;
         };
         let tables = [&words[DECRYPTER..PLACE], &words[ENCRYPTER..]];
@@ -495,6 +505,19 @@ mod tests {
             assert_eq!(found.points.len(), 4, "word {index}");
             let partly = found.partly.unwrap();
             assert!(partly.contains("some of its ciphers"), "{partly}");
+        }
+    }
+
+    /// A path with a NUL behind it, which its length counts or not; nothing else is counted.
+    #[test]
+    fn a_nul_may_be_counted() {
+        const WITH_NUL: &str = "/home/me/registry/rustls-0.23.46/src/crypto/ring/tls13.rs\0";
+        let length = PATH.len() as u64;
+        for (length, pairs) in [(length, 3), (length + 1, 3), (length + 2, 2)] {
+            let mut program = program();
+            program.strings[0] = WITH_NUL;
+            program.words[FIRST + 5] = Number(length);
+            assert_eq!(found(&program).points.len(), 2 * pairs, "{length}");
         }
     }
 
