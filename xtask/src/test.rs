@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    drill, fetch,
+    drill, fetch, reach,
     roster::Roster,
     setup,
     sh::{self, MINUTE},
@@ -54,6 +54,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
                     as_root(test, &agent, &fixtures, filter, tally)
                 });
             }
+        }
+        if filter.is_none() {
+            run.step("reach", |tally| reach::run(&agent, tally));
         }
         if Roster::read().is_ok_and(|roster| roster.knows(filter)) {
             run.step("other kernels", |tally| other_kernels(filter, tally));
