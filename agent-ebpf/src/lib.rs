@@ -541,8 +541,8 @@ pub struct Thread {
 
 /// rustls (`rustls.rs` beside this file). Where its record layer has an encrypter and what belongs to it.
 pub const RECORD_LAYER: u64 = 0x10;
-/// How far an encrypter's table stands behind that of its decrypter.
-pub const TABLES_APART: u64 = 0x38;
+/// How far an encrypter's table stands behind that of its decrypter, or before it.
+pub const TABLES_APART: [u64; 2] = [0x38, 0x40_u64.wrapping_neg()];
 /// Most bytes of a record before it is encrypted.
 pub const SEALED_MAX: u64 = 16 << 10;
 /// Chunks of which a record can consist; what writes several buffers at once takes no more of them.

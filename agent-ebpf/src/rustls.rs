@@ -428,7 +428,8 @@ unsafe fn is_layer(thread: *mut Thread, base: u64) -> bool {
             return false;
         }
         let table = get!(thread, words[DECRYPTER + 1]);
-        if get!(thread, words[ENCRYPTER + 1]) != table + TABLES_APART {
+        let apart = get!(thread, words[ENCRYPTER + 1]).wrapping_sub(table);
+        if apart != TABLES_APART[0] && apart != TABLES_APART[1] {
             return false;
         }
         let to = (&raw mut (*hide(thread)).position).cast();

@@ -200,10 +200,21 @@ fn rustls_blocking() {
 /// rustls and aws-lc-rs inside a program that is optimised for size and has no unwind entries.
 #[test]
 fn deno_fetch() {
-    let Some(lab) = Lab::new("deno_fetch") else {
+    deno("deno_fetch", "deno");
+}
+
+/// One whose compiler put the encrypters before the decrypters, and counted a NUL.
+#[test]
+fn deno_2_5_fetch() {
+    deno("deno_2_5_fetch", "deno-2.5");
+}
+
+#[track_caller]
+fn deno(test: &'static str, name: &str) {
+    let Some(lab) = Lab::new(test) else {
         return;
     };
-    let Some(deno) = lab.fixture("deno", "bin/deno") else {
+    let Some(deno) = lab.fixture(name, &format!("bin/{name}")) else {
         return;
     };
     let server = lab.server(&[]);

@@ -1,6 +1,6 @@
-// fetch() of Node 20: usage: fetch.mjs PORT. The server knows what went over the wire.
+// fetch() of Node, Bun and Deno: usage: fetch.mjs PORT. The server knows what went over the wire.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = '0';
-setTimeout(() => process.exit(99), 30_000).unref();
+setTimeout(() => process.exit(99), 30_000).unref?.();
 
 const base = `https://127.0.0.1:${process.argv[2]}`;
 const body = Buffer.alloc(200_091);

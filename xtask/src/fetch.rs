@@ -5,7 +5,7 @@
 //!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
-//!   bun/, deno/, claude/, codex/, opencode/  npm: bin/NAME alone, the real file
+//!   bun/, deno/, deno-2.5/, claude/, codex/, opencode/  npm: bin/NAME alone, the real file
 //!   rustls-ring/, rustls-aws-lc-rs/  crates: bin/client and bin/stripped, ours, with this provider
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
@@ -104,6 +104,12 @@ const PACKAGES: &[Package] = &[
         package: "@deno/linux-x64-glibc@2.9.6",
         file: "package/deno",
         sha256: "bceb5b6a6239b0b010418406d8c77a508f67cf4337d94288f1c19fe71304aab0",
+    },
+    Package {
+        name: "deno-2.5",
+        package: "@deno/linux-x64-glibc@2.5.0",
+        file: "package/deno",
+        sha256: "b12e779eed2736a84cce7f405ae0d976bd85cb6feb33d6ea603fd4367ff19e56",
     },
     Package {
         name: "claude",

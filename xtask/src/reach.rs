@@ -98,7 +98,7 @@ const SAMPLES: &[Sample] = &[
     (Npm,  "opencode-linux-x64@1.2.1",       "opencode",      "BoringSSL"),
     (Npm,  "@openai/codex@0.128.0-linux-x64", "codex",        "rustls"),
     (Npm,  "@deno/linux-x64-glibc@2.2.3",    "deno",          "rustls"),
-    (Npm,  "@deno/linux-x64-glibc@2.4.0",    "deno",          "rustls"),
+    (Npm,  "@deno/linux-x64-glibc@2.5.0",    "deno",          "rustls"),
     (Pypi, "uv==0.9.0",                      "uv",            "rustls"),
     (Pypi, "uv==0.5.0",                      "uv",            "rustls"),
     (Debian("bookworm"), "gh",               "gh",            "go"),

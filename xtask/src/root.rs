@@ -96,6 +96,7 @@ const NATIVE: &[&str] = [
     "claude",
     "codex",
     "deno",
+    "deno-2.5",
     "grpcio",
     "native-tls",
     "native-tls-vendored",

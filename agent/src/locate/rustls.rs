@@ -11,6 +11,9 @@
 //! drop, size, alignment, encrypt, encrypted_payload_len              vtable of the encrypter
 //! ```
 //!
+//! or the encrypter's before the decrypter's. Pairs follow each other, so that one's first table and its neighbour's
+//! second look like a pair in the other order; but only one order gives all pairs that a file must have.
+//!
 //! `encrypted_payload_len` says it once more: it adds a number that only this kind of record adds, so the file
 //! and the code have to agree. What the functions are given and return is rustls' own and not C's; the
 //! kernel side knows it for the versions named here, and looks for itself whether it finds what it expects.
@@ -34,8 +37,8 @@ const MINOR: &str = "23";
 /// Longest path of a source file.
 const PATH_MAX: u64 = 512;
 /// Modules of it: a name in the path, and what each pair in it adds to a record: one byte for the type and 16
-/// for the tag; 8 for the nonce and 16 for the tag; the tag.
-const MODULES: [(&str, &[u8]); 4] = [
+/// for the tag; 8 for the nonce and 16 for the tag; the tag. One place in memory, by which a module is known.
+static MODULES: [(&str, &[u8]); 4] = [
     ("/src/crypto/aws_lc_rs/tls13.rs", &[0x11, 0x11]),
     ("/src/crypto/aws_lc_rs/tls12.rs", &[0x18, 0x10]),
     ("/src/crypto/ring/tls13.rs", &[0x11]),
@@ -53,11 +56,24 @@ const DECRYPT: Carrier = (
     Shape::Decrypted,
 );
 
-/// Words of the three structures, counted from the decrypter's table.
-const WORDS: usize = 12;
-const DECRYPTER: usize = 0;
-const PLACE: usize = 4;
-const ENCRYPTER: usize = 7;
+/// Words around a place: a table before it and one behind, each of which may be the longer one.
+const WORDS: usize = 13;
+const PLACE: usize = 5;
+/// Where the tables are among them.
+struct Order {
+    decrypter: usize,
+    encrypter: usize,
+}
+const ORDERS: [Order; 2] = [
+    Order {
+        decrypter: 1,
+        encrypter: 8,
+    },
+    Order {
+        decrypter: 8,
+        encrypter: 0,
+    },
+];
 /// Words of a table.
 const DROP: usize = 0;
 const SIZE: usize = 1;
@@ -84,9 +100,10 @@ impl Source {
     }
 }
 
-/// A decrypter's table and its encrypter's.
+/// The methods of a decrypter and its encrypter, and what the pairs of their module add.
 struct Pair {
-    words: [u64; WORDS],
+    decrypt: u64,
+    encrypt: u64,
     module: &'static [u8],
 }
 
@@ -110,10 +127,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     let (mut points, mut entries): (Vec<_>, Vec<Entry>) = (Vec::new(), Vec::new());
     let pairs = pairs(elf, &sources)?;
     for pair in &pairs {
-        for (carrier, address) in [
-            (DECRYPT, pair.words[DECRYPTER + METHOD]),
-            (ENCRYPT, pair.words[ENCRYPTER + METHOD]),
-        ] {
+        for (carrier, address) in [(DECRYPT, pair.decrypt), (ENCRYPT, pair.encrypt)] {
             let mut known = entries.iter();
             if let Some(known) = known.find(|known| known.function.address == address) {
                 // Both of a kind may be one function; a probe can't be both.
@@ -140,12 +154,9 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
     if entries.iter().any(|entry| entry.leads_into(&addresses)) {
         return Err(Refusal::Unsafe("its functions lead into each other"));
     }
-    let has_all = sources.iter().all(|source| {
-        let of_module = pairs
-            .iter()
-            .filter(|pair| ptr::eq(pair.module, source.adds));
-        of_module.count() >= source.adds.len()
-    });
+    let has_all = sources
+        .iter()
+        .all(|source| of_module(&pairs, source.adds) >= source.adds.len());
     let partly = match (has_all, is_only(&names)) {
         (false, _) => Some("some of its ciphers were not found: who uses those is not seen"),
         (true, false) => Some("it has an older rustls inside, too, whose users are not seen"),
@@ -219,7 +230,7 @@ fn pairs(elf: &Elf<'_>, sources: &[Source]) -> Result<Vec<Pair>, Refusal> {
         starts.any(|start| address.wrapping_sub(*start) < WORDS as u64 * 8)
     };
     let pointers = elf.pointers(|address, _| is_near(address))?;
-    let mut pairs = Vec::new();
+    let mut found = ORDERS.map(|_| Vec::new());
     for start in starts {
         let Some(mut words) = elf.words::<WORDS>(start)? else {
             continue;
@@ -234,17 +245,56 @@ fn pairs(elf: &Elf<'_>, sources: &[Source]) -> Result<Vec<Pair>, Refusal> {
         let Some(source) = sources.iter().find(|source| source.ends(end)) else {
             continue;
         };
-        let tables = [&words[DECRYPTER..PLACE], &words[ENCRYPTER..]];
-        if !tables.iter().all(|table| is_table(elf, table)) {
-            continue;
-        }
-        let added = added(elf, words[ENCRYPTER + LENGTH])?;
-        if added.is_some_and(|added| source.adds.contains(&added)) {
-            let module = source.adds;
-            pairs.push(Pair { words, module });
+        for (order, found) in ORDERS.iter().zip(&mut found) {
+            found.extend(pair(elf, &words, order, source.adds)?);
         }
     }
-    Ok(pairs)
+    Ok(in_their_order(found))
+}
+
+/// The pair around a place, if there is one in this order.
+fn pair(
+    elf: &Elf<'_>,
+    words: &[u64; WORDS],
+    order: &Order,
+    module: &'static [u8],
+) -> Result<Option<Pair>, Refusal> {
+    let [decrypter, encrypter] = [order.decrypter, order.encrypter].map(|at| &words[at..]);
+    if !is_table(elf, decrypter) || !is_table(elf, encrypter) {
+        return Ok(None);
+    }
+    let added = added(elf, encrypter[LENGTH])?;
+    let is_module = added.is_some_and(|added| module.contains(&added));
+    Ok(is_module.then(|| Pair {
+        decrypt: decrypter[METHOD],
+        encrypt: encrypter[METHOD],
+        module,
+    }))
+}
+
+fn of_module(pairs: &[Pair], module: &[u8]) -> usize {
+    let pairs = pairs.iter();
+    pairs.filter(|pair| ptr::eq(pair.module, module)).count()
+}
+
+/// The pairs of each module in the order in which it has all; in the only one in which it has some; or none.
+fn in_their_order([first, second]: [Vec<Pair>; 2]) -> Vec<Pair> {
+    let is_first = |module: &[u8]| match [&first, &second].map(|pairs| of_module(pairs, module)) {
+        [count, _] if count >= module.len() => Some(true),
+        [_, count] if count >= module.len() => Some(false),
+        [_, 0] => Some(true),
+        [0, _] => Some(false),
+        _ => None,
+    };
+    let orders: Vec<_> = MODULES.map(|(_, module)| (module, is_first(module))).into();
+    let is_in = |pair: &Pair, order: bool| {
+        let mut orders = orders.iter();
+        orders.any(|(module, is_first)| ptr::eq(*module, pair.module) && *is_first == Some(order))
+    };
+    let firsts = first.into_iter().filter(|pair| is_in(pair, true));
+    let mut pairs: Vec<_> = firsts.collect();
+    pairs.extend(second.into_iter().filter(|pair| is_in(pair, false)));
+    pairs
 }
 
 /// Could these words begin the virtual table of a cipher?
@@ -506,6 +556,39 @@ mod tests {
             let partly = found.partly.unwrap();
             assert!(partly.contains("some of its ciphers"), "{partly}");
         }
+    }
+
+    /// The same with the encrypter first.
+    fn reversed(first: u64, path: usize, length: u64) -> Vec<Word> {
+        let words = pair(first, path, length);
+        [&words[7..], &words[4..7], &words[..4]].concat()
+    }
+
+    /// Both pairs of TLS 1.2 follow each other with a place between them, as all tables have it: the first one's
+    /// decrypter and the second one's encrypter are no pair.
+    #[test]
+    fn the_encrypter_may_be_first() {
+        let place = &pair(0, 1, PATH_12.len() as u64)[4..7];
+        let mut words = vec![Number(7), Code(3)];
+        words.extend(reversed(0, 0, PATH.len() as u64));
+        words.extend(reversed(3, 1, PATH_12.len() as u64));
+        words.extend(place);
+        words.extend(reversed(6, 1, PATH_12.len() as u64));
+        let mut program = program();
+        program.words = words;
+        let whole = found(&program);
+        let functions = whole
+            .points
+            .iter()
+            .map(|point| (point.offset - CODE) / ROOM);
+        assert_eq!(functions.collect::<Vec<_>>(), [0, 1, 3, 4, 6, 7]);
+        assert_eq!(whole.partly, None);
+
+        // Without the second pair's decrypter both orders give one, and none can be believed.
+        program.words.truncate(program.words.len() - 4);
+        let rest = found(&program);
+        assert_eq!(rest.points.len(), 2);
+        assert!(rest.partly.is_some());
     }
 
     /// A path with a NUL behind it, which its length counts or not; nothing else is counted.
