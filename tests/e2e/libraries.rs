@@ -375,18 +375,31 @@ fn nss_both_ends() {
 /// s2n-tls inside a Python module; the probe for reads is below the export, on which the kernel refuses one.
 #[test]
 fn s2n_awscrt() {
-    let Some(lab) = Lab::new("s2n_awscrt") else {
+    wheel("s2n_awscrt", "awscrt", "_awscrt.abi3.so", "s2n-tls");
+}
+
+/// BoringSSL inside a Python module, with symbols that are nobody else's.
+#[test]
+fn curl_cffi() {
+    wheel("curl_cffi", "curl_cffi", "curl_cffi", "BoringSSL");
+}
+
+/// The client of `http_client.py` for a fixture, which has this file.
+#[track_caller]
+fn wheel(test: &'static str, fixture: &str, file: &str, library: &str) {
+    let Some(lab) = Lab::new(test) else {
         return;
     };
-    let Some(module) = lab.fixture("awscrt", "_awscrt.abi3.so") else {
+    let Some(module) = lab.fixture(fixture, file) else {
         return;
     };
     let server = lab.server(&[]);
     let program = lab.program("http_client.py");
     let agent = lab.agent().env("PYTHONPATH", module.parent().unwrap());
-    let run = agent.run(argv![PYTHON, program, "awscrt", server.port.to_string()]);
+    let port = server.port.to_string();
+    let run = agent.run(argv![PYTHON, program, fixture, port]);
     run.assert_exact(&server.client_truth());
-    assert_known(&run, "s2n-tls", "exact", server.port);
+    assert_known(&run, library, "exact", server.port);
 }
 
 /// Both ends inside one Python process, in memory, on whatever thread of gRPC is free: calls of each kind through a

@@ -1,6 +1,6 @@
 """HTTP requests by several libraries; the server knows what went over the wire.
 
-usage: http_client.py http.client|requests|asyncio|aiohttp|awscrt|pyopenssl|pyopenssl-memory PORT [SEED]
+usage: http_client.py http.client|requests|asyncio|aiohttp|awscrt|curl_cffi|pyopenssl|pyopenssl-memory PORT [SEED]
 """
 
 import ctypes
@@ -119,6 +119,17 @@ def with_awscrt(port, rng):
     conn.close().result(30)
 
 
+def with_curl_cffi(port, rng):
+    from curl_cffi import requests
+
+    base = "https://127.0.0.1:%d" % port
+    with requests.Session(verify=False, trust_env=False, timeout=30) as session:
+        for size in (1, 511, 16385, 300145):
+            body = rng.randbytes(size)
+            assert session.post(base + "/echo", data=body).content == body
+        assert len(session.get(base + "/chunked/150001").content) == 150001
+
+
 def with_pyopenssl(port, rng, memory=False):
     """OpenSSL inside a Python module, on a socket or in memory; two connections, one after the other."""
     import socket
@@ -181,6 +192,7 @@ CLIENTS = {
     "asyncio": with_asyncio,
     "aiohttp": with_aiohttp,
     "awscrt": with_awscrt,
+    "curl_cffi": with_curl_cffi,
     "pyopenssl": with_pyopenssl,
     "pyopenssl-memory": with_pyopenssl_memory,
 }

@@ -10,7 +10,7 @@
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, grpcio/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -231,6 +231,27 @@ const WHEELS: &[Wheel] = &[
                 "83aced2a1c05648cee0de34e531351118b14c58238f0a61b43559ac8851647a8",
             ),
             TYPING,
+        ],
+    },
+    Wheel {
+        name: "curl_cffi",
+        packages: &[
+            (
+                "curl_cffi==0.16.3",
+                "a875a661e2f9a949be29454880bbb9553307a487c4c08819738298cf5c1622e2",
+            ),
+            (
+                "certifi==2026.10.18",
+                "73191c47aaa79da394e8fee2dbc2ec827432cab56311122c9e47abf79e390f62",
+            ),
+            (
+                "cffi==2.1.1",
+                "34e261f78cb6ceaaa36f42f2613f4380d94d9c759a9c73c769ee6e0247364632",
+            ),
+            (
+                "pycparser==3.12",
+                "a076f3f489b39b43ed13563a1dafe42447445bec2e294154ec5c57fcdda4c85e",
+            ),
         ],
     },
 ];

@@ -95,6 +95,7 @@ const NATIVE: &[&str] = [
     "bun",
     "claude",
     "codex",
+    "curl_cffi",
     "deno",
     "deno-2.5",
     "grpcio",
