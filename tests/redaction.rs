@@ -427,6 +427,7 @@ impl Bench {
             ],
             others: Vec::new(),
             partly: None,
+            on_trial: false,
         };
         pipeline.found(1, "/lib/libssl.so", &found);
         Bench {

@@ -298,6 +298,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 points,
                 others: Vec::new(),
                 partly: None,
+                on_trial: false,
             };
             line.found(*file, path, &found);
         }

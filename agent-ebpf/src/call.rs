@@ -365,7 +365,7 @@ pub unsafe fn skip(thread: *mut Thread, handle: u64, cookie: u64) {
         (*thread).key.born = get!(thread, born);
         (*thread).key.direction = Direction::Received as u32;
         (*thread).call.cookie = cookie;
-        emit::unseen(thread);
+        emit::unseen(thread, kind::UNSEEN);
     }
 }
 
@@ -451,6 +451,7 @@ fn leave(ctx: &RetProbeContext) -> u32 {
         // ledger of everybody.
         if get!(thread, call.position) > get!(frame(thread), flags) >> FRAME_SIZE {
             count(counter::UNREADABLE, 1);
+            emit::unseen(thread, kind::SENSELESS);
             return 0;
         }
         if get!(frame(thread), flags) & FRAME_INNER != 0 {

@@ -456,9 +456,9 @@ unsafe fn renew(thread: *mut Thread) -> bool {
     }
 }
 
-/// A call of the handle in `key` passes by. If the ring is full, the counter alone says so.
+/// A call of the handle in `key` passes by, or is none. If the ring is full, the counter alone says so.
 #[inline(always)]
-pub unsafe fn unseen(thread: *mut Thread) {
+pub unsafe fn unseen(thread: *mut Thread, kind: u16) {
     // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
     unsafe {
         (*thread).handle_born = get!(thread, born);
@@ -471,7 +471,7 @@ pub unsafe fn unseen(thread: *mut Thread) {
             return;
         }
         (*record).head = Head {
-            kind: kind::UNSEEN,
+            kind,
             direction: Direction::Received as u16,
             len: 0,
             time: bpf_ktime_get_boot_ns(),

@@ -108,6 +108,10 @@ pub mod kind {
     pub const CLEARED: u16 = 10;
     /// A handle that means nothing any more: [`super::Freed`].
     pub const FREED: u16 = 11;
+    /// A call whose result is none of a function that reads or writes: [`super::Unseen`].
+    pub const SENSELESS: u16 = 12;
+    /// What a socket moved inside a call, while [`super::control::TRIAL`] asks for it: [`super::Carried`].
+    pub const CARRIED: u16 = 13;
 }
 
 /// Why bytes of a stream were not copied ([`Gap::cause`]); also the index of the counter, counted
@@ -182,6 +186,8 @@ pub mod control {
     pub const FILTER: usize = 2;
     /// Not zero: uses of sockets are seen. Without them nobody needs calls that carry no plaintext.
     pub const SOCKETS: usize = 3;
+    /// Not zero: there are files whose functions are on trial, and what sockets move inside calls is told.
+    pub const TRIAL: usize = 4;
     pub const COUNT: usize = 8;
 }
 
@@ -349,6 +355,20 @@ pub struct Touch {
     pub born: u64,
     pub handle: u64,
     pub place: Place,
+}
+
+/// Bytes that a TCP socket sent or received inside a TLS call. None of a socket that has a protocol of its own on
+/// top: kernel TLS takes plaintext.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Carried {
+    /// `direction` as for data, `len` is 0.
+    pub head: Head,
+    pub pid_tgid: u64,
+    /// The innermost call's.
+    pub handle: u64,
+    pub cookie: u64,
+    pub length: u64,
 }
 
 /// The end of a socket.
@@ -575,6 +595,8 @@ pub struct Offsets {
     pub sock_max_ack_backlog: u32,
     pub sock_bind_hash: u32,
     pub bucket_fastreuse: u32,
+    /// What has been put on top of TCP; 0 if that is unknown.
+    pub sock_ulp: u32,
     /// From a descriptor to its socket; the first is 0 if one of them is unknown.
     pub task_files: u32,
     pub files_fdt: u32,

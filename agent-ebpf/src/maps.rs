@@ -98,6 +98,7 @@ static OFFSETS: Offsets = Offsets {
     sock_max_ack_backlog: 0,
     sock_bind_hash: 0,
     bucket_fastreuse: 0,
+    sock_ulp: 0,
     task_files: 0,
     files_fdt: 0,
     fdtable_max_fds: 0,

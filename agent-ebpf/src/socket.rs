@@ -8,8 +8,8 @@
 use core::{ffi::c_void, mem::MaybeUninit};
 
 use agent_ebpf::{
-    Closed, Direction, FRAMES, HANDLES, Head, ON_SOCKET, Process, SEVERAL_SOCKETS, Socket, Stream,
-    Thread, Transfer, kind, side, socket,
+    Carried, Closed, Direction, FRAMES, HANDLES, Head, ON_SOCKET, Process, SEVERAL_SOCKETS, Socket,
+    Stream, Thread, Transfer, control, kind, side, socket,
 };
 use aya_ebpf::{
     helpers::{
@@ -22,8 +22,8 @@ use aya_ebpf::{
 use crate::{
     emit::{NO_WAKEUP, reserve, reserve_spare, standing, wake_flags},
     maps::{
-        PROCESSES, SOCKET_IDS, SOCKETS, STREAMS, THREADS, address, get, hide, insert, lookup,
-        offset, opaque, stopped,
+        PROCESSES, SOCKET_IDS, SOCKETS, STREAMS, THREADS, address, control, get, hide, insert,
+        lookup, offset, opaque, stopped,
     },
 };
 
@@ -195,6 +195,12 @@ fn used(usage: &impl Use, direction: Direction) -> i32 {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_MPTCP {
         return 0;
     }
+    // SAFETY: a map value, whose `full` is free as `tail` is.
+    unsafe {
+        let has_moved = transferred > 0 && usage.flags() & (MSG_PEEK | MSG_ERRQUEUE) == 0;
+        let is_asked = has_moved && protocol == IPPROTO_TCP && control(control::TRIAL) != 0;
+        (*thread).full = u64::from(is_inside && is_asked && is_bare(thread, sk));
+    }
     // SAFETY: a map value; `call` is free as `tail` is.
     let known: *mut u64 = unsafe {
         (*thread).call.position = usage.cookie(thread, sk);
@@ -204,6 +210,10 @@ fn used(usage: &impl Use, direction: Direction) -> i32 {
         stamp(thread);
         if known.is_null() {
             announce(sk, thread, protocol);
+        }
+        // SAFETY: a map value.
+        if unsafe { get!(thread, full) } != 0 {
+            carry(thread, direction);
         }
         return 0;
     }
@@ -314,6 +324,47 @@ fn tell(thread: *mut Thread, direction: Direction) {
         (*record).length = get!(thread, tail) as u32;
         (*record).generation = get!(thread, full) as u32;
         (*record).place = standing(thread);
+        // The data that it is about wakes the reader.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
+    }
+}
+
+/// Is TCP all that the socket speaks? Nothing is on top of it, as kernel TLS would be, which takes plaintext.
+#[inline(always)]
+fn is_bare(thread: *mut Thread, sk: *const c_void) -> bool {
+    if offset!(sock_ulp) == 0 {
+        return false;
+    }
+    // SAFETY: a map value, whose `buf` is free as `tail` is; the helper fails on a wrong address, and reads eight
+    // bytes into eight.
+    unsafe {
+        let from = (sk as u64 + offset!(sock_ulp)) as *const c_void;
+        let to = (&raw mut (*hide(thread)).buf).cast();
+        generated::bpf_probe_read_kernel(to, 8, from) == 0 && get!(thread, buf) == 0
+    }
+}
+
+/// Sends what a socket moved inside the innermost open call: `thread.tail` bytes.
+#[inline(always)]
+fn carry(thread: *mut Thread, direction: Direction) {
+    // SAFETY: a map value, whose index the mask keeps below FRAMES; `record` is a reservation of this size, every
+    // field is written.
+    unsafe {
+        let record: *mut Carried = reserve_spare(size_of::<Carried>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::CARRIED,
+            direction: direction as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        let innermost = (opaque(get!(thread, depth) - 1) & 3) as usize;
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).handle = get!(thread, frames[innermost].handle);
+        (*record).cookie = get!(thread, frames[innermost].cookie);
+        (*record).length = get!(thread, tail);
         // The data that it is about wakes the reader.
         generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
     }

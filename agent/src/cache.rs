@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::locate::{self, Found, Instruction, Point, ReadAt, Refusal, Signature};
 
 /// Changes with all that decides what is found; an older file is emptied.
-const HEAD: &str = concat!("vortex-agent found 1 ", env!("CARGO_PKG_VERSION"), "\n");
+const HEAD: &str = concat!("vortex-agent found 2 ", env!("CARGO_PKG_VERSION"), "\n");
 const NAME: &str = "found";
 /// Some thousand libraries. A larger file is emptied.
 const SIZE_MAX: u64 = 1 << 20;
@@ -198,6 +198,7 @@ struct Entry {
     library: String,
     version: Option<String>,
     partly: Option<String>,
+    on_trial: bool,
     points: Vec<Place>,
     others: Vec<Place>,
 }
@@ -222,6 +223,7 @@ impl Entry {
             library: found.library.to_owned(),
             version: found.version.clone(),
             partly: found.partly.map(str::to_owned),
+            on_trial: found.on_trial,
             points: places(&found.points),
             others: places(&found.others),
         }
@@ -237,6 +239,7 @@ impl Entry {
             points: points(self.points)?,
             others: points(self.others)?,
             partly: self.partly.map(kept),
+            on_trial: self.on_trial,
         };
         Some((self.key, found))
     }

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, POINT, REJOINED, SEVERAL_SOCKETS,
-    Socket, Touch, Transfer, Unseen, cause, kind, side,
+    Carried, Closed, Data, Direction, Freed, Gap, Head, Name, Opened, POINT, REJOINED,
+    SEVERAL_SOCKETS, Socket, Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
 
@@ -72,6 +72,17 @@ pub enum Event<'a> {
         length: u64,
         time: u64,
     },
+    /// A call returned what is no number of bytes.
+    Senseless { pid: u32, point: u64, time: u64 },
+    /// What a socket moved inside a call.
+    Carried {
+        pid: u32,
+        tid: u32,
+        handle: u64,
+        point: u64,
+        direction: Direction,
+        length: u64,
+    },
     /// A socket is gone.
     Closed { cookie: u64 },
 }
@@ -104,7 +115,9 @@ impl Event<'_> {
             | Event::Touch { handle, .. }
             | Event::Freed { handle, .. }
             | Event::Name { handle, .. } => Some(handle.pid),
-            Event::Transfer { pid, .. } => Some(*pid),
+            Event::Transfer { pid, .. }
+            | Event::Senseless { pid, .. }
+            | Event::Carried { pid, .. } => Some(*pid),
             Event::Socket { .. } | Event::Closed { .. } => None,
         }
     }
@@ -229,6 +242,26 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 },
                 point: unseen.cookie >> POINT,
                 time: head.time,
+            })
+        }
+        kind::SENSELESS => {
+            let (call, _) = Unseen::read_from_prefix(record).map_err(|_| Malformed)?;
+            Ok(Event::Senseless {
+                pid: ids(call.pid_tgid).0,
+                point: call.cookie >> POINT,
+                time: head.time,
+            })
+        }
+        kind::CARRIED => {
+            let (carried, _) = Carried::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, tid) = ids(carried.pid_tgid);
+            Ok(Event::Carried {
+                pid,
+                tid,
+                handle: carried.handle,
+                point: carried.cookie >> POINT,
+                direction: direction(head.direction)?,
+                length: carried.length,
             })
         }
         kind::SOCKET => {

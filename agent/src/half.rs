@@ -102,7 +102,7 @@ pub enum Order {
     /// What the kernel side may spare us of these sockets: cookies, and values of its map of them. Lost, it
     /// only costs records.
     Sockets(Vec<(u64, u64)>),
-    /// This file is a TLS library that can't be probed.
+    /// This file is a TLS library that can't be probed, or none, as its first calls showed: its probes are taken out.
     Refuse {
         file: FileId,
         why: String,

@@ -11,6 +11,8 @@ pub struct Tally {
     pub delivered: u64,
     /// Turned away by a filter of user space.
     pub filtered: u64,
+    /// Of what is no TLS function, as its first calls showed.
+    pub withdrawn: u64,
     /// Missing without the kernel saying so.
     pub unknown: u64,
 }
@@ -26,6 +28,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         map_full: lost(cause::MAP_FULL),
         over_budget: lost(cause::OVER_BUDGET),
         sendfile: lost(cause::SENDFILE),
+        withdrawn: tally.withdrawn,
         unknown: tally.unknown,
     };
     let over_limit = lost(cause::CALL_TOO_LONG);
@@ -76,6 +79,7 @@ mod tests {
             Tally {
                 delivered: 7,
                 filtered: 11,
+                withdrawn: 17,
                 unknown: 13,
             },
         );
@@ -89,6 +93,7 @@ mod tests {
                 + bytes.lost.map_full
                 + bytes.lost.over_budget
                 + bytes.lost.sendfile
+                + bytes.lost.withdrawn
                 + bytes.lost.unknown
                 + bytes.delivered
                 + bytes.in_flight

@@ -34,5 +34,6 @@ pub mod run;
 pub mod self_test;
 pub mod sink;
 pub mod stream;
+pub mod trial;
 pub mod user;
 pub mod worker;

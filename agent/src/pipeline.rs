@@ -15,12 +15,14 @@ use crate::{
     half::{Facts, FileId, Pending, Site},
     ledger::Tally,
     locate::Found,
+    plaintext::Plaintext,
     record::{
         Attribution, Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record,
         Stats, WallTime,
     },
     redact::{self, Clear, Key, Policy, Redactor},
     stream::{Output, Stream},
+    trial::{Trials, Verdict as Judgement},
 };
 
 /// Where records go.
@@ -51,6 +53,9 @@ pub struct Pipeline {
     redactor: Redactor,
     solver: Solver,
     backlog: Backlog,
+    trials: Trials,
+    /// Files whose probes are to be taken out, and why.
+    withdrawals: Vec<(FileId, &'static str)>,
     /// The kernel side sees which sockets are used, so connections get names.
     sees_sockets: bool,
     /// Streams in which something waits for a hole to be explained.
@@ -110,6 +115,8 @@ impl Pipeline {
             redactor: Redactor::new(policy, wanted.secret_key.clone()),
             solver: Solver::default(),
             backlog: Backlog::default(),
+            trials: Trials::default(),
+            withdrawals: Vec::new(),
             sees_sockets: false,
             wanted,
             processes: HashMap::new(),
@@ -140,6 +147,16 @@ impl Pipeline {
     /// What the kernel side should know of sockets since the last time.
     pub fn attentions(&mut self) -> std::vec::Drain<'_, Attention> {
         self.solver.attentions()
+    }
+
+    /// Must the kernel side tell what sockets move inside calls?
+    pub fn is_any_on_trial(&self) -> bool {
+        self.trials.is_any_open()
+    }
+
+    /// Files whose functions turned out to be others, and why, since the last time.
+    pub fn withdrawals(&mut self) -> std::vec::Drain<'_, (FileId, &'static str)> {
+        self.withdrawals.drain(..)
     }
 
     /// Does anything wait for a name?
@@ -256,6 +273,9 @@ impl Pipeline {
             self.wait_no_longer(pid, out);
         }
         self.wait_for_no_names(out);
+        for piece in self.trials.take_all() {
+            self.withhold(piece, out);
+        }
         self.give_up(|_| true, now, out);
         let unsettled = self.coverage.unsettled();
         self.say(unsettled, now, out);
@@ -284,6 +304,25 @@ impl Pipeline {
         match event {
             Event::Socket { cookie, ends } => self.connections.announce(cookie, ends),
             Event::Closed { cookie } => self.solver.socket_ended(cookie),
+            Event::Carried {
+                tid,
+                handle,
+                point,
+                direction,
+                length,
+                ..
+            } => {
+                if let Some((file, _)) = self.coverage.point(point) {
+                    self.trials.carried(file, tid, handle, direction, length);
+                }
+            }
+            Event::Senseless { point, time, .. } => {
+                if let Some((file, _)) = self.coverage.point(point)
+                    && let Some(judgement) = self.trials.senseless(file)
+                {
+                    self.judged(file, judgement, time, out);
+                }
+            }
             Event::Name { handle, name } => {
                 if let Some(entry) = self.connections.get(&handle) {
                     entry.facts.server_name =
@@ -368,6 +407,23 @@ impl Pipeline {
                 }
                 self.open(stream.handle, point, time, out);
                 let (handle, direction) = (stream.handle, stream.direction);
+                if let Some((file, _)) = self.coverage.point(point)
+                    && !self.is_believed(file, stream, tid, offset, bytes, time, out)
+                {
+                    let piece = Piece {
+                        stream,
+                        offset,
+                        content: What::Bytes(bytes.keep()),
+                        tid,
+                        point,
+                        time,
+                    };
+                    match self.trials.is_condemned(file) {
+                        true => self.withhold(piece, out),
+                        false => self.trials.hold(file, piece),
+                    }
+                    return;
+                }
                 match socket {
                     Used::Nothing => {
                         let length = bytes.len() as u64;
@@ -456,6 +512,56 @@ impl Pipeline {
         }
     }
 
+    /// Are these bytes shown, as far as the file's first calls tell?
+    #[allow(clippy::too_many_arguments)]
+    fn is_believed(
+        &mut self,
+        file: FileId,
+        stream: StreamId,
+        tid: u32,
+        offset: u64,
+        bytes: Plaintext<'_>,
+        time: u64,
+        out: Out<'_>,
+    ) -> bool {
+        if self.trials.is_open(file) {
+            let bytes = bytes.reveal();
+            let judgement = self.trials.data(file, stream, tid, offset, bytes);
+            return self.judged(file, judgement, time, out);
+        }
+        !self.trials.is_condemned(file)
+    }
+
+    fn judged(&mut self, file: FileId, judgement: Judgement, time: u64, out: Out<'_>) -> bool {
+        match judgement {
+            Judgement::Suspicious => false,
+            Judgement::Believed(held) => {
+                for piece in held {
+                    self.show(piece, out);
+                }
+                true
+            }
+            Judgement::Condemned(why, held) => {
+                for piece in held {
+                    self.withhold(piece, out);
+                }
+                self.withdrawals.push((file, why));
+                self.failed(file, why, time, out);
+                false
+            }
+        }
+    }
+
+    /// A piece whose functions are no TLS functions, or may be none: a gap is shown instead.
+    fn withhold(&mut self, piece: Piece, out: Out<'_>) {
+        let What::Bytes(bytes) = &piece.content else {
+            return self.show(piece, out);
+        };
+        let length = bytes.plaintext().len() as u64;
+        let content = What::Gap(length, Cause::Withdrawn);
+        self.show(Piece { content, ..piece }, out);
+    }
+
     /// Takes over what the solver found out.
     fn judge(&mut self, out: Out<'_>) {
         let mut named = Vec::new();
@@ -500,19 +606,24 @@ impl Pipeline {
             return;
         }
         for piece in self.backlog.take(&id) {
-            let Piece {
-                stream,
-                offset,
-                content,
-                tid,
-                point,
-                time,
-            } = piece;
-            self.feed(stream, tid, point, time, out, |stream, out| match content {
-                What::Bytes(bytes) => stream.data(offset, bytes.plaintext(), time, out),
-                What::Gap(length, cause) => stream.gap(offset, length, cause, time, out),
-            });
+            self.show(piece, out);
         }
+    }
+
+    /// A piece that waited.
+    fn show(&mut self, piece: Piece, out: Out<'_>) {
+        let Piece {
+            stream,
+            offset,
+            content,
+            tid,
+            point,
+            time,
+        } = piece;
+        self.feed(stream, tid, point, time, out, |stream, out| match content {
+            What::Bytes(bytes) => stream.data(offset, bytes.plaintext(), time, out),
+            What::Gap(length, cause) => stream.gap(offset, length, cause, time, out),
+        });
     }
 
     /// Holes at the end of streams that the half found in the kernel's map.
@@ -620,6 +731,9 @@ impl Pipeline {
 
     fn close(&mut self, id: HandleId, now: u64, out: Out<'_>) {
         self.let_go(id, out);
+        for piece in self.trials.take(id) {
+            self.withhold(piece, out);
+        }
         self.solver.closed(id);
         for direction in [Direction::Received, Direction::Sent] {
             let stream = StreamId {
@@ -726,6 +840,7 @@ impl Pipeline {
                     match cause {
                         Cause::RingFull | Cause::OverBudget => *told_late += length,
                         Cause::Unknown => tally.unknown += length,
+                        Cause::Withdrawn => tally.withdrawn += length,
                         Cause::CopyFault
                         | Cause::MapFull
                         | Cause::CallTooLong
@@ -924,6 +1039,9 @@ impl Pipeline {
         let path = self.redactor.string(path);
         let version = found.version.as_deref();
         let version = version.map(|version| self.redactor.string(version));
+        if found.on_trial {
+            self.trials.open(file);
+        }
         self.coverage.found(file, path, version, found)
     }
 
@@ -945,6 +1063,10 @@ impl Pipeline {
     }
 
     pub fn attached(&mut self, file: FileId, at: u64, now: u64, out: Out<'_>) {
+        // Its first calls may have come before this.
+        if self.trials.is_condemned(file) {
+            return;
+        }
         let said = self.coverage.attached(file, at);
         self.say(said, now, out);
     }

@@ -186,6 +186,8 @@ pub enum Cause {
     OverBudget,
     /// The kernel sent them from a file, past every buffer. Nothing went wrong.
     Sendfile,
+    /// What gave them is no TLS function, as its first calls showed.
+    Withdrawn,
     /// The stream jumped and nobody said why. 0 in every test.
     Unknown,
 }
@@ -247,6 +249,7 @@ pub struct Lost {
     pub map_full: u64,
     pub over_budget: u64,
     pub sendfile: u64,
+    pub withdrawn: u64,
     pub unknown: u64,
 }
 
@@ -275,6 +278,7 @@ impl Lost {
             + self.map_full
             + self.over_budget
             + self.sendfile
+            + self.withdrawn
             + self.unknown
     }
 }

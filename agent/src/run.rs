@@ -509,6 +509,7 @@ impl<'a> Session<'a> {
             self.send_orders()?;
             let found = self.look();
             self.settle_sockets()?;
+            self.settle_trials()?;
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
@@ -997,6 +998,8 @@ impl<'a> Session<'a> {
             let refused = match located {
                 Some(Ok(found)) => {
                     let points = self.pipeline.found(file, &path, &found);
+                    // Before the first call can be seen.
+                    self.settle_trials()?;
                     self.order(Order::Attach { file, points }, own)?;
                     continue;
                 }
@@ -1053,6 +1056,20 @@ impl<'a> Session<'a> {
             .collect();
         for some in states.chunks(PER_MESSAGE) {
             self.order(Order::Sockets(some.to_vec()), None)?;
+        }
+        Ok(())
+    }
+
+    /// Files whose first calls showed that they are none of TLS, and whether there are more to be judged.
+    fn settle_trials(&mut self) -> Result<()> {
+        let withdrawals: Vec<_> = self.pipeline.withdrawals().collect();
+        for (file, why) in withdrawals {
+            let why = why.to_owned();
+            self.order(Order::Refuse { file, why }, None)?;
+        }
+        if let Some(shared) = &self.shared {
+            let is_on_trial = self.pipeline.is_any_on_trial();
+            shared.control.set(control::TRIAL, u64::from(is_on_trial));
         }
         Ok(())
     }

@@ -57,6 +57,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("mbedtls.c", include_str!("../programs/mbedtls.c")),
     ("nss.c", include_str!("../programs/nss.c")),
     ("private.c", include_str!("../programs/private.c")),
+    ("wire.c", include_str!("../programs/wire.c")),
     ("wolfssl.c", include_str!("../programs/wolfssl.c")),
     ("mix.c", include_str!("../programs/mix.c")),
     ("life.c", include_str!("../programs/life.c")),

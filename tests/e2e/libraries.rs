@@ -10,7 +10,7 @@ use crate::harness::{
     Agent, Lab, PYTHON, Run, argv, bare, free_port, libssl, random, scaled, seconds, skip,
     wait_for, which,
 };
-use crate::records::{self, Truth};
+use crate::records::{self, Truth, compare};
 
 /// A client of `http_client.py`, `python` being the interpreter.
 #[track_caller]
@@ -456,7 +456,7 @@ fn grpcio_both_ends() {
     }
 }
 
-/// A program with a library that nobody knows, static and stripped, and where its two functions are.
+/// A program with functions that nobody knows, stripped, and where two of them are.
 struct Unknown {
     program: PathBuf,
     build_id: String,
@@ -466,7 +466,11 @@ struct Unknown {
 
 impl Unknown {
     fn new(lab: &Lab) -> Self {
-        let whole = lab.compiled("private");
+        Self::with(lab, "private", ["private_read", "private_write"])
+    }
+
+    fn with(lab: &Lab, program: &str, [read, write]: [&str; 2]) -> Self {
+        let whole = lab.compiled(program);
         let tool = |name: &str, options: &[&str]| {
             let mut tool = Command::new(name);
             let output = tool.args(options).arg(&whole).output().expect(name);
@@ -483,7 +487,8 @@ impl Unknown {
         let (offset, address) = (number(words[1]), number(words[2]));
         let symbols = tool("nm", &[]);
         let function = |name: &str| {
-            let line = symbols.lines().find(|line| line.ends_with(name)).unwrap();
+            let name = format!(" {name}");
+            let line = symbols.lines().find(|line| line.ends_with(&name)).unwrap();
             number(line.split_whitespace().next().unwrap()) - address + offset
         };
         let notes = tool("readelf", &["-n"]);
@@ -493,16 +498,20 @@ impl Unknown {
         Self {
             program,
             build_id: id.expect("a build id").trim().to_owned(),
-            read: function(" private_read"),
-            write: function(" private_write"),
+            read: function(read),
+            write: function(write),
         }
     }
 
     fn signature(&self, lab: &Lab, file: &str, read: u64) -> PathBuf {
+        self.signature_with(lab, file, read, "fourth")
+    }
+
+    fn signature_with(&self, lab: &Lab, file: &str, read: u64, written: &str) -> PathBuf {
         let text = format!(
             "[[signature]]\nlibrary = \"private TLS\"\n{file}\n\
              read = [{{ name = \"private_read\", offset = {read}, count = \"returned\" }}]\n\
-             write = [{{ name = \"private_write\", offset = {}, count = \"fourth\" }}]\n",
+             write = [{{ name = \"private_write\", offset = {}, count = \"{written}\" }}]\n",
             self.write
         );
         lab.file("vortex.toml", text)
@@ -568,6 +577,76 @@ fn signature_that_does_not_fit() {
         .kind("coverage")
         .any(|record| record["status"] == "refused" && record["reason"] == why);
     assert!(is_refused, "{}", records.digest());
+}
+
+/// Functions that send and receive what is encrypted already: nothing of it is shown, and the probes are gone while
+/// the program goes on. The library that it really uses is seen as ever.
+#[test]
+fn withdrawn_for_what_sockets_move() {
+    let Some(lab) = Lab::with("withdrawn_for_what_sockets_move", &["cc"]) else {
+        return;
+    };
+    let why = "it sends or receives what is encrypted already";
+    let withdrawn = withdrawn(&lab, "wire", ["wire_receive", "wire_send"], why);
+    assert!(bare() || withdrawn > 0);
+}
+
+/// Functions that return checksums.
+#[test]
+fn withdrawn_for_what_calls_return() {
+    let Some(lab) = Lab::with("withdrawn_for_what_calls_return", &["cc"]) else {
+        return;
+    };
+    let why = "that is no number of bytes";
+    assert_eq!(
+        withdrawn(&lab, "digest", ["digest_received", "digest_sent"], why),
+        0
+    );
+}
+
+/// How many bytes were seen that are none of TLS.
+#[track_caller]
+fn withdrawn(lab: &Lab, mode: &str, functions: [&str; 2], why: &str) -> u64 {
+    let unknown = Unknown::with(lab, "wire", functions);
+    let file = format!("build-id = \"{}\"", unknown.build_id);
+    let config = unknown.signature_with(lab, &file, unknown.read, "returned");
+    let server = lab.server(&["--mode", "frames"]);
+    let agent = lab.agent().options(argv!["--config", config]);
+    let run = agent.run(argv![&unknown.program, server.port.to_string(), mode]);
+    run.success();
+    let truth = lab.truth("wire");
+    records::same(&truth, &server.client_truth()).unwrap();
+    if bare() {
+        return 0;
+    }
+    // It ends when there is none any more.
+    assert_eq!(run.process.out(), "probed 2\n");
+    let records = run.records();
+    let of =
+        |record: &serde_json::Value, key: &str| record[key]["library"]["name"] == "private TLS";
+    let coverage = records.kind("coverage");
+    let said: Vec<_> = coverage
+        .filter(|record| record["library"]["name"] == "private TLS")
+        .collect();
+    let last = said.last().expect("a word of it");
+    assert_eq!(last["status"], "refused", "{last}");
+    assert!(last["reason"].as_str().unwrap().ends_with(why), "{last}");
+    let seen = records.check_ledger().unwrap();
+    let (wrong, right): (Vec<_>, Vec<_>) = records
+        .0
+        .iter()
+        .cloned()
+        .partition(|record| of(record, "tls"));
+    assert!(
+        wrong.iter().all(|record| record["cause"] == "withdrawn"),
+        "{wrong:?}"
+    );
+    let lengths = wrong.iter().map(|gap| gap["length"].as_u64().unwrap());
+    let withdrawn = lengths.sum::<u64>();
+    let connections = records::Records(right).connections().unwrap();
+    compare(&connections, &truth, &[]).unwrap();
+    assert_eq!(seen, records::total(&truth) + withdrawn);
+    withdrawn
 }
 
 /// What one run finds the next one need not search, whatever has become of the file.

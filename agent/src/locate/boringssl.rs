@@ -71,6 +71,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: vec![read.point(elf)?, write.point(elf)?],
         others: Vec::new(),
         partly: None,
+        on_trial: true,
     })
 }
 

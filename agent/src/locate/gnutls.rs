@@ -77,6 +77,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others: flushing,
         partly: None,
+        on_trial: false,
     })
 }
 

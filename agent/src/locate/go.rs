@@ -97,6 +97,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others,
         partly: None,
+        on_trial: false,
     })
 }
 

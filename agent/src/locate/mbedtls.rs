@@ -53,6 +53,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: None,
+        on_trial: false,
     })
 }
 

@@ -224,6 +224,8 @@ pub struct Found {
     pub others: Vec<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
+    /// No name and no table speaks for them: their first calls decide whether they are believed.
+    pub on_trial: bool,
 }
 
 impl Found {
@@ -241,6 +243,7 @@ impl Found {
         self.points.extend(other.points);
         self.others.extend(other.others);
         self.partly = self.partly.or(other.partly);
+        self.on_trial |= other.on_trial;
     }
 }
 

@@ -48,6 +48,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
             .into_iter()
             .collect(),
         partly: None,
+        on_trial: false,
     })
 }
 

@@ -123,6 +123,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others,
         partly,
+        on_trial: false,
     })
 }
 

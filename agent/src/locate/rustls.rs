@@ -168,6 +168,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others: Vec::new(),
         partly,
+        on_trial: false,
     })
 }
 

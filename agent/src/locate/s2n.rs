@@ -57,6 +57,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: Some("what s2n_sendv and s2n_sendfile send is not seen"),
+        on_trial: false,
     })
 }
 

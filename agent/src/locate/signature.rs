@@ -61,6 +61,7 @@ impl Signature {
             points: carrier::points(elf, &chosen).map_err(why)?,
             others: Vec::new(),
             partly: None,
+            on_trial: true,
         })
     }
 }

@@ -62,6 +62,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: has(EARLY_DATA.0).then_some("early data is not seen"),
+        on_trial: false,
     })
 }
 

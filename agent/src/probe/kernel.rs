@@ -129,6 +129,10 @@ fn parse(btf: &[u8]) -> Option<Layout> {
             at("sock", "sk_max_ack_backlog"),
         );
     }
+    set(
+        |o| &mut o.sock_ulp,
+        at("inet_connection_sock", "icsk_ulp_ops"),
+    );
     let descriptors = set(|o| &mut o.files_fdt, at("files_struct", "fdt"))
         & set(|o| &mut o.fdtable_max_fds, at("fdtable", "max_fds"))
         & set(|o| &mut o.fdtable_fd, at("fdtable", "fd"))

@@ -174,6 +174,8 @@ struct File {
     mount: Option<u64>,
     sites: Vec<Site>,
     is_moving: bool,
+    /// It is not to be probed after all.
+    is_withdrawn: bool,
     /// What was placed through another mount. Each call that it saw alone still needs it for its return.
     old: Option<Old>,
 }
@@ -460,12 +462,9 @@ impl<'a> Half<'a> {
                 continue;
             }
             let Some(file) = self.files.get_mut(&id) else {
-                // Let go meanwhile. Nothing is undone here: that takes its time.
+                // Let go meanwhile.
                 if let Some(done @ (Done::Placed(_) | Done::Moved(_))) = done {
-                    self.workers.start(id, id, PLACING, move || {
-                        drop(done);
-                        Done::Detached
-                    });
+                    undo(&mut self.workers, id, done);
                 }
                 continue;
             };
@@ -497,13 +496,17 @@ impl<'a> Half<'a> {
                     self.unanswered.extend(users.map(|(pid, _)| (*pid, device)));
                     self.unread(id, "its file system does not answer".to_owned());
                 }
+                (Some(done @ Done::Placed(_)), _) if file.is_withdrawn => {
+                    undo(&mut self.workers, id, done)
+                }
                 // Also when it was given up before.
                 (Some(Done::Placed(placed)), _) => self.placed(id, placed),
                 (None, State::Placing) => {
                     self.placed(id, Err("the kernel places no probe in it".to_owned()));
                 }
                 (Some(Done::Moved(moved)), State::Attached(_)) => self.moved(id, moved),
-                (Some(Done::Opened(_) | Done::Moved(_) | Done::Detached) | None, _) => {}
+                (Some(done @ Done::Moved(_)), _) => undo(&mut self.workers, id, done),
+                (Some(Done::Opened(_) | Done::Detached) | None, _) => {}
             }
         }
     }
@@ -865,6 +868,7 @@ impl<'a> Half<'a> {
             mount: None,
             sites: Vec::new(),
             is_moving: false,
+            is_withdrawn: false,
             old: None,
         };
         self.held.insert(version, id);
@@ -1224,10 +1228,28 @@ impl<'a> Half<'a> {
         }
     }
 
-    /// The pipeline found a library that it won't probe. It has told those who map it; later ones are
-    /// told by us.
+    /// The pipeline found a library that it won't probe, or no longer. It has told those who map it; later ones
+    /// are told by us.
     fn refuse(&mut self, id: FileId, why: String) -> Result<()> {
-        self.asked(id)?.state = State::Refused(why);
+        let Some(file) = self.files.get_mut(&id) else {
+            // Let go meanwhile.
+            return Ok(());
+        };
+        match file.state {
+            State::Asked => file.state = State::Refused(why),
+            State::Placing | State::Attached(_) => {
+                let probes = std::mem::replace(&mut file.state, State::Refused(why));
+                let old = file.old.take();
+                file.is_withdrawn = true;
+                let device = file.version.identity.device();
+                self.workers.start(id, device, PLACING, move || {
+                    drop((probes, old));
+                    Done::Detached
+                });
+            }
+            State::Refused(_) => {}
+            State::Opening => bail!("an order about file {id:x}, which was not asked for"),
+        }
         self.let_go(id);
         Ok(())
     }
@@ -1369,6 +1391,14 @@ impl<'a> Half<'a> {
         }
         Ok(true)
     }
+}
+
+/// Takes out what was placed for nobody: that takes its time.
+fn undo(workers: &mut Workers<FileId, Done>, id: FileId, done: Done) {
+    workers.start(id, id, PLACING, move || {
+        drop(done);
+        Done::Detached
+    });
 }
 
 /// The process or its mapping is not there any more.

@@ -421,6 +421,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             (lost.map_full, "map full"),
             (lost.over_budget, "over budget"),
             (lost.sendfile, "sent from files by the kernel"),
+            (lost.withdrawn, "no TLS after all"),
             (lost.unknown, "unknown"),
         ],
         out,
@@ -565,6 +566,7 @@ fn cause_words(cause: Cause) -> &'static str {
         Cause::OverBudget => "the process sent more than its share of the ring buffer",
         Cause::CallTooLong => "the call was longer than is copied of one",
         Cause::Sendfile => "the kernel sent them from a file",
+        Cause::Withdrawn => "what gave them is no TLS function",
         Cause::Unknown => "nobody knows why",
     }
 }
