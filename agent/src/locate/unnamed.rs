@@ -113,6 +113,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: carrier::points(elf, &chosen)?,
         others: others(elf, &raisers, &chosen)?,
         partly: None,
+        on_trial: true,
     };
     for point in found.points.iter().chain(&found.others) {
         if !signature::still_holds(elf, point)? {

@@ -12,6 +12,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::points::Point;
+
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
@@ -39,11 +41,23 @@ pub(super) struct EmptyPairs {
 
 impl EmptyPairs {
     pub(super) fn attach(file: &Path, offsets: &[u64]) -> Result<EmptyPairs> {
-        let descriptors = attach_multi(file, offsets)
-            .or_else(|_| attach_each(file, offsets))
+        EmptyPairs::place(file, offsets, offsets)
+    }
+
+    /// Returns only where the agent has them.
+    pub(super) fn attach_some(file: &Path, points: &[Point]) -> Result<EmptyPairs> {
+        let entries: Vec<u64> = points.iter().map(|point| point.offset).collect();
+        let pairs = points.iter().filter(|point| point.has_return());
+        let returns: Vec<u64> = pairs.map(|point| point.offset).collect();
+        EmptyPairs::place(file, &entries, &returns)
+    }
+
+    fn place(file: &Path, entries: &[u64], returns: &[u64]) -> Result<EmptyPairs> {
+        let descriptors = attach_multi(file, entries, returns)
+            .or_else(|_| attach_each(file, entries, returns))
             .with_context(|| {
                 format!(
-                    "placing empty probes in {} at {offsets:#x?}",
+                    "placing empty probes in {} at {entries:#x?}",
                     file.display()
                 )
             })?;
@@ -54,19 +68,22 @@ impl EmptyPairs {
 }
 
 /// One link for all entries and one for all returns; Linux 6.6.
-fn attach_multi(file: &Path, offsets: &[u64]) -> Result<Vec<OwnedFd>> {
+fn attach_multi(file: &Path, entries: &[u64], returns: &[u64]) -> Result<Vec<OwnedFd>> {
     let program = load_program(&RETURN_ZERO, BPF_TRACE_UPROBE_MULTI)?;
-    let entry = link(&program, file, offsets, Moment::Entry)?;
-    let exit = link(&program, file, offsets, Moment::Return)?;
-    Ok(vec![program, entry, exit])
+    let mut descriptors = vec![link(&program, file, entries, Moment::Entry)?];
+    if !returns.is_empty() {
+        descriptors.push(link(&program, file, returns, Moment::Return)?);
+    }
+    descriptors.push(program);
+    Ok(descriptors)
 }
 
 /// One perf event per probe: every kernel.
-fn attach_each(file: &Path, offsets: &[u64]) -> Result<Vec<OwnedFd>> {
+fn attach_each(file: &Path, entries: &[u64], returns: &[u64]) -> Result<Vec<OwnedFd>> {
     let program = load_program(&RETURN_ZERO, 0)?;
     let mut descriptors = Vec::new();
-    for &offset in offsets {
-        for moment in [Moment::Entry, Moment::Return] {
+    for (offsets, moment) in [(entries, Moment::Entry), (returns, Moment::Return)] {
+        for &offset in offsets {
             descriptors.push(perf_event(&program, file, offset, moment)?);
         }
     }

@@ -72,6 +72,11 @@ impl Ground {
             .context("the load generator isn't linked to libssl")
     }
 
+    /// For files of this run.
+    pub(super) fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
     /// The agent's output; each agent starts it anew.
     pub(super) fn records(&self) -> PathBuf {
         self.memory.path().join("records.ndjson")

@@ -10,6 +10,7 @@ mod ground;
 mod load;
 mod loss;
 mod points;
+mod reach;
 mod records;
 mod redact;
 mod report;
@@ -27,7 +28,7 @@ usage: cargo xtask bench capture [OPTIONS]      as root
 
   --quick             3 rounds and shorter runs: a look, not a result
   --rounds N          rounds of the cost table (7)
-  --only PART,...     of cost, speed, json, pauses, ring, volume, start, memory, mapping
+  --only PART,...     of cost, reach, speed, json, pauses, ring, volume, start, memory, mapping
   --json              one JSON document instead of the table
   --agent FILE        this binary instead of building one
   --no-agent          bare calls and empty probes alone
@@ -37,6 +38,7 @@ usage: cargo xtask bench capture [OPTIONS]      as root
 
 usage: cargo xtask bench redact                 how fast secrets are looked for, on one core
 
+`reach` is what a call of Bun, Node.js, rustls and Go costs, by programs that `cargo xtask test` fetches or builds.
 `capture` needs cc, OpenSSL's headers and 3 GiB free on /dev/shm. Compare ratios: the nanoseconds are the machine's.";
 
 type Part = (&'static str, fn(&Bench) -> Result<Vec<Check>>);
@@ -168,6 +170,10 @@ fn run(options: &Options) -> Result<Report> {
     } else {
         None
     };
+    let reach = match wanted("reach") && bench.agent.is_some() {
+        true => Some(reach::measure(&bench)?),
+        false => None,
+    };
     let mut checks = costs.as_ref().map(|c| c.checks()).unwrap_or_default();
     for (part, measure) in PARTS.into_iter().filter(|(part, _)| wanted(part)) {
         if bench.agent.is_none() {
@@ -187,6 +193,7 @@ fn run(options: &Options) -> Result<Report> {
     Ok(Report {
         machine: Machine::here(bench.ground.pinning()),
         costs,
+        reach,
         checks,
     })
 }
@@ -216,7 +223,9 @@ fn parse(args: &[&str]) -> Result<Options> {
 }
 
 fn parse_parts(list: &str) -> Result<Vec<String>> {
-    let known = |part: &str| part == "cost" || PARTS.iter().any(|(name, _)| *name == part);
+    let known = |part: &str| {
+        ["cost", "reach"].contains(&part) || PARTS.iter().any(|(name, _)| *name == part)
+    };
     list.split(',')
         .map(|part| {
             ensure!(known(part), "no such part: {part}\n{USAGE}");

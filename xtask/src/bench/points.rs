@@ -31,13 +31,27 @@ fn file_offset(file: &object::File, address: u64) -> Result<u64> {
 }
 
 #[derive(Deserialize)]
-struct Point {
-    offset: u64,
+pub(super) struct Point {
+    pub(super) offset: u64,
     instruction: String,
+    shape: String,
+}
+
+impl Point {
+    /// What is known at the entry has no return probe, and where there is none, in Go, one would be deadly.
+    pub(super) fn has_return(&self) -> bool {
+        !["Passed", "Encrypted"].contains(&&self.shape[..])
+    }
+}
+
+/// Where the agent's own locator would probe.
+pub(super) fn own(agent: &Path, library: &Path) -> Result<Vec<u64>> {
+    let points = located(agent, library)?;
+    Ok(points.into_iter().map(|p| p.offset).collect())
 }
 
 /// What the agent's own locator chooses.
-pub(super) fn own(agent: &Path, library: &Path) -> Result<Vec<u64>> {
+pub(super) fn located(agent: &Path, library: &Path) -> Result<Vec<Point>> {
     let output = Command::new(agent).arg("locate").arg(library).output()?;
     ensure!(
         output.status.success(),
@@ -62,7 +76,7 @@ pub(super) fn own(agent: &Path, library: &Path) -> Result<Vec<u64>> {
             point.offset
         );
     }
-    Ok(points.into_iter().map(|p| p.offset).collect())
+    Ok(points)
 }
 
 /// `--points 0x352d0,0x355e0`

@@ -61,6 +61,11 @@ impl Bytes {
 }
 
 impl Ledger {
+    /// Calls that were let pass.
+    pub(super) fn entries(&self) -> u64 {
+        self.calls.entries
+    }
+
     /// The agent's books are closed, balance, and say what the load says it moved.
     pub(super) fn prove(&self, moved: u64) -> Result<()> {
         let Ledger { bytes: b, calls: c } = self;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::cost::{Case, Costs, Via};
+use super::reach::Reach;
 
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Spread {
@@ -114,6 +115,7 @@ impl Machine {
 pub(super) struct Report {
     pub(super) machine: Machine,
     pub(super) costs: Option<Costs>,
+    pub(super) reach: Option<Reach>,
     pub(super) checks: Vec<Check>,
 }
 
@@ -129,6 +131,9 @@ impl Report {
         let mut text = self.machine_line();
         if let Some(costs) = &self.costs {
             text += &cost_table(costs);
+        }
+        if let Some(reach) = &self.reach {
+            text += &reach_table(reach);
         }
         let width = self
             .checks
@@ -192,13 +197,52 @@ fn cost_table(costs: &Costs) -> String {
             times(row.to_exported),
         ]);
     }
-    let widths: Vec<usize> = (0..HEADINGS.len())
-        .map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0))
-        .collect();
-    let mut text = format!(
+    let title = format!(
         "ns for a pair, SSL_write + SSL_read: bare, and what probes add to it; median (min..max) of {} rounds\n",
         costs.rounds
     );
+    title + &table(&rows)
+}
+
+fn reach_table(reach: &Reach) -> String {
+    let headings = [
+        "",
+        "calls a request",
+        "bare request",
+        "+ empty, a call",
+        "+ agent, a call",
+        "of empty",
+    ];
+    let mut rows = vec![headings.map(str::to_owned)];
+    let mut missing = String::new();
+    for row in &reach.rows {
+        if let Some(why) = &row.missing {
+            let _ = writeln!(missing, "{}: not measured: {why}", row.family);
+            continue;
+        }
+        let calls = row.calls_per_request;
+        rows.push([
+            row.family.to_owned(),
+            calls.map_or("-".to_owned(), |calls| format!("{:.2}", calls.median)),
+            spread(row.bare),
+            spread(row.empty),
+            spread(row.agent),
+            times(row.to_empty),
+        ]);
+    }
+    let title = format!(
+        "ns of CPU time of real clients on loopback: of a request, and what probes at our points add to each call \
+         (empty: return probes only where we have them); median (min..max) of {} rounds\n",
+        reach.rounds
+    );
+    title + &table(&rows) + &missing
+}
+
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let widths: Vec<usize> = (0..N)
+        .map(|i| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
     for row in rows {
         for (i, (cell, &width)) in row.iter().zip(&widths).enumerate() {
             let _ = if i == 0 {
