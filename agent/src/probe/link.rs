@@ -174,7 +174,7 @@ impl Kernel {
             let object = object.clone();
             move || load_sessions(&object, link)
         });
-        let as_built = Some(&*object).filter(|_| !is_readable);
+        let as_built = (!is_readable).then_some(&*object);
         for name in usual_uprobes(link) {
             loaded(&mut ebpf, name, as_built)?;
         }
@@ -475,7 +475,7 @@ impl Programs {
         let cookies = self.link != Link::Perf;
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
         for (name, sites) in groups.iter().filter(|(_, sites)| !sites.is_empty()) {
-            let as_built = Some(&*self.object).filter(|_| !self.is_readable);
+            let as_built = (!self.is_readable).then_some(&*self.object);
             let program = loaded(&mut ebpf, name, as_built)?;
             for scope in &scopes {
                 let points = sites.iter().map(|site| UProbeAttachPoint {
