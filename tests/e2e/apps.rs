@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 
-use crate::harness::{Agent, Lab, Run, Server, argv, bare};
+use crate::harness::{Lab, Run, Server, argv, bare};
 use crate::libraries::assert_known;
 
 /// What the imitation says in one piece, among many small ones.
@@ -41,7 +41,7 @@ impl<'a> Scene<'a> {
         there.push(format!("HOME={}", home.display()).into());
         let variables = variables.iter();
         there.extend(variables.map(|(name, value)| OsString::from(format!("{name}={value}"))));
-        let agent: Agent<'_> = self.lab.agent().directory(&self.lab.path("work"));
+        let agent = self.lab.agent().directory(&self.lab.path("work"));
         if bare() {
             there.extend(command);
             return agent.run(there);
@@ -162,6 +162,9 @@ fn opencode() {
             "run",
             "--model",
             "anthropic/imitation",
+            // Else another model is asked for one, and not waited for.
+            "--title",
+            "a title",
             "say something"
         ],
     );
