@@ -109,6 +109,9 @@ enum Step {
         pid: u32,
         handle: u64,
         born: u64,
+        /// Its program closed it.
+        #[serde(default)]
+        left: bool,
     },
     Touch {
         pid: u32,
@@ -368,9 +371,15 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             };
             line.record(opened.as_bytes(), time, out);
         }
-        Step::Freed { pid, handle, born } => {
+        Step::Freed {
+            pid,
+            handle,
+            born,
+            left,
+        } => {
+            let kind = if *left { kind::LEFT } else { kind::FREED };
             let freed = Freed {
-                head: head(kind::FREED, Direction::Received, 0, time),
+                head: head(kind, Direction::Received, 0, time),
                 pid_tgid: both(*pid),
                 born: *born,
                 handle: *handle,
@@ -593,6 +602,7 @@ scenarios! {
     handle_again
     inferred_socket
     late_facts
+    left_handle
     loss
     lost_evidence
     no_name

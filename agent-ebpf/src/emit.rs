@@ -186,6 +186,9 @@ unsafe fn place<const COPIED: bool>(thread: *mut Thread) -> bool {
         (*thread).handle_born = get!(thread, born);
         let stream = stream(thread);
         if stream.is_null() {
+            if get!(thread, call.opened) != 0 {
+                (*thread).handle_born = get!(thread, call.opened);
+            }
             let key = (&raw const (*hide(thread)).key).cast();
             let new = (&raw const (*hide(thread)).call).cast();
             if insert(address(&STREAMS), key, new) {
@@ -357,6 +360,35 @@ pub unsafe fn freed(thread: *mut Thread) {
         forget(thread);
         (*thread).key.direction = Direction::Sent as u32;
         forget(thread);
+    }
+}
+
+/// The handle is used up, as far as its program is concerned.
+#[inline(always)]
+pub unsafe fn left(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` a key of STREAMS; `record` is a reservation of this size, every
+    // field is written.
+    unsafe {
+        let stream = stream(thread);
+        if stream.is_null() || get!(stream, opened) == 0 {
+            return;
+        }
+        (*thread).handle_born = get!(stream, opened);
+        let record: *mut Freed = reserve(size_of::<Freed>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::LEFT,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).born = get!(thread, handle_born);
+        (*record).handle = get!(thread, key.handle);
+        // Nobody waits for it.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
     }
 }
 

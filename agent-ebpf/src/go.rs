@@ -6,7 +6,9 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{DETAIL, Direction, FRAME_SIZE, MOVED, Shape, Thread, control, counter, kind};
+use agent_ebpf::{
+    DETAIL, Direction, FRAME_SIZE, MOVED, REJOINED, Shape, Thread, control, counter, kind,
+};
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_boot_ns, generated},
@@ -88,7 +90,8 @@ fn passed(ctx: &ProbeContext, cookie: u64) -> u32 {
         (*thread).call.position = get!(thread, full);
         (*thread).call.pending = opaque(0);
         (*thread).call.cause = opaque(0);
-        (*thread).call.opened = opaque(0);
+        // A stream that begins here began before the probes, or was left and forgotten.
+        (*thread).call.opened = get!(thread, born) | REJOINED;
         if get!(thread, full) > u64::MAX >> FRAME_SIZE {
             count(counter::UNREADABLE, 1);
         } else if get!(thread, full) != 0 {

@@ -38,7 +38,8 @@ pub enum Shape {
     /// `ssize_t SSL_sendfile(handle, int fd, off_t, size_t, int)`: the return value, if positive, of bytes
     /// that were in no buffer.
     Sendfile = 7,
-    /// `void SSL_free(handle)`: one owner less. No return.
+    /// `void SSL_free(handle)`: one owner less. Or Go's `Close`, if the detail is 0: the handle in Go's register may
+    /// still be read. No return.
     Freed = 8,
     /// A call inside of Go's `Conn.Read` or `Conn.Write` that is given bytes and carries all of them; arguments
     /// are in Go's registers. No return.
@@ -110,6 +111,8 @@ pub mod kind {
     pub const FREED: u16 = 11;
     /// A call whose result is none of a function that reads or writes: [`super::Unseen`].
     pub const SENSELESS: u16 = 12;
+    /// A handle whose program closed it, and which may still be read for a while: [`super::Freed`].
+    pub const LEFT: u16 = 14;
     /// What a socket moved inside a call, while [`super::control::TRIAL`] asks for it: [`super::Carried`].
     pub const CARRIED: u16 = 13;
 }
@@ -283,7 +286,7 @@ pub struct Opened {
     pub cookie: u64,
 }
 
-/// The last owner of a handle gave it up. What the kernel side knew of it is forgotten.
+/// The last owner of a handle gave it up. What the kernel side knew of it is forgotten, unless it is [`kind::LEFT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Freed {

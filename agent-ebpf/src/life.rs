@@ -1,6 +1,6 @@
 //! A handle that starts again or is gone, and what else needs no return: the entry says all.
 
-use agent_ebpf::{DETAIL, Shape};
+use agent_ebpf::{DETAIL, Direction, Shape};
 use aya_ebpf::{
     EbpfContext as _,
     helpers::{bpf_get_current_pid_tgid, generated},
@@ -13,7 +13,7 @@ use crate::{
     emit,
     filter::{Admission, admit},
     go,
-    maps::{get, stopped},
+    maps::{get, opaque, stopped},
     name,
 };
 
@@ -98,9 +98,16 @@ fn rewired(ctx: &ProbeContext, cookie: u64) -> u32 {
 /// One owner gives the object up. It is gone if there was no other, and the object itself says that: to count
 /// the owners from outside would be a guess, because the library takes some for itself. If two give it up at
 /// once each may see the other, and nobody the end: then it is found at the next use of the address.
+///
+/// Go's `Close` may be called again, while other calls of the connection are under way, and what was decrypted before
+/// may be read yet. So nothing is forgotten here: that is for user space, a little later.
 #[inline(always)]
 fn freed(ctx: &ProbeContext, cookie: u64) -> u32 {
-    let handle = ctx.arg::<u64>(0).unwrap_or(0);
+    let is_go = cookie >> DETAIL == 0;
+    // SAFETY: the program's context. Both are loaded before one is chosen: a chosen register would be a computed
+    // offset into the context.
+    let (first, of_go) = unsafe { (opaque((*ctx.regs).rdi), opaque((*ctx.regs).rax)) };
+    let handle = if is_go { of_go } else { first };
     if handle == 0 || stopped() {
         return 0;
     }
@@ -108,6 +115,16 @@ fn freed(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Admission::Wanted(thread) = admit(&id) else {
         return 0;
     };
+    if is_go {
+        // SAFETY: a map value.
+        unsafe {
+            (*thread).key.handle = handle;
+            (*thread).key.born = get!(thread, born);
+            (*thread).key.direction = Direction::Received as u32;
+            emit::left(thread);
+        }
+        return 0;
+    }
     let mut owners = 0u32;
     // SAFETY: the helper fails on a wrong address, `owners` is four bytes; a map value.
     unsafe {

@@ -22,6 +22,8 @@ pub struct Entry {
     socket: u64,
     /// How often its data waited for a name in vain.
     pub waits: u32,
+    /// Its program closed it, and may still read what is left.
+    pub is_left: bool,
 }
 
 impl Entry {
@@ -111,6 +113,7 @@ impl Connections {
             sent: Stream::default(),
             socket: 0,
             waits: 0,
+            is_left: false,
         };
         self.entries.insert(id, entry);
         self.current
@@ -153,6 +156,16 @@ impl Connections {
             let handles = self.current.entry(id.pid).or_default();
             handles.insert(id.handle, current);
         }
+    }
+
+    /// Brings back a connection that its program had left, if it is remembered.
+    pub fn resume(&mut self, id: HandleId) -> bool {
+        let known = self.retired.entries.get(&id);
+        let is_left = known.is_some_and(|entry| entry.is_left);
+        if is_left {
+            self.recall(id);
+        }
+        is_left
     }
 
     pub fn get(&mut self, id: &HandleId) -> Option<&mut Entry> {

@@ -46,6 +46,8 @@ pub enum Event<'a> {
     },
     /// The handle is gone.
     Freed { handle: HandleId, time: u64 },
+    /// The handle's program closed it, and may read what is left.
+    Left { handle: HandleId, time: u64 },
     /// A call of the handle passed by, and its bytes with it. No handle: a call that makes one.
     Unseen {
         handle: HandleId,
@@ -114,6 +116,7 @@ impl Event<'_> {
             | Event::Unseen { handle, .. }
             | Event::Touch { handle, .. }
             | Event::Freed { handle, .. }
+            | Event::Left { handle, .. }
             | Event::Name { handle, .. } => Some(handle.pid),
             Event::Transfer { pid, .. }
             | Event::Senseless { pid, .. }
@@ -219,16 +222,14 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 time: head.time,
             })
         }
-        kind::FREED => {
+        kind::FREED | kind::LEFT => {
             let (freed, _) = Freed::read_from_prefix(record).map_err(|_| Malformed)?;
             let (pid, _) = ids(freed.pid_tgid);
-            Ok(Event::Freed {
-                handle: HandleId {
-                    pid,
-                    born: freed.born,
-                    handle: freed.handle,
-                },
-                time: head.time,
+            let (born, handle, time) = (freed.born, freed.handle, head.time);
+            let handle = HandleId { pid, born, handle };
+            Ok(match head.kind {
+                kind::LEFT => Event::Left { handle, time },
+                _ => Event::Freed { handle, time },
             })
         }
         kind::UNSEEN => {

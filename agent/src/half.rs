@@ -102,6 +102,8 @@ pub enum Order {
     /// What the kernel side may spare us of these sockets: cookies, and values of its map of them. Lost, it
     /// only costs records.
     Sockets(Vec<(u64, u64)>),
+    /// These handles are used up: their streams can go.
+    Forget(Vec<Handle>),
     /// This file is a TLS library that can't be probed, or none, as its first calls showed: its probes are taken out.
     Refuse {
         file: FileId,
@@ -306,6 +308,14 @@ pub struct Survey {
     /// CPU time in microseconds and resident memory in bytes.
     pub cpu_micros: u64,
     pub memory_bytes: u64,
+}
+
+/// A handle of a process, and since when it means what it means.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Handle {
+    pub tgid: u32,
+    pub handle: u64,
+    pub born: u64,
 }
 
 /// The last bytes of a stream, lost and not announced.

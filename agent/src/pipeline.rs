@@ -63,6 +63,10 @@ pub struct Pipeline {
     parked: HashMap<u32, Parked>,
     /// Connections whose handle is gone, and since when.
     freed: VecDeque<(u64, HandleId)>,
+    /// The same of those that their programs closed: these may still be read.
+    left: VecDeque<(u64, HandleId)>,
+    /// Handles that the kernel side need not remember.
+    forgotten: Vec<HandleId>,
     tally: Tally,
     /// Bytes lost to a full ring that gaps have told of.
     told_late: u64,
@@ -100,6 +104,10 @@ const PARKED_BYTES: usize = 1 << 20;
 /// its end, may come later.
 const FREED_TIME: u64 = 1_000_000_000;
 
+/// How long it does that has been closed and may still be read, in nanoseconds: what was decrypted before is read
+/// at once, or never.
+const LEFT_TIME: u64 = 3_000_000_000;
+
 /// How often a connection waits for a name in vain before it waits no more.
 const WAITS_MAX: u32 = 16;
 
@@ -124,6 +132,8 @@ impl Pipeline {
             waiting: HashSet::new(),
             parked: HashMap::new(),
             freed: VecDeque::new(),
+            left: VecDeque::new(),
+            forgotten: Vec::new(),
             tally: Tally::default(),
             told_late: 0,
             malformed: 0,
@@ -157,6 +167,11 @@ impl Pipeline {
     /// Files whose functions turned out to be others, and why, since the last time.
     pub fn withdrawals(&mut self) -> std::vec::Drain<'_, (FileId, &'static str)> {
         self.withdrawals.drain(..)
+    }
+
+    /// Handles whose places the kernel side can give to others, since the last time.
+    pub fn forgotten(&mut self) -> std::vec::Drain<'_, HandleId> {
+        self.forgotten.drain(..)
     }
 
     /// Does anything wait for a name?
@@ -247,6 +262,16 @@ impl Pipeline {
         {
             self.freed.pop_front();
             if self.connections.contains(&id) {
+                self.close(id, now, out);
+            }
+        }
+        while let Some(&(since, id)) = self.left.front()
+            && now.saturating_sub(since) > LEFT_TIME
+        {
+            self.left.pop_front();
+            self.forgotten.push(id);
+            if let Some(entry) = self.connections.get(&id) {
+                entry.is_left = true;
                 self.close(id, now, out);
             }
         }
@@ -356,6 +381,12 @@ impl Pipeline {
                 }
             }
             Event::Freed { handle, time } => self.freed.push_back((time, handle)),
+            // Programs close twice, and more.
+            Event::Left { handle, time } => {
+                if self.left.back().is_none_or(|(_, last)| *last != handle) {
+                    self.left.push_back((time, handle));
+                }
+            }
             Event::Opened {
                 handle,
                 again,
@@ -703,6 +734,11 @@ impl Pipeline {
                 let library = file.and_then(|file| self.coverage.library(file));
                 entry.facts.set_library(library);
             }
+            return;
+        }
+        if self.connections.resume(id) {
+            // Closed, and read all the same.
+            self.left.push_back((time, id));
             return;
         }
         let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));

@@ -510,6 +510,7 @@ impl<'a> Session<'a> {
             let found = self.look();
             self.settle_sockets()?;
             self.settle_trials()?;
+            self.forget_left()?;
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
@@ -1056,6 +1057,23 @@ impl<'a> Session<'a> {
             .collect();
         for some in states.chunks(PER_MESSAGE) {
             self.order(Order::Sockets(some.to_vec()), None)?;
+        }
+        Ok(())
+    }
+
+    /// Handles that their programs closed give their places up.
+    fn forget_left(&mut self) -> Result<()> {
+        const PER_MESSAGE: usize = 256;
+        let forgotten = self.pipeline.forgotten();
+        let handles: Vec<_> = forgotten
+            .map(|id| half::Handle {
+                tgid: id.pid,
+                handle: id.handle,
+                born: id.born,
+            })
+            .collect();
+        for some in handles.chunks(PER_MESSAGE) {
+            self.order(Order::Forget(some.to_vec()), None)?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::harness::{Lab, PYTHON, Run, Server, argv, bare, scaled, seconds};
+use crate::harness::{Lab, PYTHON, Run, Server, argv, bare, scaled, seconds, wait_for};
 use crate::records::{Records, Truth};
 
 /// The oldest version, at any address and without symbols; one in the middle; one that keeps where its code begins
@@ -248,4 +248,82 @@ fn serve(lab: &Lab, program: PathBuf) {
         assert_eq!(connection["role"], "server", "{record:.300}");
         assert_eq!(record["network"]["local"]["port"], port, "{record:.300}");
     }
+}
+
+/// A server closes its connections, and none of them keeps a place in the kernel's map: before its process ends, and
+/// though no address comes again.
+#[test]
+fn go_closed_connections_give_their_places_up() {
+    const CONNECTIONS: usize = 200;
+    /// Gets nothing so often, each time by a connection of its own.
+    const CLIENT: &str = "\
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+for turn in range(int(sys.argv[2])):
+    connection = context.wrap_socket(socket.create_connection(('127.0.0.1', int(sys.argv[1]))))
+    connection.sendall(b'GET / HTTP/1.1\\r\\nHost: here\\r\\nConnection: close\\r\\n\\r\\n')
+    while connection.recv(4096):
+        pass
+";
+    let test = "go_closed_connections_give_their_places_up";
+    let Some(lab) = Lab::with(test, &["bpftool"]) else {
+        return;
+    };
+    let Some(program) = program(&lab, MIDDLE) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let (cert, key) = lab.certificate();
+    let count = (CONNECTIONS + 1).to_string();
+    let command = argv![program, "serve", &lab.dir, "server", cert, key, count];
+    let running = lab.agent().env("GOGC", "off").start(command);
+    let port = lab.port("server", &running.process).to_string();
+    let connect = |count: usize, name: &str| {
+        let command = argv![PYTHON, "-c", CLIENT, &port, count.to_string()];
+        lab.finish(lab.command(command), name);
+    };
+    connect(CONNECTIONS, "clients");
+    let agent = running.process.pid();
+    let streams = || streams_of(agent);
+    assert!(streams() > 0, "the map was looked for in vain");
+    wait_for("the places to be given up", seconds(20), || {
+        (streams() == 0).then_some(())
+    });
+    connect(1, "last");
+    let run = running.finish(seconds(20));
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let connections = records.connections().unwrap();
+    assert_eq!(connections.len(), CONNECTIONS + 1);
+    assert!(connections.iter().all(|one| one.gaps().next().is_none()));
+}
+
+/// How many streams the agent's kernel side knows: its map is the one that has room for so many.
+fn streams_of(agent: u32) -> usize {
+    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children")).unwrap();
+    let family = children.split_whitespace();
+    let map = family.flat_map(|pid| {
+        let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo"));
+        entries.into_iter().flatten().flatten().filter_map(|entry| {
+            let info = std::fs::read_to_string(entry.path()).ok()?;
+            let field = |name: &str| {
+                let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+                Some(line.trim().to_owned())
+            };
+            (field("map_type:")? == "1" && field("max_entries:")? == "65536")
+                .then(|| field("map_id:"))?
+        })
+    });
+    let id = map.into_iter().next().expect("the map of streams");
+    let mut dump = std::process::Command::new("bpftool");
+    let output = dump
+        .args(["--json", "map", "dump", "id", &id])
+        .output()
+        .unwrap();
+    let dump: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    dump.as_array().unwrap().len()
 }

@@ -27,6 +27,7 @@ use super::{
 
 const READ: &str = "crypto/tls.(*Conn).Read";
 const WRITE: &str = "crypto/tls.(*Conn).Write";
+const END: &str = "crypto/tls.(*Conn).Close";
 const COPY: &str = "runtime.memmove";
 const SEND: &str = "crypto/tls.(*Conn).writeRecordLocked";
 /// The wrapper, and what it wraps. A program that only serves has no client.
@@ -43,9 +44,10 @@ const HANDSHAKES: [(&str, &str); 2] = [
 /// The first method of a TCP connection as a `net.Conn`: who has this one is one.
 const CLOSE: &str = "net.(*TCPConn).Close";
 const DESTROY: &str = "internal/poll.(*FD).destroy";
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     READ,
     WRITE,
+    END,
     COPY,
     SEND,
     HANDSHAKES[0].0,
@@ -90,7 +92,8 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
 
     let mut points = vec![program.read()?];
     points.extend(program.writes()?);
-    let others = program.begins()?;
+    let mut others = program.begins()?;
+    others.extend(program.end()?);
     Ok(Found {
         library: "go",
         version: version(elf)?,
@@ -188,6 +191,37 @@ impl Program<'_> {
         match points.is_empty() {
             true => Err(UNKNOWN),
             false => Ok(points),
+        }
+    }
+
+    /// Where a connection is closed: the branch that asks whether the stack is large enough, which all calls pass
+    /// with the connection where it came. Twice if the stack grows, and programs close more than once: that is no
+    /// harm. Without, a connection keeps its place until its address comes again.
+    fn end(&self) -> Result<Option<Point>, Refusal> {
+        if !self.has(END) {
+            return Ok(None);
+        }
+        let function = self.function(END)?;
+        let instructions = function.instructions();
+        let Some(branch) = instructions
+            .iter()
+            .position(|instruction| instruction.flow_control() != FlowControl::Next)
+        else {
+            return Ok(None);
+        };
+        let keeps = |instruction: &iced_x86::Instruction| {
+            matches!(instruction.mnemonic(), Mnemonic::Cmp | Mnemonic::Lea)
+                && instruction.op0_register().full_register() != Register::RAX
+        };
+        let is_check = instructions[branch].flow_control() == FlowControl::ConditionalBranch
+            && instructions[branch].condition_code() == ConditionCode::be;
+        if !is_check || !instructions[..branch].iter().all(keeps) || !function.takes(Register::RAX)
+        {
+            return Ok(None);
+        }
+        match self.point(END, &function, branch, Direction::Received, Shape::Freed) {
+            Err(Refusal::Unsafe(_)) => Ok(None),
+            point => point.map(Some),
         }
     }
 
@@ -393,6 +427,13 @@ mod tests {
             ),
             (".crypto/tls.(*Conn).serverHandshake", &[RET]),
             (".net.(*TCPConn).Close", &[RET]),
+            // cmp 0x10(%r14),%rsp; jbe to the end; mov 0x10(%rax),%ecx; ret
+            (
+                ".crypto/tls.(*Conn).Close",
+                &[Bytes(&[
+                    0x49, 0x3b, 0x66, 0x10, 0x76, 0x04, 0x8b, 0x48, 0x10, 0x90, 0xc3,
+                ])],
+            ),
             // movq $-1,0x10(%rcx)
             (
                 ".internal/poll.(*FD).destroy",
@@ -448,9 +489,11 @@ mod tests {
                 (offset_of(3) + 25, Sent, Passed, from(3, 25)),
                 (offset_of(3) + 35, Sent, Passed, from(3, 35)),
                 (offset_of(4), Received, Begun, 0),
+                (offset_of(7) + 4, Received, Freed, 0),
             ]
         );
-        for point in found.points.iter().chain(&found.others) {
+        let calls = found.points.iter().chain(&found.others[..1]);
+        for point in calls {
             assert_eq!(point.bytes[0], 0xe8);
         }
     }
@@ -470,6 +513,24 @@ mod tests {
             let found = found(&functions).unwrap();
             assert_eq!(found.points.len(), 3);
             assert!(found.points.iter().all(|point| point.detail == 0));
+        }
+    }
+
+    /// Without the end, with everything else: no check of the stack, or the connection is changed before it.
+    #[test]
+    fn an_end_elsewhere() {
+        for functions in [
+            without(END),
+            replaced(END, &[Bytes(&[0x8b, 0x48, 0x10]), RET]),
+            replaced(
+                END,
+                &[Bytes(&[
+                    0x48, 0x8b, 0x00, 0x76, 0x04, 0x8b, 0x48, 0x10, 0x90, 0xc3,
+                ])],
+            ),
+        ] {
+            let found = found(&functions).unwrap();
+            assert_eq!((found.points.len(), found.others.len()), (3, 1));
         }
     }
 

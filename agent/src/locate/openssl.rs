@@ -110,8 +110,9 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         let mut detail = 0;
         if entry.shape == Shape::Freed {
             match references_of(elf, &symbols, entry) {
-                Some(known) => detail = known.into(),
-                None => continue,
+                // 0 stands for Go's.
+                Some(known @ 1..) => detail = known.into(),
+                Some(0) | None => continue,
             }
         }
         let point = entry.point(elf).ok();

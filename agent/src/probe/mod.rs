@@ -35,8 +35,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Absence, MEMBER, MOVED, OURS, POINT, Process, SHELVED, Stream, StreamKey, Thread, WANTED,
-    counter,
+    Absence, Direction, MEMBER, MOVED, OURS, POINT, Process, SHELVED, Stream, StreamKey, Thread,
+    WANTED, counter,
 };
 use anyhow::{Context as _, Result, bail};
 use rustix::{
@@ -63,8 +63,8 @@ use self::{
 use crate::{
     clock::{nanoseconds, since_boot as now},
     half::{
-        self, Attached, Facts, FileId, Filter, Hello, Link, Mapped, OWN_FILE, Order, Pending,
-        Received, Report, Site, Survey,
+        self, Attached, Facts, FileId, Filter, Handle, Hello, Link, Mapped, OWN_FILE, Order,
+        Pending, Received, Report, Site, Survey,
     },
     worker::Workers,
 };
@@ -445,6 +445,7 @@ impl<'a> Half<'a> {
                 }
                 (Order::Refuse { file, why }, 0) => self.refuse(file, why)?,
                 (Order::Sockets(sockets), 0) => self.settle_sockets(&sockets),
+                (Order::Forget(handles), 0) => self.forget_handles(&handles),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
             }
@@ -1304,22 +1305,7 @@ impl<'a> Half<'a> {
                 continue;
             };
             let is_over = key.direction & SHELVED != 0;
-            if stream.pending != 0 {
-                pending.push(Pending {
-                    handle: key.handle,
-                    born: if stream.opened != 0 {
-                        stream.opened
-                    } else {
-                        key.born
-                    },
-                    tgid: key.tgid,
-                    direction: key.direction & !SHELVED,
-                    is_over,
-                    offset: stream.position - stream.pending,
-                    length: stream.pending,
-                    cause: stream.cause as u16,
-                });
-            }
+            pending.extend(hole(&key, &stream).map(|hole| Pending { is_over, ..hole }));
             // A live stream is only looked at: the kernel changes it at any time. If it announces the
             // same hole later, the pipeline knows those bytes.
             if remove || is_over {
@@ -1330,6 +1316,37 @@ impl<'a> Half<'a> {
             self.report(Report::Pending(some.to_vec()), None);
         }
         Ok(())
+    }
+
+    /// Takes the streams of handles out of the kernel's map, unless they mean something else by now: their holes
+    /// are told first. A handle that is used again in the instant between is joined in its middle.
+    fn forget_handles(&mut self, handles: &[Handle]) {
+        let mut pending = Vec::new();
+        for Handle { tgid, handle, born } in handles.iter().copied() {
+            let processes = self.kernel.map::<u32, Process>("PROCESSES");
+            let Ok(process) = processes.get(&tgid, 0) else {
+                continue;
+            };
+            let mut streams = self.kernel.map::<StreamKey, Stream>("STREAMS");
+            for direction in [Direction::Received, Direction::Sent] {
+                let key = StreamKey {
+                    handle,
+                    born: process.born,
+                    tgid,
+                    direction: direction as u32,
+                };
+                let Ok(stream) = streams.get(&key, 0) else {
+                    continue;
+                };
+                if stream.opened == born {
+                    pending.extend(hole(&key, &stream));
+                    let _ = streams.remove(&key);
+                }
+            }
+        }
+        if !pending.is_empty() {
+            self.report(Report::Pending(pending), None);
+        }
     }
 
     /// Reports the holes of streams that ended while the ring was full.
@@ -1391,6 +1408,23 @@ impl<'a> Half<'a> {
         }
         Ok(true)
     }
+}
+
+/// What no later call of an ended stream can announce.
+fn hole(key: &StreamKey, stream: &Stream) -> Option<Pending> {
+    (stream.pending != 0).then(|| Pending {
+        handle: key.handle,
+        born: match stream.opened {
+            0 => key.born,
+            opened => opened,
+        },
+        tgid: key.tgid,
+        direction: key.direction & !SHELVED,
+        is_over: true,
+        offset: stream.position - stream.pending,
+        length: stream.pending,
+        cause: stream.cause as u16,
+    })
 }
 
 /// Takes out what was placed for nobody: that takes its time.
