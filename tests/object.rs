@@ -35,7 +35,7 @@ const MAP_LOOKUP: i32 = 1;
 /// Helpers that write through their first argument.
 const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 
-const PROGRAMS: [(&str, &str); 51] = [
+const PROGRAMS: [(&str, &str); 53] = [
     ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
@@ -68,6 +68,8 @@ const PROGRAMS: [(&str, &str); 51] = [
     ("event_multi", "uprobe.multi"),
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
+    ("hello", "tp_btf/sock_send_length"),
+    ("hello_tcp", "fexit/tcp_sendmsg"),
     ("mapping_identity", ITERATOR),
     ("passed_cookie", "uprobe"),
     ("passed_multi", "uprobe.multi"),

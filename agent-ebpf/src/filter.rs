@@ -109,6 +109,25 @@ pub fn admit_call(id: &u64) -> Option<*mut Thread> {
     }
 }
 
+/// Would a call of the current process be wanted? Nothing is remembered of it.
+#[inline(always)]
+pub fn is_wanted(id: &u64) -> bool {
+    let active = control(control::FILTER);
+    // SAFETY: as in `admit`.
+    let tgid: *const c_void = unsafe { ptr::from_ref(id).cast::<u8>().add(4) }.cast();
+    // SAFETY: a key of PROCESSES; what is found is checked for null.
+    let flags = unsafe {
+        let process: *const Process = lookup(address(&PROCESSES), tgid);
+        if process.is_null() {
+            0
+        } else {
+            (*process).flags
+        }
+    };
+    let asked = (filter::PROCESS | filter::MEMBER) & active;
+    flags & (asked | OURS) == asked && changeable_pass(active)
+}
+
 /// A call of the process passes by.
 #[inline(always)]
 fn go_away(tgid: *const c_void) {

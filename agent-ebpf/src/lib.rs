@@ -115,6 +115,8 @@ pub mod kind {
     pub const LEFT: u16 = 14;
     /// What a socket moved inside a call, while [`super::control::TRIAL`] asks for it: [`super::Carried`].
     pub const CARRIED: u16 = 13;
+    /// A connection begins with TLS, outside every call that is probed: [`super::Hello`], then `Head::len` bytes.
+    pub const HELLO: u16 = 15;
 }
 
 /// Why bytes of a stream were not copied ([`Gap::cause`]); also the index of the counter, counted
@@ -191,6 +193,9 @@ pub mod control {
     pub const SOCKETS: usize = 3;
     /// Not zero: there are files whose functions are on trial, and what sockets move inside calls is told.
     pub const TRIAL: usize = 4;
+    /// Not zero: the filter is known, so that connections that begin with TLS can be told. Those programs run
+    /// before anybody is wanted.
+    pub const HELLOS: usize = 5;
     pub const COUNT: usize = 8;
 }
 
@@ -391,6 +396,22 @@ pub struct Name {
     pub born: u64,
     pub handle: u64,
 }
+
+/// The first bytes that a program sent through a socket begin a TLS handshake, and no call of a probed function was
+/// open: whose library that is, is to be found out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Hello {
+    /// Its head is the record's; the cookie is 0.
+    pub socket: Socket,
+    pub pid_tgid: u64,
+}
+/// Bytes of a TLS record that say what it is: the record's header and the message's kind.
+pub const HELLO_MIN: u64 = 6;
+/// Most that is copied of a client's greeting. The server's name is in its first kilobyte, but for clients that
+/// shuffle their extensions.
+pub const HELLO_MAX: u64 = 2048;
+
 /// Room for a name with its zero.
 pub const NAME_MAX: u64 = 256;
 
@@ -600,6 +621,12 @@ pub struct Offsets {
     pub bucket_fastreuse: u32,
     /// What has been put on top of TCP; 0 if that is unknown.
     pub sock_ulp: u32,
+    /// How much of a connection was sent, and where a task has its registers; the first is 0 if one of them is
+    /// unknown.
+    pub tcp_bytes_acked: u32,
+    pub tcp_snd_una: u32,
+    pub tcp_write_seq: u32,
+    pub task_stack: u32,
     /// From a descriptor to its socket; the first is 0 if one of them is unknown.
     pub task_files: u32,
     pub files_fdt: u32,

@@ -21,6 +21,7 @@ mod call;
 mod emit;
 mod filter;
 mod go;
+mod hello;
 mod identity;
 mod life;
 mod maps;

@@ -65,7 +65,8 @@ pub fn tcp_receive_old(ctx: FExitContext) -> i32 {
     used(&Exit::<4, 6, true>(ctx), Direction::Received)
 }
 
-const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_TCP: u16 = 6;
+pub const AF_INET6: u16 = 10;
 const IPPROTO_MPTCP: u16 = 262;
 /// Looks without taking, and takes what is no data.
 const MSG_PEEK: i32 = 2;
@@ -438,7 +439,6 @@ fn stamp(thread: *mut Thread) {
 /// Sends the two ends of the socket. If the ring is full the next use tries again.
 #[inline(always)]
 fn announce(sk: *const c_void, thread: *mut Thread, protocol: u16) {
-    const AF_INET6: u16 = 10;
     let side = side_of(sk);
     let record: *mut Socket = reserve(size_of::<Socket>() as u64).cast();
     if record.is_null() {
@@ -526,7 +526,7 @@ fn read_u16(sk: *const c_void, offset: u64) -> u16 {
 }
 
 #[inline(always)]
-fn read<const N: u32>(to: *mut [u8; 16], sk: *const c_void, offset: u64) {
+pub fn read<const N: u32>(to: *mut [u8; 16], sk: *const c_void, offset: u64) {
     // SAFETY: as above; N <= 16.
     unsafe {
         let from = (sk as u64 + offset) as *const c_void;

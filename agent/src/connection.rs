@@ -9,8 +9,10 @@ use agent_ebpf::Direction;
 
 use crate::{
     event::{Ends, HandleId},
+    half::Connected,
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
+    unclaimed::Greeting,
 };
 
 /// A connection and its two streams.
@@ -120,6 +122,25 @@ impl Connections {
             .entry(id.pid)
             .or_default()
             .insert(id.handle, id);
+    }
+
+    /// What is known of a connection of which nothing but its beginning is seen.
+    pub fn unseen(&mut self, connected: &Connected, greeting: Greeting) -> Connection {
+        self.opened += 1;
+        let mut hasher = DefaultHasher::new();
+        (self.key, connected, self.opened).hash(&mut hasher);
+        Connection {
+            id: format!("{:016x}", hasher.finish()),
+            attribution: Attribution::Exact,
+            joined: Joined::Start,
+            has_unseen: true,
+            local: Some(connected.local),
+            peer: Some(connected.peer),
+            role: Some(greeting.role),
+            server_name: greeting.server_name,
+            library_name: None,
+            library_version: None,
+        }
     }
 
     /// Takes out a connection: its process is gone, or its handle means another one now. What may still be

@@ -8,6 +8,7 @@ use crate::{
     half::{FileId, Site},
     locate::{Found, Point},
     record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
+    unclaimed::Library,
 };
 
 /// What is known of the files and who maps them.
@@ -98,7 +99,22 @@ impl Coverage {
         Coverage {
             status: CoverageStatus::Unknown,
             reason: Some(Clear::ours(why)),
-            library_path: path,
+            library_path: Some(path),
+            library_name: None,
+            library_version: None,
+            functions: Vec::new(),
+            seen_from: None,
+        }
+    }
+}
+
+impl Coverage {
+    /// TLS that no probe saw, and why.
+    pub fn unseen(why: &'static str) -> Coverage {
+        Coverage {
+            status: CoverageStatus::Unknown,
+            reason: Some(Clear::ours(why)),
+            library_path: None,
             library_name: None,
             library_version: None,
             functions: Vec::new(),
@@ -108,6 +124,43 @@ impl Coverage {
 }
 
 impl Table {
+    /// What is known of the TLS libraries of a process.
+    pub fn library_of(&self, pid: u32) -> Library {
+        let is_here = |waiter: &Waiter| waiter.gone.is_none() && waiter.user.pid == pid;
+        let is_waiting = |waiters: &Vec<Waiter>| waiters.iter().any(is_here);
+        let mut waiting = self.files.values().map(|file| &file.waiting);
+        let mut files = self.seen.keys().filter(|(known, _)| *known == pid);
+        let is_probed = |(_, id): &(u32, FileId)| {
+            let file = self.files.get(id);
+            file.is_some_and(|file| matches!(file.state, State::Attached(_)))
+        };
+        if self.early.values().any(is_waiting) || waiting.any(is_waiting) {
+            Library::Pending
+        } else if files.clone().any(is_probed) {
+            Library::Probed
+        } else if files.next().is_some() {
+            Library::Refused
+        } else {
+            Library::Nothing
+        }
+    }
+
+    /// Probes of the file were out of the memory of a process.
+    pub fn silent(&self, pid: u32, id: FileId, is_placed_again: bool) -> Option<Coverage> {
+        let from = *self.seen.get(&(pid, id))?;
+        let why = match is_placed_again {
+            true => {
+                "its breakpoints were gone from this process' memory, calls passed by: they are placed again"
+            }
+            false => "its breakpoints are gone from this process' memory: its calls pass by",
+        };
+        Some(Coverage {
+            status: CoverageStatus::Partly,
+            reason: Some(Clear::ours(why)),
+            ..self.coverage(pid, id, from)
+        })
+    }
+
     /// Points were found; returns what the half is asked to place.
     pub fn found(
         &mut self,
@@ -290,7 +343,7 @@ impl Table {
         Coverage {
             status,
             reason,
-            library_path: file.path.clone(),
+            library_path: Some(file.path.clone()),
             library_name: file.library.as_ref().map(|(name, _)| Clear::ours(name)),
             library_version: file
                 .library

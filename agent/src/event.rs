@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Carried, Closed, Data, Direction, Freed, Gap, Head, Name, Opened, POINT, REJOINED,
+    Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, POINT, REJOINED,
     SEVERAL_SOCKETS, Socket, Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
@@ -87,6 +87,13 @@ pub enum Event<'a> {
     },
     /// A socket is gone.
     Closed { cookie: u64 },
+    /// A connection begins with these bytes, outside of every probed call.
+    Hello {
+        pid: u32,
+        ends: Ends,
+        bytes: &'a [u8],
+        time: u64,
+    },
 }
 
 /// Which sockets a TLS call used.
@@ -121,7 +128,8 @@ impl Event<'_> {
             Event::Transfer { pid, .. }
             | Event::Senseless { pid, .. }
             | Event::Carried { pid, .. } => Some(*pid),
-            Event::Socket { .. } | Event::Closed { .. } => None,
+            // A beginning waits for the facts by itself: who makes no TLS call has none yet.
+            Event::Socket { .. } | Event::Closed { .. } | Event::Hello { .. } => None,
         }
     }
 }
@@ -267,18 +275,20 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
         }
         kind::SOCKET => {
             let (socket, _) = Socket::read_from_prefix(record).map_err(|_| Malformed)?;
-            let local = SocketAddr::new(address(socket.family, socket.local)?, socket.local_port);
-            let peer = SocketAddr::new(address(socket.family, socket.peer)?, socket.peer_port);
-            // Who connects is the TLS client, but for FTP and the like, where a server calls back.
-            let role = match socket.side {
-                side::UNKNOWN => None,
-                side::CONNECTED => Some(Role::Client),
-                side::ACCEPTED => Some(Role::Server),
-                _ => return Err(Malformed),
-            };
             Ok(Event::Socket {
                 cookie: socket.cookie,
-                ends: Ends { local, peer, role },
+                ends: ends(&socket)?,
+            })
+        }
+        kind::HELLO => {
+            let (hello, rest) = Hello::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(hello.pid_tgid);
+            Ok(Event::Hello {
+                pid,
+                ends: ends(&hello.socket)?,
+                // Behind it is old content of the ring, as in data.
+                bytes: rest.get(..head.len as usize).ok_or(Malformed)?,
+                time: head.time,
             })
         }
         kind::TOUCH => {
@@ -327,6 +337,19 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
         }
         _ => Err(Malformed),
     }
+}
+
+fn ends(socket: &Socket) -> Result<Ends, Malformed> {
+    let local = SocketAddr::new(address(socket.family, socket.local)?, socket.local_port);
+    let peer = SocketAddr::new(address(socket.family, socket.peer)?, socket.peer_port);
+    // Who connects is the TLS client, but for FTP and the like, where a server calls back.
+    let role = match socket.side {
+        side::UNKNOWN => None,
+        side::CONNECTED => Some(Role::Client),
+        side::ACCEPTED => Some(Role::Server),
+        _ => return Err(Malformed),
+    };
+    Ok(Ends { local, peer, role })
 }
 
 fn ids(pid_tgid: u64) -> (u32, u32) {

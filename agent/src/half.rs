@@ -4,7 +4,7 @@
 //! is the end, so no message is empty. Descriptors travel with the message they belong to, in a number
 //! that the message fixes; anything else is a protocol error.
 
-use std::{io, mem::MaybeUninit};
+use std::{io, mem::MaybeUninit, net::SocketAddr};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -83,6 +83,16 @@ pub enum Report {
         pid: u32,
         path: String,
     },
+    /// What runs the code of a process; answers [`Order::Introduce`], after `Process`.
+    Runtime {
+        pid: u32,
+        runtime: Option<Runtime>,
+    },
+    /// Answers [`Order::Inspect`].
+    Inspected {
+        connected: Connected,
+        finding: Finding,
+    },
     /// A line for the log.
     Warning(String),
 }
@@ -109,6 +119,12 @@ pub enum Order {
         file: FileId,
         why: String,
     },
+    /// Who is this process? It is watched, but nothing it maps was worth a word.
+    Introduce {
+        pid: u32,
+    },
+    /// What can be said of this connection, which began with TLS that no probe saw?
+    Inspect(Connected),
     /// `pending`: look for holes at the end of streams, too.
     Survey {
         pending: bool,
@@ -136,6 +152,8 @@ pub struct Features {
     pub sockets: Sockets,
     /// Who connected is told from who accepted.
     pub roles: bool,
+    /// Connections that begin with TLS are noticed, whatever library makes it.
+    pub hellos: bool,
     pub files: Files,
     /// Children are followed in the kernel.
     pub follows: bool,
@@ -145,7 +163,7 @@ pub struct Features {
 
 impl Features {
     /// For people and tests: what, and how.
-    pub fn words(&self) -> [(&'static str, &'static str); 8] {
+    pub fn words(&self) -> [(&'static str, &'static str); 9] {
         let has = |has| if has { "yes" } else { "no" };
         [
             ("links", self.link.name()),
@@ -153,11 +171,46 @@ impl Features {
             ("process_links", has(self.scopes_processes)),
             ("sockets", self.sockets.name()),
             ("roles", has(self.roles)),
+            ("hellos", has(self.hellos)),
             ("files", self.files.name()),
             ("children", if self.follows { "kernel" } else { "reports" }),
             ("comms", has(self.comms)),
         ]
     }
+}
+
+/// A connection of a process, by its two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Connected {
+    pub pid: u32,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// What runs code that is in no file, and has a TLS of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Runtime {
+    Jvm,
+    Erlang,
+}
+
+/// What the half saw of a connection and its process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Its socket has the kernel's TLS.
+    pub is_kernels: bool,
+    /// Bytes both ways; 0 also if the socket is gone.
+    pub transferred: u64,
+    /// Probes of this file are not where the process maps it.
+    pub silent: Option<Silent>,
+}
+
+/// A file whose probes a process does not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Silent {
+    pub file: FileId,
+    /// They are being placed again. Once only: who takes them out twice has its reasons.
+    pub is_placed_again: bool,
 }
 
 /// How uses of sockets are seen.

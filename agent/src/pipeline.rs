@@ -10,9 +10,10 @@ use crate::{
     backlog::{Backlog, Piece, What},
     connection::Connections,
     coverage::{Said, Table, User},
-    event::{self, Event, HandleId, StreamId, Used, decode},
+    event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::glob,
-    half::{Facts, FileId, Pending, Site},
+    half::{Connected, Facts, FileId, Finding, Pending, Runtime, Silent, Site},
+    hello,
     ledger::Tally,
     locate::Found,
     plaintext::Plaintext,
@@ -23,6 +24,7 @@ use crate::{
     redact::{self, Clear, Key, Policy, Redactor},
     stream::{Output, Stream},
     trial::{Trials, Verdict as Judgement},
+    unclaimed::{Greeting, Library, Unclaimed},
 };
 
 /// Where records go.
@@ -67,6 +69,11 @@ pub struct Pipeline {
     left: VecDeque<(u64, HandleId)>,
     /// Handles that the kernel side need not remember.
     forgotten: Vec<HandleId>,
+    unclaimed: Unclaimed,
+    /// Processes of which nothing is known but that they speak TLS.
+    strangers: Vec<u32>,
+    /// TLS was seen that no library is known of.
+    has_unknown: bool,
     tally: Tally,
     /// Bytes lost to a full ring that gaps have told of.
     told_late: u64,
@@ -134,6 +141,9 @@ impl Pipeline {
             freed: VecDeque::new(),
             left: VecDeque::new(),
             forgotten: Vec::new(),
+            unclaimed: Unclaimed::default(),
+            strangers: Vec::new(),
+            has_unknown: false,
             tally: Tally::default(),
             told_late: 0,
             malformed: 0,
@@ -203,6 +213,27 @@ impl Pipeline {
     /// Was a probed library mapped by anybody who is watched?
     pub fn is_any_used(&self) -> bool {
         self.used
+    }
+
+    /// Did anybody speak TLS by a library that is not known?
+    pub fn has_unknown(&self) -> bool {
+        self.has_unknown
+    }
+
+    /// Processes about which the half is to be asked who they are.
+    pub fn strangers(&mut self) -> std::vec::Drain<'_, u32> {
+        self.strangers.drain(..)
+    }
+
+    /// Connections about which the half is to be asked, because nobody's plaintext has claimed them.
+    pub fn questions(&mut self, now: u64) -> Vec<Connected> {
+        let Pipeline {
+            unclaimed,
+            coverage,
+            processes,
+            ..
+        } = self;
+        unclaimed.questions(now, |pid| library_of(coverage, processes, pid))
     }
 
     /// One ring record. `now` is nanoseconds since boot.
@@ -301,6 +332,7 @@ impl Pipeline {
         for piece in self.trials.take_all() {
             self.withhold(piece, out);
         }
+        self.judge_unclaimed(None, now, out);
         self.give_up(|_| true, now, out);
         let unsettled = self.coverage.unsettled();
         self.say(unsettled, now, out);
@@ -348,6 +380,12 @@ impl Pipeline {
                     self.judged(file, judgement, time, out);
                 }
             }
+            Event::Hello {
+                pid,
+                ends,
+                bytes,
+                time,
+            } => self.greeted(pid, ends, bytes, time),
             Event::Name { handle, name } => {
                 if let Some(entry) = self.connections.get(&handle) {
                     entry.facts.server_name =
@@ -470,6 +508,7 @@ impl Pipeline {
                             .connections
                             .attribute(&handle, cookie, Attribution::Exact)
                         {
+                            self.claim(&handle);
                             self.solver.exact(handle, cookie);
                             self.let_go(handle, out);
                         }
@@ -607,8 +646,109 @@ impl Pipeline {
             }
         }
         for handle in named {
+            self.claim(&handle);
             self.let_go(handle, out);
         }
+    }
+
+    /// A connection begins with TLS, by nobody knows what library yet.
+    fn greeted(&mut self, pid: u32, ends: Ends, bytes: &[u8], time: u64) {
+        let Some(hello) = hello::parse(bytes) else {
+            return;
+        };
+        // Not filtered yet: what is known of the process may be from before its exec.
+        let connected = Connected {
+            pid,
+            local: ends.local,
+            peer: ends.peer,
+        };
+        let server_name = hello.server_name.map(|name| self.redactor.string(name));
+        let greeting = Greeting {
+            role: hello.role,
+            server_name,
+            time,
+        };
+        if self.unclaimed.greeted(connected, greeting) {
+            self.strangers.push(pid);
+        }
+    }
+
+    /// Plaintext of this connection came, and its socket is known.
+    fn claim(&mut self, id: &HandleId) {
+        if let Some(entry) = self.connections.get(id)
+            && let (Some(local), Some(peer)) = (entry.facts.local, entry.facts.peer)
+        {
+            self.unclaimed.claimed(id.pid, local, peer);
+        }
+    }
+
+    /// What runs the code of a process.
+    pub fn runtime(&mut self, pid: u32, runtime: Option<Runtime>) {
+        self.unclaimed.is_runtime(pid, runtime);
+    }
+
+    /// What the half found out about a connection that nobody has claimed. The path of a file whose probes were
+    /// out of the process' memory.
+    pub fn inspected(
+        &mut self,
+        connected: &Connected,
+        finding: Finding,
+        now: u64,
+        out: Out<'_>,
+    ) -> Option<Clear> {
+        let pid = connected.pid;
+        if let Some(Silent {
+            file,
+            is_placed_again,
+        }) = finding.silent
+        {
+            self.unclaimed.claimed(pid, connected.local, connected.peer);
+            let mut coverage = self.coverage.silent(pid, file, is_placed_again)?;
+            // Nobody knows since when.
+            coverage.seen_from = Some(WallTime(now));
+            let path = coverage.library_path.clone();
+            self.say(vec![Said::of(pid, coverage)], now, out);
+            return path;
+        }
+        let library = library_of(&self.coverage, &self.processes, pid);
+        if let Some((greeting, why)) = self.unclaimed.answered(connected, finding, library) {
+            self.say_unseen(connected, greeting, why, now, out);
+        }
+        None
+    }
+
+    /// The connections of a process, or of all, that nobody has claimed and nobody can be asked about any more.
+    fn judge_unclaimed(&mut self, pid: Option<u32>, now: u64, out: Out<'_>) {
+        for connected in self.unclaimed.of(pid) {
+            self.inspected(&connected, Finding::default(), now, out);
+        }
+    }
+
+    fn say_unseen(
+        &mut self,
+        connected: &Connected,
+        greeting: Greeting,
+        why: &'static str,
+        now: u64,
+        out: Out<'_>,
+    ) {
+        let pid = connected.pid;
+        if !self.processes.contains_key(&pid) {
+            self.wait_no_longer(pid, out);
+        }
+        if self.is_filtered(pid) || !self.is_covered(pid) {
+            return;
+        }
+        self.has_unknown = true;
+        let connection = self.connections.unseen(connected, greeting);
+        self.emit_coverage(
+            pid,
+            None,
+            Coverage::unseen(why),
+            Some(&connection),
+            now,
+            out,
+        );
     }
 
     /// Is it worth to wait for the name of this connection?
@@ -1015,6 +1155,7 @@ impl Pipeline {
             && !who.facts.is_bare()
         {
             self.leave(pid);
+            self.unclaimed.became_another(pid);
         }
         let who = Who {
             passes: passes(&self.wanted, &facts),
@@ -1054,6 +1195,8 @@ impl Pipeline {
         for id in self.connections.of(pid) {
             self.close(id, now, out);
         }
+        self.judge_unclaimed(Some(pid), now, out);
+        self.unclaimed.forget(pid);
         self.solver.ended(pid);
         self.leave(pid);
         self.processes.remove(&pid);
@@ -1144,32 +1287,43 @@ impl Pipeline {
             coverage.seen_from = coverage
                 .seen_from
                 .map(|at| WallTime(at.0.wrapping_add(clock)));
-            let complete = coverage.seen_from.is_none();
-            let Pipeline {
-                wanted,
-                processes,
-                sequence,
-                ..
-            } = self;
-            emit(
-                wanted,
-                sequence,
-                out,
-                &mut Record {
-                    sequence: 0,
-                    time: WallTime(now.wrapping_add(clock)),
-                    process: gone
-                        .as_deref()
-                        .or_else(|| processes.get(&pid).map(|who| &who.facts)),
-                    tid: None,
-                    connection: None,
-                    function: None,
-                    complete,
-                    lost_bytes: 0,
-                    body: Body::Coverage(coverage),
-                },
-            );
+            self.emit_coverage(pid, gone.as_deref(), coverage, None, now, out);
         }
+    }
+
+    /// `gone`: who it was, if it is no more.
+    fn emit_coverage(
+        &mut self,
+        pid: u32,
+        gone: Option<&Process>,
+        coverage: Coverage,
+        connection: Option<&Connection>,
+        now: u64,
+        out: Out<'_>,
+    ) {
+        let Pipeline {
+            wanted,
+            processes,
+            sequence,
+            clock,
+            ..
+        } = self;
+        emit(
+            wanted,
+            sequence,
+            out,
+            &mut Record {
+                sequence: 0,
+                time: WallTime(now.wrapping_add(*clock)),
+                process: gone.or_else(|| processes.get(&pid).map(|who| &who.facts)),
+                tid: None,
+                connection,
+                function: None,
+                complete: coverage.seen_from.is_none(),
+                lost_bytes: 0,
+                body: Body::Coverage(coverage),
+            },
+        );
     }
 
     /// What may be shown of the facts about a process.
@@ -1216,6 +1370,29 @@ impl Pipeline {
     pub fn malformed(&self) -> u64 {
         self.malformed
     }
+}
+
+/// A forked child has its parent's libraries, of which nothing is said before its first call.
+fn library_of(coverage: &Table, processes: &HashMap<u32, Who>, pid: u32) -> Library {
+    const FORKS: usize = 64;
+    let mut next = pid;
+    for _ in 0..FORKS {
+        match coverage.library_of(next) {
+            Library::Nothing => {}
+            known => return known,
+        }
+        let parent = processes.get(&next).and_then(|who| {
+            let parent = processes.get(&who.facts.parent_pid?)?;
+            // After exec it is another program.
+            let is_same = who.facts.executable == parent.facts.executable;
+            is_same.then_some(parent.facts.pid)
+        });
+        match parent {
+            Some(parent) => next = parent,
+            None => break,
+        }
+    }
+    Library::Nothing
 }
 
 /// Makes bodies of what the redactor lets out.

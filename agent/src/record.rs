@@ -207,14 +207,14 @@ pub struct Probed {
     pub instruction: Instruction,
 }
 
-/// One process that speaks TLS by a library we know: seen, or not and why.
+/// One process that speaks TLS: seen, or not and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage {
     pub status: CoverageStatus,
     /// For every status but `probed`.
     pub reason: Option<Clear>,
-    /// The mapped file.
-    pub library_path: Clear,
+    /// The mapped file; `None`: TLS was seen that no file is known of.
+    pub library_path: Option<Clear>,
     pub library_name: Option<Clear>,
     pub library_version: Option<Clear>,
     pub functions: Vec<Probed>,

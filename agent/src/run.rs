@@ -42,7 +42,10 @@ use crate::{
     config::{Color, Config, Output},
     confine::{Identity, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
-    half::{self, FileId, Filter, Hello, OWN_FILE, Order, Pending, Received, Report, Sockets},
+    half::{
+        self, Connected, FileId, Filter, Finding, Hello, OWN_FILE, Order, Pending, Received,
+        Report, Silent, Sockets,
+    },
     launch::{self, Half},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
@@ -511,6 +514,7 @@ impl<'a> Session<'a> {
             self.settle_sockets()?;
             self.settle_trials()?;
             self.forget_left()?;
+            self.ask()?;
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
@@ -839,6 +843,10 @@ impl<'a> Session<'a> {
                     self.with_sink(|line, out| line.missed(pid, &path, now, out));
                 }
             }
+            (Report::Runtime { pid, runtime }, 0) => self.pipeline.runtime(pid, runtime),
+            (Report::Inspected { connected, finding }, 0) => {
+                self.inspected(&connected, finding, now);
+            }
             (Report::Warning(text), 0) => complain(&text),
             // Not which one: it may hold what others wrote.
             (_, fds) => bail!("unexpected report with {fds} descriptors"),
@@ -884,6 +892,9 @@ impl<'a> Session<'a> {
             shared.control.set(control::SOCKETS, 1);
         }
         shared.control.set(control::FILTER, bits);
+        if hello.features.hellos {
+            shared.control.set(control::HELLOS, 1);
+        }
         self.shared = Some(shared);
         for directory in std::mem::take(&mut self.watched.directories) {
             self.order(Order::Cgroup, Some(directory.into()))?;
@@ -1092,6 +1103,36 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Asks the half about TLS that no probe saw.
+    fn ask(&mut self) -> Result<()> {
+        let strangers = self.pipeline.strangers();
+        let mut orders: Vec<Order> = strangers.map(|pid| Order::Introduce { pid }).collect();
+        let questions = self.pipeline.questions(now());
+        orders.extend(questions.into_iter().map(Order::Inspect));
+        orders
+            .into_iter()
+            .try_for_each(|order| self.order(order, None))
+    }
+
+    fn inspected(&mut self, connected: &Connected, finding: Finding, now: u64) {
+        let Session { pipeline, sink, .. } = self;
+        let silent = pipeline.inspected(connected, finding, now, &mut |record| sink.write(record));
+        if let Some(path) = silent {
+            let what = match finding.silent {
+                Some(Silent {
+                    is_placed_again: true,
+                    ..
+                }) => "they are placed again",
+                _ => "its calls pass by",
+            };
+            let pid = connected.pid;
+            complain(format!(
+                "the breakpoints in {} were gone from the memory of process {pid}: {what}",
+                &*path
+            ));
+        }
+    }
+
     /// Sent at once, or when the half has read what is before it.
     fn order(&mut self, order: Order, fd: Option<Arc<OwnedFd>>) -> Result<()> {
         self.orders.push_back((order, fd));
@@ -1240,6 +1281,8 @@ impl<'a> Session<'a> {
         };
         let why = if self.half.is_none() {
             "the privileged half ended before".to_owned()
+        } else if self.pipeline.has_unknown() {
+            format!("{about} spoke TLS by means that are not known; `coverage` says with whom")
         } else if self.pipeline.is_any_used() {
             format!("{about} mapped a TLS library, it was probed, and no TLS call was made")
         } else {

@@ -56,6 +56,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("ends.h", include_str!("../programs/ends.h")),
     ("mbedtls.c", include_str!("../programs/mbedtls.c")),
     ("nss.c", include_str!("../programs/nss.c")),
+    ("relay.py", include_str!("../programs/relay.py")),
+    ("unknown.c", include_str!("../programs/unknown.c")),
     ("private.c", include_str!("../programs/private.c")),
     ("wire.c", include_str!("../programs/wire.c")),
     ("wolfssl.c", include_str!("../programs/wolfssl.c")),
@@ -409,6 +411,7 @@ impl Lab {
                     "-lnspr4",
                 ],
                 "private" => &["-static"],
+                "unknown" => &["-static", "-s", "-lmbedtls", "-lmbedx509", "-lmbedcrypto"],
                 "wolfssl" => &["-lwolfssl"],
                 _ => &["-lssl", "-lcrypto"],
             });

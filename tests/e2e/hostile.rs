@@ -361,6 +361,7 @@ fn hello(ring_bytes: u64) -> Report {
             scopes_processes: false,
             sockets: Sockets::Unseen,
             roles: false,
+            hellos: false,
             files: Files::Numbers,
             follows: false,
             comms: false,

@@ -37,6 +37,7 @@ mod proc;
 mod records;
 mod secrets;
 mod strangers;
+mod unclaimed;
 mod vendored;
 
 use harness::{Lab, PYTHON, argv, random};

@@ -11,7 +11,7 @@ use aya_obj::{
 use super::{
     identity,
     kernel::Layout,
-    link::{SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
+    link::{HELLOS, SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
     raw::{Bound, Kind},
     session,
 };
@@ -125,11 +125,10 @@ impl Here {
 
 /// What of the kernel a program hangs on.
 fn hook(name: &str) -> Result<&'static str> {
-    let mut hooks = SOCKET_USES.iter().flat_map(|uses| uses.pair.iter());
-    let found = hooks.find(|(known, _)| *known == name);
-    let end = (name == SOCKET_END.0).then_some(&SOCKET_END);
-    let (_, hook) = found
-        .or(end)
+    let uses = SOCKET_USES.iter().flat_map(|uses| uses.pair.iter());
+    let mut hooks = uses.chain(&HELLOS).chain([&SOCKET_END]);
+    let (_, hook) = hooks
+        .find(|(known, _)| *known == name)
         .with_context(|| format!("{name}: no hook is known"))?;
     Ok(hook)
 }
@@ -158,22 +157,35 @@ fn walked(said: &str) -> Option<Walked> {
     })
 }
 
-/// One pair of the programs that see sockets is enough.
+/// One pair of the programs that see sockets is enough, and one of those that see how connections begin.
 fn accept_alternatives(results: &mut [(String, Loaded)]) {
-    let is_loaded = |(wanted, _): &(&str, &str)| {
+    let pairs = SOCKET_USES
+        .iter()
+        .map(|uses| uses.pair.map(|(name, _)| name));
+    accept(
+        results,
+        &pairs.collect::<Vec<_>>(),
+        "another pair sees sockets",
+    );
+    let hellos = HELLOS.map(|(name, _)| [name]);
+    accept(results, &hellos, "another one sees how connections begin");
+}
+
+fn accept<const N: usize>(
+    results: &mut [(String, Loaded)],
+    groups: &[[&str; N]],
+    why: &'static str,
+) {
+    let is_loaded = |wanted: &&str| {
         let mut results = results.iter();
         results.any(|(name, loaded)| name == wanted && matches!(loaded, Loaded::Yes(_)))
     };
-    if !SOCKET_USES
-        .iter()
-        .any(|uses| uses.pair.iter().all(is_loaded))
-    {
+    if !groups.iter().any(|group| group.iter().all(is_loaded)) {
         return;
     }
     for (name, loaded) in results {
-        let mut uses = SOCKET_USES.iter().flat_map(|uses| uses.pair.iter());
-        if uses.any(|(use_, _)| use_ == name) && matches!(loaded, Loaded::No(_)) {
-            *loaded = Loaded::NotHere("another pair sees sockets");
+        if groups.as_flattened().contains(&name.as_str()) && matches!(loaded, Loaded::No(_)) {
+            *loaded = Loaded::NotHere(why);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 use super::mapping::Mapping;
 use crate::{
     container,
-    half::{Facts, Filter, clip},
+    half::{Facts, Filter, Runtime, clip},
 };
 
 /// Everything that can still be read: the process may be ending. `id` is what others call it; its parent is
@@ -119,6 +119,18 @@ fn mapping(pid: u32, line: &[u8]) -> Option<Mapping> {
         inode,
         at: None,
         path: text(path),
+    })
+}
+
+/// What runs the code of the process, by what it maps: these have their own TLS, in no file.
+pub fn runtime(pid: u32) -> Option<Runtime> {
+    mappings(pid).iter().find_map(|mapping| {
+        let path = mapping.path.trim_end_matches(" (deleted)");
+        match path.rsplit('/').next()? {
+            "libjvm.so" => Some(Runtime::Jvm),
+            "beam.smp" => Some(Runtime::Erlang),
+            _ => None,
+        }
     })
 }
 

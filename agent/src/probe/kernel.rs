@@ -23,6 +23,8 @@ pub struct Known {
     pub sockets: bool,
     /// Who of them connected, and who accepted.
     pub sides: bool,
+    /// What a socket sends first.
+    pub hellos: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
 }
@@ -68,7 +70,7 @@ const HOOKS: [(u32, &str); 6] = [
     (KIND_FUNC, "bpf_iter_task"),
 ];
 
-const STRUCTURES: [&str; 15] = [
+const STRUCTURES: [&str; 16] = [
     "task_struct",
     "pid",
     "mm_struct",
@@ -84,6 +86,7 @@ const STRUCTURES: [&str; 15] = [
     "files_struct",
     "fdtable",
     "socket",
+    "tcp_sock",
 ];
 
 fn parse(btf: &[u8]) -> Option<Layout> {
@@ -133,6 +136,11 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         |o| &mut o.sock_ulp,
         at("inet_connection_sock", "icsk_ulp_ops"),
     );
+    let sent = set(|o| &mut o.tcp_snd_una, at("tcp_sock", "snd_una"))
+        & set(|o| &mut o.tcp_write_seq, at("tcp_sock", "write_seq"))
+        & set(|o| &mut o.task_stack, at("task_struct", "stack"));
+    // The program asks for this one first.
+    let hellos = sockets && sent && set(|o| &mut o.tcp_bytes_acked, at("tcp_sock", "bytes_acked"));
     let descriptors = set(|o| &mut o.files_fdt, at("files_struct", "fdt"))
         & set(|o| &mut o.fdtable_max_fds, at("fdtable", "max_fds"))
         & set(|o| &mut o.fdtable_fd, at("fdtable", "fd"))
@@ -156,6 +164,7 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         ids: tasks && ids,
         sockets,
         sides,
+        hellos,
         files,
     };
     Some(Layout {

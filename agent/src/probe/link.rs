@@ -83,6 +83,8 @@ pub const SOCKET_USES: [SocketUses; 3] = [
         pair: [("tcp_send", "tcp_sendmsg"), ("tcp_receive", "tcp_recvmsg")],
     },
 ];
+/// Programs that see which connections begin with TLS, and what they hang on; the first that this kernel takes.
+pub const HELLOS: [(&str, &str); 2] = [("hello", "sock_send_length"), ("hello_tcp", "tcp_sendmsg")];
 pub const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 22;
@@ -202,6 +204,17 @@ impl Kernel {
                 (sockets, links)
             });
         }
+        let hellos = match known.hellos {
+            true => follow_hellos(&object, &layout),
+            false => Err(anyhow!("the kernel's structures are unknown")),
+        };
+        let has_hellos = hellos.is_ok();
+        match hellos {
+            Ok(link) => links.push(link),
+            Err(error) => limits.push(format!(
+                "TLS of libraries that we don't know is not looked for: {error:#}"
+            )),
+        }
         let identities = if known.files {
             Identities::load(&mut ebpf, &object, &layout)
         } else {
@@ -225,6 +238,7 @@ impl Kernel {
             scopes_processes,
             sockets,
             roles: known.sides,
+            hellos: has_hellos,
             files: match &identities {
                 Ok(known) if known.know_other_processes() => Files::OfProcesses,
                 Ok(_) => Files::Own,
@@ -547,6 +561,27 @@ fn follow_sockets(object: &Bound, layout: &Layout) -> Result<(Sockets, Vec<Owned
         let programs = [&end].into_iter().chain(&pair);
         let links: io::Result<_> = programs.map(raw::attach).collect();
         return Ok((how, links.context("attach what sees sockets")?));
+    }
+    bail!("{}", refusals.join("; "))
+}
+
+/// Attaches what sees the first bytes of connections.
+fn follow_hellos(object: &Bound, layout: &Layout) -> Result<OwnedFd> {
+    let mut refusals = Vec::new();
+    for (program, how) in HELLOS
+        .into_iter()
+        .zip([Sockets::Tracepoints, Sockets::Fexit])
+    {
+        if how == Sockets::Fexit && !namespace::is_initial() {
+            refusals.push(UNSAFE_FEXIT.to_owned());
+            break;
+        }
+        let attached = load_socket_program(object, layout, how, program)
+            .and_then(|loaded| raw::attach(&loaded).context("attach what sees first bytes"));
+        match attached {
+            Ok(link) => return Ok(link),
+            Err(error) => refusals.push(format!("{error:#}")),
+        }
     }
     bail!("{}", refusals.join("; "))
 }

@@ -24,6 +24,7 @@ mod place;
 mod raw;
 pub mod rights;
 mod session;
+mod socket;
 mod watch;
 
 use std::{
@@ -63,8 +64,8 @@ use self::{
 use crate::{
     clock::{nanoseconds, since_boot as now},
     half::{
-        self, Attached, Facts, FileId, Filter, Handle, Hello, Link, Mapped, OWN_FILE, Order,
-        Pending, Received, Report, Site, Survey,
+        self, Attached, Connected, Facts, FileId, Filter, Finding, Handle, Hello, Link, Mapped,
+        OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
     },
     worker::Workers,
 };
@@ -176,6 +177,8 @@ struct File {
     is_moving: bool,
     /// It is not to be probed after all.
     is_withdrawn: bool,
+    /// Its breakpoints were found missing in the memory of a process.
+    was_silent: bool,
     /// What was placed through another mount. Each call that it saw alone still needs it for its return.
     old: Option<Old>,
 }
@@ -446,6 +449,8 @@ impl<'a> Half<'a> {
                 (Order::Refuse { file, why }, 0) => self.refuse(file, why)?,
                 (Order::Sockets(sockets), 0) => self.settle_sockets(&sockets),
                 (Order::Forget(handles), 0) => self.forget_handles(&handles),
+                (Order::Introduce { pid }, 0) => self.introduce(pid),
+                (Order::Inspect(connected), 0) => self.inspect(connected),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
             }
@@ -870,6 +875,7 @@ impl<'a> Half<'a> {
             sites: Vec::new(),
             is_moving: false,
             is_withdrawn: false,
+            was_silent: false,
             old: None,
         };
         self.held.insert(version, id);
@@ -992,26 +998,36 @@ impl<'a> Half<'a> {
                 continue;
             }
             if let Some(mapping) = self.homes.next(*id, mount) {
-                file.is_moving = true;
-                let sites = file.sites.iter().map(|site| Site {
-                    cookie: site.cookie ^ MOVED,
-                    ..*site
-                });
-                let device = file.version.identity.device();
-                moves.push((*id, device, inode, mapping.clone(), sites.collect()));
+                moves.push((*id, inode, mapping.clone()));
             }
         }
-        for (id, device, inode, mapping, sites) in moves {
-            let programs = self.kernel.programs.clone();
-            let only = self.only();
-            let watches = self.watches.clone();
-            let place = move || {
-                Done::Moved(place_again(
-                    &programs, &watches, &mapping, inode, sites, &only,
-                ))
-            };
-            self.workers.start(id, device, PLACING, place);
+        for (id, inode, mapping) in moves {
+            self.place_again(id, inode, mapping);
         }
+    }
+
+    /// Places the probes of a file once more, the way to which is this mapping. What was placed before is closed
+    /// when these are in.
+    fn place_again(&mut self, id: FileId, inode: Inode, mapping: Mapping) {
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
+        file.is_moving = true;
+        let sites = file.sites.iter().map(|site| Site {
+            cookie: site.cookie ^ MOVED,
+            ..*site
+        });
+        let sites = sites.collect();
+        let device = file.version.identity.device();
+        let programs = self.kernel.programs.clone();
+        let only = self.only();
+        let watches = self.watches.clone();
+        let place = move || {
+            Done::Moved(place_again(
+                &programs, &watches, &mapping, inode, sites, &only,
+            ))
+        };
+        self.workers.start(id, device, PLACING, place);
     }
 
     fn moved(&mut self, id: FileId, moved: io::Result<Moved>) {
@@ -1266,6 +1282,71 @@ impl<'a> Half<'a> {
             facts.parent_pid = parent.and_then(|parent| self.kernel.ask_id(parent));
             self.report(Report::Process(facts), None);
         }
+    }
+
+    /// The id here of a process that the kernel side knows by this one.
+    fn pid_here(&self, id: u32) -> Option<u32> {
+        let mut pids = self.told.iter().copied();
+        pids.find(|pid| self.kernel.id(*pid) == Some(id))
+    }
+
+    /// Says who a process is that speaks TLS, though nothing it maps was worth a word.
+    fn introduce(&mut self, id: u32) {
+        let pid = self.pid_here(id).unwrap_or(id);
+        // The pipeline is told of nobody else.
+        if self.kernel.learn_id(pid) != Some(id) || !self.is_wanted(pid) {
+            return;
+        }
+        self.tell(pid);
+        let runtime = facts::runtime(pid);
+        self.report(Report::Runtime { pid: id, runtime }, None);
+    }
+
+    /// Looks at a connection that began with TLS which no probe saw: at its socket, and whether the probes are
+    /// where its process maps them.
+    fn inspect(&mut self, connected: Connected) {
+        let mut finding = Finding::default();
+        if let Some(pid) = self.pid_here(connected.pid) {
+            let said = socket::ask(pid, &connected);
+            finding = Finding {
+                is_kernels: said.is_kernels,
+                transferred: said.transferred,
+                silent: self.silent(pid),
+            };
+        }
+        self.report(Report::Inspected { connected, finding }, None);
+    }
+
+    /// A file whose breakpoints are not where this process maps it. They are placed once more: that puts them
+    /// back where they are missing.
+    fn silent(&mut self, pid: u32) -> Option<Silent> {
+        let (id, mapping) = facts::mappings(pid).into_iter().find_map(|mapping| {
+            let (_, version) = file::mapped(&mapping).ok()?;
+            let asked = match version.identity.is_doubtful() {
+                true => self.kernel.programs.inode_mapped(&mapping),
+                false => None,
+            };
+            let id = self.known_file(&version, asked)?;
+            let file = &self.files[&id];
+            let is_probed = matches!(file.state, State::Attached(_)) && !file.is_moving;
+            let is_missing =
+                is_probed && file::check_placed_in(&mapping, &file.sites) == Some(false);
+            is_missing.then_some((id, mapping))
+        })?;
+        let file = self.files.get_mut(&id)?;
+        let is_placed_again = match file.inode {
+            Some(inode) if !file.was_silent && file.old.is_none() => {
+                self.place_again(id, inode, mapping);
+                true
+            }
+            _ => false,
+        };
+        let file = self.files.get_mut(&id)?;
+        file.was_silent = true;
+        Some(Silent {
+            file: id,
+            is_placed_again,
+        })
     }
 
     /// Answers with what no later call can announce, and with our own usage.

@@ -290,11 +290,13 @@ impl Object<'_> {
     fn coverage(&mut self, coverage: &Coverage) {
         self.word("status", status_name(coverage.status));
         self.optional_string("reason", coverage.reason.as_deref());
-        self.object("library", |library| {
-            library.optional_string("name", coverage.library_name.as_deref());
-            library.optional_string("version", coverage.library_version.as_deref());
-            library.string("path", &coverage.library_path);
-        });
+        if let Some(path) = &coverage.library_path {
+            self.object("library", |library| {
+                library.optional_string("name", coverage.library_name.as_deref());
+                library.optional_string("version", coverage.library_version.as_deref());
+                library.string("path", path);
+            });
+        }
         // The pair at the top is the dearest point: who looks for the cost need not look further.
         let functions = &coverage.functions;
         let stepped = |probed: &&Probed| probed.instruction == Instruction::Stepped;
@@ -308,7 +310,7 @@ impl Object<'_> {
                 member.word("instruction", instruction_name(probed.instruction));
             });
         });
-        if !coverage.is_seen() {
+        if coverage.library_path.is_none() || !coverage.is_seen() {
             return;
         }
         self.key("seen_from");
@@ -854,7 +856,7 @@ mod tests {
             };
             let coverage = Coverage {
                 reason: Some(evil.as_str().into()),
-                library_path: evil.as_str().into(),
+                library_path: Some(evil.as_str().into()),
                 library_name: Some(evil.as_str().into()),
                 library_version: Some(evil.as_str().into()),
                 ..sample::coverage()

@@ -234,7 +234,7 @@ mod sample {
         Coverage {
             status: CoverageStatus::Probed,
             reason: None,
-            library_path: "/usr/lib/libssl.so.3".into(),
+            library_path: Some("/usr/lib/libssl.so.3".into()),
             library_name: Some("OpenSSL".into()),
             library_version: Some("3.0.22".into()),
             functions: vec![

@@ -19,7 +19,7 @@ use super::instruction_name;
 use crate::escape;
 use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Connection, Content, Coverage, CoverageStatus, Process,
-    Record, Stats, WallTime,
+    Record, Role, Stats, WallTime,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -66,7 +66,7 @@ impl Encoder {
                 });
                 out.push(b'\n');
             }
-            Body::Coverage(coverage) => self.coverage(record.process, coverage, out),
+            Body::Coverage(coverage) => self.coverage(record, coverage, out),
             Body::Stats(stats) => self.stats(stats, out),
         }
     }
@@ -216,11 +216,15 @@ impl Encoder {
         out.push(b' ');
     }
 
-    fn coverage(&self, who: Option<&Process>, coverage: &Coverage, out: &mut Vec<u8>) {
+    fn coverage(&self, record: &Record<'_>, coverage: &Coverage, out: &mut Vec<u8>) {
+        let who = record.process;
         process(who, out);
         out.push(b' ');
-        let path = &coverage.library_path;
-        escape::visible(path.rsplit('/').next().unwrap_or(path), out);
+        match (&coverage.library_path, record.connection) {
+            (Some(path), _) => escape::visible(path.rsplit('/').next().unwrap_or(path), out),
+            (None, Some(connection)) => unnamed(connection, out),
+            (None, None) => out.extend_from_slice(b"TLS"),
+        }
         for fact in [&coverage.library_name, &coverage.library_version]
             .into_iter()
             .flatten()
@@ -465,6 +469,22 @@ fn causes<const N: usize>(sum: &str, counts: [(u64, &str); N], out: &mut Vec<u8>
         closing = ")";
     }
     print(out, format_args!("{closing}\n"));
+}
+
+/// TLS of which only the ends are known.
+fn unnamed(connection: &Connection, out: &mut Vec<u8>) {
+    let verb = match connection.role {
+        Some(Role::Server) => "TLS of a server for ",
+        Some(Role::Client) | None => "TLS with ",
+    };
+    out.extend_from_slice(verb.as_bytes());
+    if let Some(name) = &connection.server_name {
+        escape::visible(name, out);
+        out.push(b' ');
+    }
+    if let Some(peer) = connection.peer {
+        print(out, format_args!("{peer}"));
+    }
 }
 
 /// Names, and after each run of one kind how the kernel runs the instruction.
@@ -917,7 +937,7 @@ mod tests {
             };
             let coverage = Coverage {
                 reason: Some(evil.as_str().into()),
-                library_path: evil.as_str().into(),
+                library_path: Some(evil.as_str().into()),
                 library_name: Some(evil.as_str().into()),
                 library_version: Some(evil.as_str().into()),
                 ..sample::coverage()
