@@ -517,14 +517,27 @@ fn process(pid: u32) -> Vec<Check> {
 
 fn covered(pid: u32, record: &Value) -> Check {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let path = text(&record["library"]["path"]);
+    let library = &record["library"];
+    if library.is_null() {
+        let peer = &record["network"]["peer"];
+        let detail = format!(
+            "process {pid}: TLS with {} port {}",
+            text(&peer["address"]),
+            peer["port"]
+        );
+        return failed("process", detail, text(&record["reason"]));
+    }
+    let path = text(&library["path"]);
+    let facts = [&library["name"], &library["version"]];
+    let facts: Vec<&str> = facts.iter().filter_map(|fact| fact.as_str()).collect();
     let functions: Vec<String> = record["functions"]
         .as_array()
         .into_iter()
         .flatten()
         .map(|one| format!("{} ({})", text(&one["name"]), text(&one["instruction"])))
         .collect();
-    let detail = format!("process {pid}: {path}: {}", functions.join(", "));
+    let (facts, functions) = (facts.join(" "), functions.join(", "));
+    let detail = format!("process {pid}: {path}: {facts}: {functions}");
     match record["status"].as_str() {
         Some("probed" | "partly") => ok("process", detail),
         _ => failed("process", detail, text(&record["reason"])),
