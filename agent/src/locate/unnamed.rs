@@ -423,6 +423,8 @@ pub(super) mod tests {
     ]);
     /// push %rbp; mov %rdi,%rbx
     const ONE: Piece = Bytes(&[0x55, 0x48, 0x89, 0xfb]);
+    /// push %rbp; mov %rdx,%rbx; mov %rcx,%r12
+    const NO_BUFFER: Piece = Bytes(&[0x55, 0x48, 0x89, 0xd3, 0x49, 0x89, 0xcc]);
     /// pop %rbp; ret
     const EXIT: Piece = Bytes(&[0x5d, 0xc3]);
     /// xor %ecx,%ecx; lea 8(%rsp),%r8
@@ -655,7 +657,7 @@ pub(super) mod tests {
         let mut elsewhere = read(NOT_READY);
         elsewhere[4] = Call(".set");
         let short = error("SSL_write", TOO_SHORT);
-        let cases: [(&str, &[&[Piece]], &str); 11] = [
+        let cases: [(&str, &[&[Piece]], &str); 12] = [
             // The error of another function, another reason, another library.
             (
                 ".read",
@@ -669,10 +671,15 @@ pub(super) mod tests {
                 "no function raises",
             ),
             (".read", &[&[FOUR], &elsewhere], "in several ways"),
-            // No buffer; a fifth argument.
+            // One argument; no buffer; a fifth one.
             (
                 ".read",
                 &[&[ONE], &read(NOT_READY)],
+                "other arguments than its errors",
+            ),
+            (
+                ".read",
+                &[&[NO_BUFFER], &read(NOT_READY)],
                 "other arguments than its errors",
             ),
             (
