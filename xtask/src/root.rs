@@ -90,7 +90,7 @@ const LEFT_OUT: &[&str] = &[
 ];
 
 /// Fixtures of tests that run natively only: all of the root is memory.
-const NATIVE: &[&str] = [
+const NATIVE: &[&str] = &[
     "awscrt",
     "bun",
     "claude",
