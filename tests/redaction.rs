@@ -411,6 +411,7 @@ impl Bench {
         let point = |function, direction, offset| Point {
             offset,
             function_offset: offset,
+            library: "OpenSSL",
             function,
             direction,
             shape: Shape::OutFourth,

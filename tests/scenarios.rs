@@ -284,6 +284,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
             let point = |function, direction, offset| Point {
                 offset,
                 function_offset: offset,
+                library: "OpenSSL",
                 function,
                 direction,
                 shape: Shape::OutFourth,

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::locate::{self, Found, Instruction, Point, ReadAt, Refusal, Signature};
 
 /// Changes with all that decides what is found; an older file is emptied.
-const HEAD: &str = concat!("vortex-agent found 2 ", env!("CARGO_PKG_VERSION"), "\n");
+const HEAD: &str = concat!("vortex-agent found 3 ", env!("CARGO_PKG_VERSION"), "\n");
 const NAME: &str = "found";
 /// Some thousand libraries. A larger file is emptied.
 const SIZE_MAX: u64 = 1 << 20;
@@ -207,6 +207,7 @@ struct Entry {
 struct Place {
     offset: u64,
     function_offset: u64,
+    library: String,
     function: String,
     is_sent: bool,
     shape: u8,
@@ -250,6 +251,7 @@ impl Place {
         Self {
             offset: point.offset,
             function_offset: point.function_offset,
+            library: point.library.to_owned(),
             function: point.function.to_owned(),
             is_sent: point.direction == Direction::Sent,
             shape: point.shape as u8,
@@ -263,6 +265,7 @@ impl Place {
         Some(Point {
             offset: self.offset,
             function_offset: self.function_offset,
+            library: kept(self.library),
             function: kept(self.function),
             direction: if self.is_sent {
                 Direction::Sent

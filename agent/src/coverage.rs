@@ -18,7 +18,7 @@ pub struct Table {
     /// Who maps a file that is still being looked at.
     early: HashMap<FileId, Vec<Waiter>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
-    points: Vec<(FileId, &'static str)>,
+    points: Vec<Placed>,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
     seen: HashMap<(u32, FileId), Option<u64>>,
     /// Processes with calls through a file that nobody sees.
@@ -43,6 +43,14 @@ enum State {
     /// All probes in place, nanoseconds since boot.
     Attached(u64),
     Refused(Clear),
+}
+
+/// A point that the half was asked to place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placed {
+    pub file: FileId,
+    pub library: &'static str,
+    pub function: &'static str,
 }
 
 /// A process that maps a file.
@@ -170,7 +178,7 @@ impl Table {
         found: &Found,
     ) -> Vec<Site> {
         if self.points.is_empty() {
-            self.points.push((0, ""));
+            self.points.push(Placed::default());
         }
         let sites = found
             .points
@@ -202,7 +210,11 @@ impl Table {
 
     fn site(&mut self, id: FileId, point: &Point) -> Site {
         let number = self.points.len() as u64;
-        self.points.push((id, point.function));
+        self.points.push(Placed {
+            file: id,
+            library: point.library,
+            function: point.function,
+        });
         Site {
             offset: point.offset,
             cookie: cookie(number, point.direction, point.shape)
@@ -355,18 +367,18 @@ impl Table {
         }
     }
 
-    /// The file and the function of a point, by the number in its cookie.
-    pub fn point(&self, number: u64) -> Option<(FileId, &'static str)> {
+    /// A point, by the number in its cookie.
+    pub fn point(&self, number: u64) -> Option<Placed> {
         self.points
             .get(usize::try_from(number).ok()?)
-            .filter(|(_, name)| !name.is_empty())
+            .filter(|placed| !placed.function.is_empty())
             .copied()
     }
 
-    /// Library name and version of a file.
-    pub fn library(&self, id: FileId) -> Option<(&'static str, Option<&Clear>)> {
-        let (name, version) = self.files.get(&id)?.library.as_ref()?;
-        Some((name, version.as_ref()))
+    /// Library name and version of a point.
+    pub fn library(&self, placed: Placed) -> Option<(&'static str, Option<&Clear>)> {
+        let (_, version) = self.files.get(&placed.file)?.library.as_ref()?;
+        Some((placed.library, version.as_ref()))
     }
 
     /// Was every call of this process through this file seen? `None`: nothing is known of it, as of a

@@ -67,7 +67,7 @@ fn locate(path: &Path) -> ExitCode {
         Ok(found) => {
             for point in found.points {
                 let line = serde_json::json!({
-                    "library": found.library,
+                    "library": point.library,
                     "function": point.function,
                     "offset": point.offset,
                     "function_offset": point.function_offset,

@@ -9,7 +9,7 @@ use crate::{
     attribute::{Attention, Call, Solver, Verdict},
     backlog::{Backlog, Piece, What},
     connection::Connections,
-    coverage::{Said, Table, User},
+    coverage::{Placed, Said, Table, User},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::glob,
     half::{Connected, Facts, FileId, Finding, Pending, Runtime, Silent, Site},
@@ -369,12 +369,12 @@ impl Pipeline {
                 length,
                 ..
             } => {
-                if let Some((file, _)) = self.coverage.point(point) {
+                if let Some(Placed { file, .. }) = self.coverage.point(point) {
                     self.trials.carried(file, tid, handle, direction, length);
                 }
             }
             Event::Senseless { point, time, .. } => {
-                if let Some((file, _)) = self.coverage.point(point)
+                if let Some(Placed { file, .. }) = self.coverage.point(point)
                     && let Some(judgement) = self.trials.senseless(file)
                 {
                     self.judged(file, judgement, time, out);
@@ -432,8 +432,8 @@ impl Pipeline {
                 time,
             } => {
                 if !self.is_filtered(handle.pid) {
-                    let file = self.coverage.point(point).map(|(file, _)| file);
-                    if let Some(file) = file {
+                    let placed = self.coverage.point(point);
+                    if let Some(Placed { file, .. }) = placed {
                         // Says how a forked child is seen.
                         self.joined(handle, file, time, out);
                     }
@@ -441,7 +441,7 @@ impl Pipeline {
                     let before = self.connections.at(handle.pid, handle.handle);
                     let name = before.filter(|_| again);
                     let name = name.and_then(|id| self.connections.server_name(&id).cloned());
-                    self.begin(handle, Joined::Start, file, time, out);
+                    self.begin(handle, Joined::Start, placed, time, out);
                     if let Some(entry) = self.connections.get(&handle) {
                         entry.facts.server_name = name;
                     }
@@ -476,7 +476,7 @@ impl Pipeline {
                 }
                 self.open(stream.handle, point, time, out);
                 let (handle, direction) = (stream.handle, stream.direction);
-                if let Some((file, _)) = self.coverage.point(point)
+                if let Some(Placed { file, .. }) = self.coverage.point(point)
                     && !self.is_believed(file, stream, tid, offset, bytes, time, out)
                 {
                     let piece = Piece {
@@ -867,11 +867,11 @@ impl Pipeline {
 
     /// The connection of a handle, made at its first event.
     fn open(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
-        let file = self.coverage.point(point).map(|(file, _)| file);
+        let placed = self.coverage.point(point);
         if let Some(entry) = self.connections.get(&id) {
             // The record of its beginning may have come from a perf event, which does not say where.
             if entry.facts.library_name.is_none() {
-                let library = file.and_then(|file| self.coverage.library(file));
+                let library = placed.and_then(|placed| self.coverage.library(placed));
                 entry.facts.set_library(library);
             }
             return;
@@ -881,12 +881,14 @@ impl Pipeline {
             self.left.push_back((time, id));
             return;
         }
-        let joined = file.map_or(Joined::Middle, |file| self.joined(id, file, time, out));
+        let joined = placed.map_or(Joined::Middle, |placed| {
+            self.joined(id, placed.file, time, out)
+        });
         if id.is_rejoined() {
             // Who used which socket meanwhile was not seen either.
             self.solver.lost(id.pid);
         }
-        self.begin(id, joined, file, time, out);
+        self.begin(id, joined, placed, time, out);
     }
 
     /// The handle means this connection from here on, and whatever it meant before is over.
@@ -894,14 +896,14 @@ impl Pipeline {
         &mut self,
         id: HandleId,
         joined: Joined,
-        file: Option<FileId>,
+        placed: Option<Placed>,
         time: u64,
         out: Out<'_>,
     ) {
         if let Some(before) = self.connections.at(id.pid, id.handle) {
             self.close(before, time, out);
         }
-        let library = file.and_then(|file| self.coverage.library(file));
+        let library = placed.and_then(|placed| self.coverage.library(placed));
         self.connections.open(id, joined, library);
     }
 
@@ -981,7 +983,7 @@ impl Pipeline {
         };
         let (stream, connection) = entry.stream(id.direction);
         let process = processes.get(&id.handle.pid).map(|who| &who.facts);
-        let function = coverage.point(point).map(|(_, function)| function);
+        let function = coverage.point(point).map(|placed| placed.function);
         step(stream, &mut |stream, output| {
             let mut say = |body: Body<'_>| {
                 let record = &mut Record {
@@ -1045,7 +1047,7 @@ impl Pipeline {
         if self.is_filtered(id.pid) {
             return;
         }
-        let file = self.coverage.point(point).map(|(file, _)| file);
+        let file = self.coverage.point(point).map(|placed| placed.file);
         if let Some(file) = file {
             // Says how a forked child is seen.
             self.joined(id, file, time, out);

@@ -183,6 +183,8 @@ impl Entry {
         Ok(Point {
             offset,
             function_offset: self.function.offset,
+            // Its family says it.
+            library: "",
             function: self.name,
             direction: self.direction,
             shape: self.shape,

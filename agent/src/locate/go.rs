@@ -249,6 +249,8 @@ impl Program<'_> {
         Ok(Point {
             offset,
             function_offset: function.offset,
+            // Its family says it.
+            library: "",
             function: name,
             direction,
             shape,

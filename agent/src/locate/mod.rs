@@ -126,7 +126,7 @@ pub fn locate_as(
     let elf = elf::Elf::parse(file)?;
     for signature in signatures {
         if signature.is_for(&elf, path)? {
-            return signature.locate(&elf);
+            return signature.locate(&elf).map(Found::named);
         }
     }
     families(&elf)
@@ -153,7 +153,7 @@ fn families(elf: &elf::Elf<'_>) -> Result<Found, Refusal> {
     let mut found: Option<Found> = None;
     let mut refused = None;
     for family in FAMILIES {
-        match ((family.locate)(elf), &mut found) {
+        match ((family.locate)(elf).map(Found::named), &mut found) {
             (Ok(new), None) => found = Some(new),
             (Ok(new), Some(known)) => known.add(new),
             (Err(Refusal::NoLibrary), _) => {}
@@ -229,6 +229,14 @@ pub struct Found {
 }
 
 impl Found {
+    /// Its points know whose they are.
+    fn named(mut self) -> Found {
+        for point in self.points.iter_mut().chain(&mut self.others) {
+            point.library = self.library;
+        }
+        self
+    }
+
     /// One more library of the same file, unless it is this one.
     fn add(&mut self, other: Found) {
         let is_known = |point: &Point| {
@@ -255,6 +263,8 @@ pub struct Point {
     /// File offset of the function's first byte; `function_offset <= offset`, and of all but Go's functions
     /// `offset - 12 < function_offset`.
     pub function_offset: u64,
+    /// Whose it is: a file may have several libraries. Set where the library's points are put together.
+    pub library: &'static str,
     /// Name in the library's source: `ssl_read_internal`.
     pub function: &'static str,
     pub direction: Direction,

@@ -94,8 +94,12 @@ pub(super) fn still_holds(elf: &Elf<'_>, point: &Point) -> Result<bool, Refusal>
         Err(Refusal::Unsafe(_)) => return Ok(false),
         again => again?,
     };
-    let detail = point.detail;
-    Ok(Point { detail, ..again } == *point)
+    let again = Point {
+        library: point.library,
+        detail: point.detail,
+        ..again
+    };
+    Ok(again == *point)
 }
 
 #[cfg(test)]
