@@ -1249,8 +1249,11 @@ impl<'a> Half<'a> {
     /// are told by us.
     fn refuse(&mut self, id: FileId, why: String) -> Result<()> {
         let Some(file) = self.files.get_mut(&id) else {
-            // Let go meanwhile.
-            return Ok(());
+            // Let go meanwhile, if there ever was one.
+            return match id & OWN_FILE != 0 || id < self.next_file {
+                true => Ok(()),
+                false => bail!("an order about file {id:x}, which was not asked for"),
+            };
         };
         match file.state {
             State::Asked => file.state = State::Refused(why),
