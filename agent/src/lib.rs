@@ -28,6 +28,7 @@ pub mod namespace;
 pub mod pipeline;
 pub mod plaintext;
 pub mod probe;
+pub mod protocol;
 pub mod record;
 pub mod redact;
 pub mod ring;
