@@ -8,11 +8,13 @@ use std::{
 };
 
 use agent_ebpf::{Data, Direction, Head, Shape, cookie, kind};
+use clap::ValueEnum as _;
 use vortex_agent::{
     coverage::User,
     half::Facts,
     locate::{Found, Instruction, Point},
     pipeline::{Pipeline, Wanted},
+    protocol::exchange::Bounds,
     record::Kind,
     redact::{Key, Policy},
     sink::{Format, Origin, Sink, Target},
@@ -387,7 +389,9 @@ impl Bench {
     fn new(name: &str, content: Policy) -> Bench {
         let key = Key::new([3; 32]);
         let mut pipeline = Pipeline::new(Wanted {
-            emit: BTreeSet::from([Kind::Data, Kind::Gap, Kind::Coverage, Kind::Stats]),
+            emit: Kind::value_variants().iter().copied().collect(),
+            undecoded: true,
+            bounds: Bounds::default(),
             content,
             exes: Vec::new(),
             uids: Vec::new(),

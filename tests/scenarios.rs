@@ -21,6 +21,7 @@ use vortex_agent::{
     half::{Facts, Pending},
     locate::{Found, Instruction, Point},
     pipeline::{Pipeline, Wanted},
+    protocol::exchange::Bounds,
     record::Kind,
     redact::{Key, Policy},
     sink::{Format, Origin, Sink, Target},
@@ -37,6 +38,12 @@ struct Scenario {
     /// Uses of sockets are told.
     #[serde(default)]
     sockets: bool,
+    /// Nobody chose kinds: `data` only of what nothing decodes.
+    #[serde(default)]
+    decoded: bool,
+    /// How much of bodies is kept.
+    #[serde(default)]
+    body_limit: Option<usize>,
     event: Vec<Step>,
 }
 
@@ -227,7 +234,13 @@ fn run(name: &str, scenario: &Scenario) -> String {
         emit: Kind::value_variants()
             .iter()
             .copied()
+            .filter(|kind| !scenario.decoded || *kind != Kind::Data)
             .collect::<BTreeSet<_>>(),
+        undecoded: scenario.decoded,
+        bounds: Bounds {
+            body: scenario.body_limit.unwrap_or(1 << 20),
+            ..Bounds::default()
+        },
         content: match scenario.content.as_deref() {
             Some("full") => Policy::Full,
             Some("none") => Policy::None,
@@ -601,6 +614,8 @@ scenarios! {
     gone_before_a_look
     gone_before_the_probes
     handle_again
+    http1
+    http2
     inferred_socket
     late_facts
     left_handle
@@ -614,5 +629,8 @@ scenarios! {
     reused_handle
     set_clock
     shelved_hole
+    sse
+    undecoded
+    websocket
     wrong_order
 }

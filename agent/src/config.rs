@@ -28,7 +28,11 @@ use crate::{
 pub struct Config {
     pub filter: Filter,
     pub emit: BTreeSet<Kind>,
+    /// `data` of connections that nothing decodes is written, too: nobody chose kinds.
+    pub undecoded: bool,
     pub content: Policy,
+    /// So much of each body is written, in bytes.
+    pub body_limit: usize,
     pub output: Output,
     /// `None`: stdout, or stderr if there is a CMD.
     pub output_file: Option<PathBuf>,
@@ -88,6 +92,7 @@ pub const CONTAINER_MIN: usize = 4;
 /// Some of the largest records must fit.
 const RING_MIN: u64 = 256 << 10;
 const RING_MAX: u64 = 1 << 30;
+const BODY_LIMIT: usize = 1 << 20;
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
 /// Half of what the half takes for one file.
 const FUNCTIONS_MAX: usize = 32;
@@ -96,9 +101,13 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
+        let undecoded = settings.emit.is_none();
         let emit = settings.emit.map_or_else(
-            // Nothing decodes a connection yet, so `data` is all that there is of each.
-            || Kind::value_variants().iter().copied().collect(),
+            // `data` would say once more what the others say.
+            || {
+                let all = Kind::value_variants().iter().copied();
+                all.filter(|kind| *kind != Kind::Data).collect()
+            },
             BTreeSet::from_iter,
         );
         Ok(Self {
@@ -111,7 +120,9 @@ impl TryFrom<Settings> for Config {
                 containers: each(settings.container, container)?,
             },
             emit,
+            undecoded,
             content: settings.content.unwrap_or(Policy::Redacted),
+            body_limit: settings.body_limit.unwrap_or(BODY_LIMIT),
             output: settings.output.unwrap_or(Output::Text),
             output_file: settings.output_file,
             ring_size: settings
@@ -308,7 +319,7 @@ pub struct Settings {
     #[arg(long, value_name = "ID", help_heading = FILTERS)]
     pub container: Option<Vec<String>>,
 
-    /// Kinds of records to write [default: all]
+    /// Kinds of records to write [default: all; `data` only of connections that nothing decodes]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     #[serde(default, deserialize_with = "names")]
     pub emit: Option<Vec<Kind>>,
@@ -317,6 +328,10 @@ pub struct Settings {
     #[arg(long)]
     #[serde(default, deserialize_with = "name")]
     pub content: Option<Policy>,
+
+    /// How much of each body to write; what is longer is cut, and its length said [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    pub body_limit: Option<usize>,
 
     /// Form of the records [default: text]
     #[arg(long)]
@@ -387,6 +402,7 @@ impl Settings {
             container: self.container.or(other.container),
             emit: self.emit.or(other.emit),
             content: self.content.or(other.content),
+            body_limit: self.body_limit.or(other.body_limit),
             output: self.output.or(other.output),
             output_file: self.output_file.or(other.output_file),
             ring_size: self.ring_size.or(other.ring_size),
@@ -575,7 +591,8 @@ mod tests {
         assert_eq!(config(Config::DEFAULTS).unwrap(), defaults);
         assert_eq!(defaults.ring_size, 8 << 20);
         assert_eq!(defaults.content, Policy::Redacted);
-        assert_eq!(defaults.emit.len(), 11);
+        assert_eq!(defaults.emit.len(), 10);
+        assert!(defaults.undecoded && !defaults.emit.contains(&Kind::Data));
         assert!(defaults.hold);
     }
 

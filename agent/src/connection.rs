@@ -10,6 +10,7 @@ use agent_ebpf::Direction;
 use crate::{
     event::{Ends, HandleId},
     half::Connected,
+    protocol::Protocol,
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
     unclaimed::Greeting,
@@ -26,6 +27,7 @@ pub struct Entry {
     pub waits: u32,
     /// Its program closed it, and may still read what is left.
     pub is_left: bool,
+    pub protocol: Protocol,
 }
 
 impl Entry {
@@ -35,6 +37,15 @@ impl Entry {
             Direction::Received => (&mut self.received, &self.facts),
             Direction::Sent => (&mut self.sent, &self.facts),
         }
+    }
+
+    /// The stream of this direction, what is said about it, and what it is decoded by.
+    pub fn parts(&mut self, direction: Direction) -> (&mut Stream, &mut Connection, &mut Protocol) {
+        let stream = match direction {
+            Direction::Received => &mut self.received,
+            Direction::Sent => &mut self.sent,
+        };
+        (stream, &mut self.facts, &mut self.protocol)
     }
 }
 
@@ -79,6 +90,11 @@ impl Connections {
         self.current.get(&pid)?.get(&handle).copied()
     }
 
+    /// All connections, in no order.
+    pub fn all(&self) -> Vec<HandleId> {
+        self.entries.keys().copied().collect()
+    }
+
     /// All live connections of a process.
     pub fn of(&self, pid: u32) -> Vec<HandleId> {
         self.current
@@ -107,6 +123,7 @@ impl Connections {
             server_name: None,
             library_name: None,
             library_version: None,
+            http_version: None,
         };
         facts.set_library(library);
         let entry = Entry {
@@ -116,6 +133,7 @@ impl Connections {
             socket: 0,
             waits: 0,
             is_left: false,
+            protocol: Protocol::new(joined == Joined::Start),
         };
         self.entries.insert(id, entry);
         self.current
@@ -140,6 +158,7 @@ impl Connections {
             server_name: greeting.server_name,
             library_name: None,
             library_version: None,
+            http_version: None,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The line, stage by stage: ring records and the half's reports in, output records out. Pure: no clock,
 //! no file, no socket. Time comes with the events.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use agent_ebpf::Direction;
 
@@ -17,11 +17,16 @@ use crate::{
     ledger::Tally,
     locate::Found,
     plaintext::Plaintext,
+    protocol::{
+        self, Limit,
+        exchange::{Bounds, Keep},
+    },
     record::{
         Attribution, Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record,
-        Stats, WallTime,
+        Role, Stats, WallTime,
     },
     redact::{self, Clear, Key, Policy, Redactor},
+    speaker::{Speaker, Voice, emit},
     stream::{Output, Stream},
     trial::{Trials, Verdict as Judgement},
     unclaimed::{Greeting, Library, Unclaimed},
@@ -34,6 +39,10 @@ pub type Out<'a> = &'a mut dyn FnMut(&Record<'_>);
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub emit: BTreeSet<Kind>,
+    /// Bytes that nothing decodes are told as data, also where `emit` has no data.
+    pub undecoded: bool,
+    /// How much of bodies is kept.
+    pub bounds: Bounds,
     pub content: Policy,
     /// Patterns of executables; a process passes if one matches. Empty: everybody.
     pub exes: Vec<String>,
@@ -52,6 +61,12 @@ pub struct Pipeline {
     processes: HashMap<u32, Who>,
     coverage: Table,
     connections: Connections,
+    /// Anything that decoders say is wanted.
+    decodes: bool,
+    /// What is kept of bodies.
+    keep: Keep,
+    /// How often a bound of a decoder was reached.
+    limits: BTreeMap<Limit, u64>,
     redactor: Redactor,
     solver: Solver,
     backlog: Backlog,
@@ -120,12 +135,18 @@ const WAITS_MAX: u32 = 16;
 
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
+        let is_any = |kinds: &[Kind]| kinds.iter().any(|kind| wanted.emit.contains(kind));
+        let decodes =
+            wanted.undecoded || is_any(&[Kind::Http, Kind::Sse, Kind::Websocket, Kind::Grpc]);
         // No payload is shown: none needs to be looked at.
         let policy = match wanted.content {
-            Policy::Redacted if !wanted.emit.contains(&Kind::Data) => Policy::None,
+            Policy::Redacted if !decodes && !is_any(&[Kind::Data]) => Policy::None,
             policy => policy,
         };
         Pipeline {
+            decodes,
+            keep: Keep::new(wanted.bounds),
+            limits: BTreeMap::new(),
             connections: Connections::new(wanted.key),
             redactor: Redactor::new(policy, wanted.secret_key.clone()),
             solver: Solver::default(),
@@ -203,6 +224,14 @@ impl Pipeline {
     /// Bytes so far that gaps have told of, of those causes whose gaps may come late.
     pub fn told_late(&self) -> u64 {
         self.told_late
+    }
+
+    /// How often each bound of what decoders keep was reached.
+    pub fn bounds(&self) -> Vec<(&'static str, u64)> {
+        let count = |limit| self.limits.get(&limit).copied().unwrap_or_default();
+        Limit::ALL
+            .map(|limit| (limit.name(), count(limit)))
+            .to_vec()
     }
 
     /// Did anything come at all?
@@ -334,6 +363,9 @@ impl Pipeline {
         }
         self.judge_unclaimed(None, now, out);
         self.give_up(|_| true, now, out);
+        for id in self.connections.all() {
+            self.decoded(id, now, out);
+        }
         let unsettled = self.coverage.unsettled();
         self.say(unsettled, now, out);
         for id in self.redactor.all_holding() {
@@ -923,7 +955,46 @@ impl Pipeline {
                 redactor.close(stream, out);
             });
         }
+        self.decoded(id, now, out);
         self.connections.close(&id);
+    }
+
+    /// Says what the decoder of a connection is still in the middle of.
+    fn decoded(&mut self, id: HandleId, now: u64, out: Out<'_>) {
+        let Pipeline {
+            wanted,
+            processes,
+            connections,
+            redactor,
+            keep,
+            limits,
+            sequence,
+            clock,
+            ..
+        } = self;
+        let Some(entry) = connections.get(&id) else {
+            return;
+        };
+        let (_, connection, decoder) = entry.parts(Direction::Sent);
+        let mut speaker = Speaker {
+            voice: Voice {
+                wanted,
+                process: processes.get(&id.pid).map(|who| &who.facts),
+                tid: None,
+                function: None,
+                complete: true,
+                lost: 0,
+                connection,
+                time: now,
+                clock: *clock,
+                sequence,
+                out,
+            },
+            redactor,
+            limits,
+            handle: id,
+        };
+        decoder.close(now, keep, &mut |said| speaker.heard(said));
     }
 
     /// Was the connection seen from its first byte? It was, if every call of the process was. A forked
@@ -974,6 +1045,9 @@ impl Pipeline {
             waiting,
             tally,
             told_late,
+            decodes,
+            keep,
+            limits,
             sequence,
             clock,
             ..
@@ -981,34 +1055,47 @@ impl Pipeline {
         let Some(entry) = connections.get(&id.handle) else {
             return;
         };
-        let (stream, connection) = entry.stream(id.direction);
+        let (stream, connection, decoder) = entry.parts(id.direction);
         let process = processes.get(&id.handle.pid).map(|who| &who.facts);
         let function = coverage.point(point).map(|placed| placed.function);
+        let client = connection.role.map(|role| match role {
+            Role::Client => Direction::Sent,
+            Role::Server => Direction::Received,
+        });
         step(stream, &mut |stream, output| {
-            let mut say = |body: Body<'_>| {
-                let record = &mut Record {
-                    sequence: 0,
-                    time: WallTime(time.wrapping_add(*clock)),
+            let mut speaker = Speaker {
+                voice: Voice {
+                    wanted,
                     process,
                     tid: (tid != 0).then_some(tid),
-                    connection: Some(connection),
                     function,
                     complete: is_complete(connection, stream),
-                    lost_bytes: stream.lost(),
-                    body,
-                };
-                emit(wanted, sequence, out, record);
+                    lost: stream.lost(),
+                    connection,
+                    time,
+                    clock: *clock,
+                    sequence,
+                    out: &mut *out,
+                },
+                redactor,
+                limits,
+                handle: id.handle,
             };
             match output {
                 Output::Bytes { offset, bytes } => {
                     tally.delivered += bytes.len() as u64;
-                    let piece = redact::Piece {
-                        offset,
-                        bytes,
-                        is_first: connection.joined == Joined::Start && offset == 0,
-                        time,
-                    };
-                    redactor.bytes(id, piece, &mut data(id.direction, &mut say));
+                    if wanted.emit.contains(&Kind::Data) {
+                        speaker.bytes(id.direction, offset, bytes, time);
+                    }
+                    if *decodes {
+                        let piece = protocol::Piece {
+                            direction: id.direction,
+                            offset,
+                            bytes,
+                            time,
+                        };
+                        decoder.feed(piece, client, keep, &mut |said| speaker.heard(said));
+                    }
                 }
                 Output::Gap {
                     offset,
@@ -1024,13 +1111,12 @@ impl Pipeline {
                         | Cause::CallTooLong
                         | Cause::Sendfile => {}
                     }
-                    redactor.gap(id, length, &mut data(id.direction, &mut say));
-                    say(Body::Gap {
-                        direction: id.direction,
-                        cause,
-                        offset: Some(offset),
-                        length,
-                    });
+                    if *decodes {
+                        decoder.gap(id.direction, length, time, keep, &mut |said| {
+                            speaker.heard(said)
+                        });
+                    }
+                    speaker.gap(id.direction, offset, length, cause);
                 }
             }
         });
@@ -1406,15 +1492,6 @@ fn data(direction: Direction, say: &mut impl FnMut(Body<'_>)) -> impl FnMut(u64,
             length,
             content,
         });
-    }
-}
-
-/// Numbers the record and lets it out, if its kind is wanted.
-fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'_>) {
-    if wanted.emit.contains(&record.body.kind()) {
-        record.sequence = *sequence;
-        *sequence += 1;
-        out(record);
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use agent_ebpf::Direction;
 
 use crate::locate::Instruction;
-pub use crate::redact::{Clear, Content};
+pub use crate::redact::{Clear, Content, OwnedContent};
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -156,6 +156,8 @@ pub struct Connection {
     /// `OpenSSL`, and its version where the file tells it.
     pub library_name: Option<Clear>,
     pub library_version: Option<Clear>,
+    /// The version of HTTP, once it is known that it is HTTP.
+    pub http_version: Option<&'static str>,
 }
 
 impl Connection {
@@ -289,6 +291,107 @@ impl Unmatched {
     }
 }
 
+/// Where a request goes, as far as it is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Url {
+    pub full: Option<Clear>,
+    pub path: Option<Clear>,
+    pub query: Option<Clear>,
+}
+
+/// A line of a head, with its name in lower case. What is `None` was sent in a way that only who saw the
+/// connection from its start could read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub name: Option<Clear>,
+    pub value: Option<Clear>,
+}
+
+/// One side of an exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpHalf {
+    pub headers: Vec<Header>,
+    pub trailers: Vec<Header>,
+    pub body: HttpBody,
+    /// When its first and its last byte came.
+    pub began: WallTime,
+    pub ended: WallTime,
+    /// Its end was seen.
+    pub is_whole: bool,
+}
+
+/// A body, without its codings where they could be taken away.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpBody {
+    /// Bytes that came, with the content coding.
+    pub size: u64,
+    /// Bytes without it, as far as it could be read.
+    pub decoded_size: u64,
+    pub content: OwnedContent,
+    /// There is more of it than is shown.
+    pub is_cut: bool,
+    /// Why not all of it could be read.
+    pub unreadable: Option<&'static str>,
+}
+
+/// One exchange.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Http {
+    pub method: Option<Clear>,
+    pub url: Url,
+    pub status: Option<u16>,
+    pub request: Option<HttpHalf>,
+    pub response: Option<HttpHalf>,
+    /// Responses before the response.
+    pub interim: u32,
+}
+
+/// One event of a stream of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sse {
+    pub url: Url,
+    /// Counts the events of its response, from 0.
+    pub number: u64,
+    pub name: Option<Clear>,
+    pub id: Option<Clear>,
+    pub size: u64,
+    pub data: OwnedContent,
+    pub is_cut: bool,
+}
+
+/// One message of one end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WebSocket {
+    pub direction: Direction,
+    /// `text`, `binary`, `ping`, `pong`, `close`.
+    pub kind: &'static str,
+    pub close_code: Option<u16>,
+    /// Bytes on the wire.
+    pub size: u64,
+    pub content: OwnedContent,
+    pub is_cut: bool,
+}
+
+/// One call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grpc {
+    pub http: Http,
+    pub service: Option<Clear>,
+    pub method: Option<Clear>,
+    pub status: Option<u16>,
+    pub message: Option<Clear>,
+    pub sent: Messages,
+    pub received: Messages,
+}
+
+/// The messages of one side of a call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Messages {
+    pub count: u64,
+    /// Of the first ones.
+    pub sizes: Vec<u32>,
+}
+
 /// What became of the records at one sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkCount {
@@ -313,11 +416,17 @@ pub struct Stats {
     pub content: &'static str,
     /// What does not work on this machine, in words: no BTF, no attribution.
     pub limits: Vec<Clear>,
+    /// How often each bound of what decoders keep was reached.
+    pub bounds: Vec<(&'static str, u64)>,
 }
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body<'a> {
+    Http(&'a Http),
+    Sse(&'a Sse),
+    WebSocket(&'a WebSocket),
+    Grpc(&'a Grpc),
     Data {
         direction: Direction,
         /// Position in the stream, on the wire.
@@ -340,6 +449,10 @@ pub enum Body<'a> {
 impl Body<'_> {
     pub const fn kind(&self) -> Kind {
         match self {
+            Body::Http(_) => Kind::Http,
+            Body::Sse(_) => Kind::Sse,
+            Body::WebSocket(_) => Kind::Websocket,
+            Body::Grpc(_) => Kind::Grpc,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,
             Body::Coverage(_) => Kind::Coverage,

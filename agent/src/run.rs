@@ -51,6 +51,7 @@ use crate::{
     locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
     namespace,
     pipeline::{Pipeline, Wanted},
+    protocol::exchange::Bounds,
     record::Stats,
     redact::{Clear, Key, Policy},
     ring::{Control, Counters, Next, Ring},
@@ -394,6 +395,11 @@ impl<'a> Session<'a> {
         }
         let mut pipeline = Pipeline::new(Wanted {
             emit: config.emit.clone(),
+            undecoded: config.undecoded,
+            bounds: Bounds {
+                body: config.body_limit,
+                ..Bounds::default()
+            },
             content: config.content,
             exes: config.filter.exes.clone(),
             uids: config.filter.uids.clone(),
@@ -1195,6 +1201,7 @@ impl<'a> Session<'a> {
             content: self.config.content.name(),
             features: self.features.clone(),
             limits: self.limits.clone(),
+            bounds: self.pipeline.bounds(),
         };
         let now = now();
         self.with_sink(|line, out| line.stats(stats, now, out));

@@ -44,6 +44,8 @@ const PROGRAMS: &[(&str, &str)] = &[
         include_str!("../programs/nonce_server.py"),
     ),
     ("connections.py", include_str!("../programs/connections.py")),
+    ("exchanges.mjs", include_str!("../programs/exchanges.mjs")),
+    ("websocket.py", include_str!("../programs/websocket.py")),
     ("http2.mjs", include_str!("../programs/http2.mjs")),
     ("parallel.mjs", include_str!("../programs/parallel.mjs")),
     ("http_client.py", include_str!("../programs/http_client.py")),

@@ -34,6 +34,7 @@ mod loss;
 mod namespaces;
 mod preemption;
 mod proc;
+mod protocols;
 mod records;
 mod secrets;
 mod strangers;

@@ -10,7 +10,7 @@
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, curl_cffi/, grpcio/, pyopenssl/, pyopenssl-1.1.1/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, pyopenssl/, pyopenssl-1.1.1/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -232,6 +232,13 @@ const WHEELS: &[Wheel] = &[
             ),
             TYPING,
         ],
+    },
+    Wheel {
+        name: "websockets",
+        packages: &[(
+            "websockets==17.4",
+            "cebad8f4796248b91fc2168515e507e5cb6b663a32befd09f3b1e7920acdcb1a",
+        )],
     },
     Wheel {
         name: "curl_cffi",

@@ -105,6 +105,7 @@ const NATIVE: &[&str] = &[
     "pyopenssl",
     "pyopenssl-1.1.1",
     "reach",
+    "websockets",
 ];
 
 /// The archive that all kernels share. `own` are the agent and the test binary.

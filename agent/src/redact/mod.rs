@@ -91,6 +91,35 @@ impl<'a> Content<'a> {
     }
 }
 
+/// [`Content`] that owns its bytes: of what was put together from many calls.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OwnedContent(Owned);
+
+#[derive(Clone, PartialEq, Eq)]
+enum Owned {
+    Nothing,
+    Encoded,
+    Text(String, Vec<Redaction>),
+    Raw(Vec<u8>),
+}
+
+impl OwnedContent {
+    pub fn content(&self) -> Content<'_> {
+        Content(match &self.0 {
+            Owned::Nothing => Shown::Nothing,
+            Owned::Encoded => Shown::Encoded,
+            Owned::Text(text, redactions) => Shown::Text(text, redactions),
+            Owned::Raw(bytes) => Shown::Raw(bytes),
+        })
+    }
+}
+
+impl fmt::Debug for OwnedContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.content().fmt(f)
+    }
+}
+
 /// The size alone: `{:?}` of a record ends up in panics and logs, a payload must not.
 impl fmt::Debug for Content<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,6 +173,11 @@ impl Clear {
 
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// A part of it holds no secret either.
+    pub fn part<I: std::slice::SliceIndex<str, Output = str>>(&self, range: I) -> Clear {
+        Clear(Cow::Owned(self.0[range].to_owned()))
     }
 }
 
@@ -346,6 +380,94 @@ impl Redactor {
             Policy::Full => text.to_owned(),
             Policy::None | Policy::Redacted => cleared(text, Some(self.key.clone())),
         }))
+    }
+
+    /// All of a text that was put together, such as a body. `holes` are places where something is missing,
+    /// and how much; if it is cut, its end may be half a secret.
+    pub fn whole(
+        &self,
+        bytes: Plaintext<'_>,
+        holes: &[(usize, u64)],
+        is_cut: bool,
+    ) -> OwnedContent {
+        let bytes = bytes.reveal();
+        match self.policy {
+            Policy::None => OwnedContent(Owned::Nothing),
+            Policy::Full => OwnedContent(Owned::Raw(bytes.to_vec())),
+            Policy::Redacted => {
+                let mut text = String::with_capacity(bytes.len());
+                let (mut redactions, mut is_encoded) = (Vec::new(), false);
+                let out: scanner::Out<'_> = &mut |_, _, shown| match shown {
+                    Cleared::Text(more, marks) => {
+                        text.push_str(more);
+                        redactions.extend_from_slice(marks);
+                    }
+                    Cleared::Encoded => is_encoded = true,
+                };
+                let mut scanner = Scanner::new(Some(self.key.clone()), 0, true);
+                let mut from = 0;
+                for (at, length) in holes {
+                    scanner.feed(&bytes[from..*at], out);
+                    scanner.gap(*length, out);
+                    from = *at;
+                }
+                scanner.feed(&bytes[from..], out);
+                if is_cut {
+                    scanner.flush(Ending::Late, out);
+                }
+                scanner.close(out);
+                OwnedContent(match is_encoded {
+                    true => Owned::Encoded,
+                    false => Owned::Text(text, redactions),
+                })
+            }
+        }
+    }
+
+    /// Bytes of a connection whose place in it is unknown: they are nothing that redaction can see into.
+    pub fn stray<'a>(&self, bytes: Plaintext<'a>) -> Content<'a> {
+        Content(match self.policy {
+            Policy::None => Shown::Nothing,
+            Policy::Full => Shown::Raw(bytes.reveal()),
+            Policy::Redacted => Shown::Encoded,
+        })
+    }
+
+    /// In place of a text that was sent in a way that can't be read.
+    pub fn unreadable(&self) -> OwnedContent {
+        OwnedContent(match self.policy {
+            Policy::None => Owned::Nothing,
+            Policy::Redacted | Policy::Full => Owned::Encoded,
+        })
+    }
+
+    /// A value of which nothing tells whether it is a secret.
+    pub fn hidden(&self, value: &str) -> Clear {
+        if self.policy == Policy::Full || value.is_empty() {
+            return self.string(value);
+        }
+        let mut text = String::new();
+        self.redaction(value, "nameless").write(&mut text);
+        Clear(Cow::Owned(text))
+    }
+
+    /// The value of a line of a head.
+    pub fn header(&self, name: &str, value: &str) -> Clear {
+        if self.policy == Policy::Full {
+            return self.string(value);
+        }
+        let line = format!("{name}: {value}");
+        let mut clear = String::with_capacity(line.len());
+        Scanner::new(Some(self.key.clone()), 0, true).line_of_head(&line, &mut |_, _, shown| {
+            if let Cleared::Text(text, _) = shown {
+                clear.push_str(text);
+            }
+        });
+        let value = clear
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix(": "));
+        // A name that is a secret itself hides all of its line.
+        Clear(Cow::Owned(value.unwrap_or(&clear).to_owned()))
     }
 
     /// The arguments of a process, its own name first. Here a name and its secret may be two strings, and

@@ -167,6 +167,12 @@ impl Scanner {
         self.close(out);
     }
 
+    /// The same of one line of a message's head.
+    pub fn line_of_head(mut self, line: &str, out: Out<'_>) {
+        self.head_at = 0..u64::MAX;
+        self.whole(line, out);
+    }
+
     /// Nothing came for a while: `Idle`, or for long: `Late`.
     pub fn flush(&mut self, ending: Ending, out: Out<'_>) {
         self.release(ending, out);

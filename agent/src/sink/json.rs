@@ -13,8 +13,8 @@ use super::{Origin, instruction_name};
 use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
-    Attribution, Body, Cause, Connection, Content, Coverage, CoverageStatus, Joined, Ledger,
-    Probed, Process, Record, Role, Stats, WallTime,
+    Attribution, Body, Cause, Connection, Content, Coverage, CoverageStatus, Grpc, Header, Http,
+    HttpHalf, Joined, Ledger, Probed, Process, Record, Role, Sse, Stats, Url, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -60,13 +60,17 @@ impl Encoder {
 
         let mut line = Object(out);
         match &record.body {
-            Body::Data { .. } | Body::Gap { .. } => {
+            Body::Coverage(_) | Body::Stats(_) => {}
+            _ => {
                 line.boolean("complete", record.complete);
                 line.number("lost_bytes", record.lost_bytes);
             }
-            Body::Coverage(_) | Body::Stats(_) => {}
         }
         match &record.body {
+            Body::Http(http) => line.exchange(http),
+            Body::Grpc(grpc) => line.grpc(grpc),
+            Body::Sse(sse) => line.sse(sse),
+            Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
                 direction,
                 offset,
@@ -163,12 +167,20 @@ impl Object<'_> {
         }
         let connection = record.connection;
         if let Some(connection) = connection
-            && (connection.local.is_some() || connection.peer.is_some())
+            && (connection.local.is_some()
+                || connection.peer.is_some()
+                || connection.http_version.is_some())
         {
             self.object("network", |network| {
                 network.word("transport", "tcp");
                 network.address("local", connection.local);
                 network.address("peer", connection.peer);
+                if let Some(version) = connection.http_version {
+                    network.object("protocol", |protocol| {
+                        protocol.word("name", "http");
+                        protocol.word("version", version);
+                    });
+                }
             });
         }
         if let Some(connection) = connection
@@ -251,15 +263,20 @@ impl Object<'_> {
 
     /// Text if all of it is UTF-8, else base64; what the policy withholds is missing.
     fn content(&mut self, content: Content<'_>) {
+        self.content_as("text", content);
+    }
+
+    /// The same, the text under another name.
+    fn content_as(&mut self, key: &'static str, content: Content<'_>) {
         let bytes = match content.shown() {
             Shown::Nothing => return,
             Shown::Encoded => return self.word("withheld", "encoded"),
-            Shown::Text(text, redactions) => return self.redacted(text, redactions),
+            Shown::Text(text, redactions) => return self.redacted(key, text, redactions),
             Shown::Raw(bytes) => bytes,
         };
         // The `compat` flavour gives up at the first block that isn't UTF-8; `basic` reads to the end.
         match simdutf8::compat::from_utf8(bytes) {
-            Ok(text) => self.string("text", text),
+            Ok(text) => self.string(key, text),
             Err(_) => {
                 self.key("base64");
                 self.0.push(b'"');
@@ -269,8 +286,8 @@ impl Object<'_> {
         }
     }
 
-    fn redacted(&mut self, text: &str, redactions: &[Redaction]) {
-        self.string("text", text);
+    fn redacted(&mut self, key: &'static str, text: &str, redactions: &[Redaction]) {
+        self.string(key, text);
         if redactions.is_empty() {
             return;
         }
@@ -285,6 +302,187 @@ impl Object<'_> {
                 }
             });
         });
+    }
+
+    /// An exchange, by the names of OpenTelemetry's conventions for HTTP.
+    fn exchange(&mut self, http: &Http) {
+        self.url(&http.url);
+        self.object("http", |member| {
+            if let Some(request) = &http.request {
+                member.object("request", |member| {
+                    member.optional_string("method", http.method.as_deref());
+                    member.half(request);
+                });
+            }
+            if let Some(response) = &http.response {
+                member.object("response", |member| {
+                    member.optional_number("status_code", http.status.map(u64::from));
+                    member.half(response);
+                });
+            }
+        });
+        // OpenTelemetry: the status where it says that it went wrong, else what did.
+        let is_answered = http
+            .response
+            .as_ref()
+            .is_some_and(|response| response.is_whole);
+        match http.status {
+            Some(status @ 400..) => self.object("error", |error| {
+                error.key("type");
+                error.display(format_args!("\"{status}\""));
+            }),
+            _ if !is_answered => self.object("error", |error| error.word("type", "incomplete")),
+            _ => {}
+        }
+        self.object("timings", |timings| {
+            if let Some(request) = &http.request {
+                timings.time("request_start", request.began);
+                timings.time("request_end", request.ended);
+            }
+            if let Some(response) = &http.response {
+                timings.time("first_byte", response.began);
+                timings.time("end", response.ended);
+            }
+        });
+    }
+
+    fn url(&mut self, url: &Url) {
+        if url.full.is_none() && url.path.is_none() {
+            return;
+        }
+        self.object("url", |member| {
+            if let Some(full) = &url.full {
+                member.string("full", full);
+                if let Some((scheme, _)) = full.split_once("://") {
+                    member.string("scheme", scheme);
+                }
+            }
+            member.optional_string("path", url.path.as_deref());
+            member.optional_string("query", url.query.as_deref());
+        });
+    }
+
+    fn half(&mut self, half: &HttpHalf) {
+        self.headers("header", &half.headers);
+        self.headers("trailer", &half.trailers);
+        let body = &half.body;
+        self.object("body", |member| {
+            member.number("size", body.size);
+            if body.decoded_size != body.size {
+                member.number("decoded_size", body.decoded_size);
+            }
+            if body.size > 0 {
+                member.content_as("content", body.content.content());
+            }
+            if body.is_cut {
+                member.boolean("cut", true);
+            }
+            member.optional_string("unreadable", body.unreadable);
+        });
+        if !half.is_whole {
+            self.boolean("whole", false);
+        }
+    }
+
+    /// Values by name, each name once; what is unknown is `null`, and without a name only counted.
+    fn headers(&mut self, key: &'static str, headers: &[Header]) {
+        if headers.is_empty() {
+            return;
+        }
+        self.object(key, |member| {
+            for (at, header) in headers.iter().enumerate() {
+                let is_first =
+                    |header: &Header| headers[..at].iter().all(|known| known.name != header.name);
+                let Some(name) = &header.name else { continue };
+                if !is_first(header) {
+                    continue;
+                }
+                member
+                    .0
+                    .extend_from_slice(if member.0.ends_with(b"{") { b"" } else { b"," });
+                quoted(name, member.0);
+                member.0.extend_from_slice(b":[");
+                let same = headers[at..]
+                    .iter()
+                    .filter(|other| other.name == header.name);
+                for (count, same) in same.enumerate() {
+                    if count > 0 {
+                        member.0.push(b',');
+                    }
+                    match &same.value {
+                        Some(value) => quoted(value, member.0),
+                        None => member.0.extend_from_slice(b"null"),
+                    }
+                }
+                member.0.push(b']');
+            }
+        });
+        let nameless = headers
+            .iter()
+            .filter(|header| header.name.is_none())
+            .count();
+        if nameless > 0 {
+            self.number("unknown_fields", nameless as u64);
+        }
+    }
+
+    fn grpc(&mut self, grpc: &Grpc) {
+        self.object("rpc", |rpc| {
+            rpc.word("system", "grpc");
+            rpc.optional_string("service", grpc.service.as_deref());
+            rpc.optional_string("method", grpc.method.as_deref());
+            if let Some(status) = grpc.status {
+                rpc.object("grpc", |member| member.number("status_code", status.into()));
+            }
+        });
+        self.object("grpc", |member| {
+            member.optional_string("message", grpc.message.as_deref());
+            for (key, messages) in [("sent", &grpc.sent), ("received", &grpc.received)] {
+                member.object(key, |member| {
+                    member.number("messages", messages.count);
+                    member.array("sizes", &messages.sizes, |out, size| {
+                        number((*size).into(), out)
+                    });
+                });
+            }
+        });
+        self.exchange(&grpc.http);
+    }
+
+    fn sse(&mut self, sse: &Sse) {
+        self.url(&sse.url);
+        self.object("sse", |member| {
+            member.number("number", sse.number);
+            member.optional_string("event", sse.name.as_deref());
+            member.optional_string("id", sse.id.as_deref());
+            member.number("size", sse.size);
+            member.content_as("data", sse.data.content());
+            if sse.is_cut {
+                member.boolean("cut", true);
+            }
+        });
+    }
+
+    fn websocket(&mut self, socket: &WebSocket) {
+        self.word("direction", direction_name(socket.direction));
+        self.object("websocket", |member| {
+            member.word("type", socket.kind);
+            member.optional_number("close_code", socket.close_code.map(u64::from));
+            member.number("size", socket.size);
+            if socket.size > 0 {
+                member.content_as("content", socket.content.content());
+            }
+            if socket.is_cut {
+                member.boolean("cut", true);
+            }
+        });
+    }
+
+    fn time(&mut self, key: &str, moment: WallTime) {
+        self.key(key);
+        self.0.push(b'"');
+        time(moment, self.0);
+        self.0.push(b'"');
     }
 
     fn coverage(&mut self, coverage: &Coverage) {
@@ -313,14 +511,9 @@ impl Object<'_> {
         if coverage.library_path.is_none() || !coverage.is_seen() {
             return;
         }
-        self.key("seen_from");
         match coverage.seen_from {
-            None => self.0.extend_from_slice(b"\"start\""),
-            Some(moment) => {
-                self.0.push(b'"');
-                time(moment, self.0);
-                self.0.push(b'"');
-            }
+            None => self.word("seen_from", "start"),
+            Some(moment) => self.time("seen_from", moment),
         }
     }
 
@@ -346,6 +539,11 @@ impl Object<'_> {
             });
         });
         self.array("limits", &stats.limits, |out, limit| quoted(limit, out));
+        self.object("bounds", |bounds| {
+            for (what, count) in &stats.bounds {
+                bounds.number(what, *count);
+            }
+        });
     }
 
     fn ledger(&mut self, ledger: &Ledger) {
@@ -636,6 +834,7 @@ mod tests {
             server_name: None,
             library_name: None,
             library_version: None,
+            http_version: None,
             ..sample::connection()
         };
         let mut record = sample::data(&process, &connection, b"x", Policy::Full);
@@ -763,7 +962,7 @@ mod tests {
                 r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"sendfile":0,"withdrawn":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
-                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[]}"#,
+                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[],"bounds":{}}"#,
                 "\n"
             )
         );
@@ -852,6 +1051,7 @@ mod tests {
                 id: evil.clone(),
                 library_name: Some(evil.as_str().into()),
                 library_version: Some(evil.as_str().into()),
+                http_version: None,
                 ..sample::connection()
             };
             let coverage = Coverage {
@@ -867,6 +1067,7 @@ mod tests {
                     ..SinkCount::default()
                 }],
                 limits: vec![evil.as_str().into()],
+                bounds: Vec::new(),
                 ..Stats::default()
             };
             let records = [

@@ -172,6 +172,7 @@ mod sample {
             server_name: Some("example.org".into()),
             library_name: Some("OpenSSL".into()),
             library_version: Some("3.0.22".into()),
+            http_version: None,
         }
     }
 

@@ -18,8 +18,8 @@ use agent_ebpf::Direction;
 use super::instruction_name;
 use crate::escape;
 use crate::record::{
-    Attribution, Body, Bytes, Calls, Cause, Connection, Content, Coverage, CoverageStatus, Process,
-    Record, Role, Stats, WallTime,
+    Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Content, Coverage, CoverageStatus,
+    Grpc, Header, Http, HttpHalf, Process, Record, Role, Sse, Stats, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -28,6 +28,7 @@ pub(super) struct Encoder {
     pub(super) colour: bool,
 }
 
+const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
 const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
@@ -40,6 +41,10 @@ impl Encoder {
     /// Appends one block.
     pub(super) fn encode(&self, record: &Record<'_>, out: &mut Vec<u8>) {
         match &record.body {
+            Body::Http(http) => self.exchange(record, http, None, out),
+            Body::Grpc(grpc) => self.exchange(record, &grpc.http, Some(grpc), out),
+            Body::Sse(sse) => self.sse(record, sse, out),
+            Body::WebSocket(socket) => self.websocket(record, socket, out),
             Body::Data {
                 direction,
                 offset,
@@ -216,6 +221,176 @@ impl Encoder {
         out.push(b' ');
     }
 
+    /// One block: what was asked and what came of it, then both in full.
+    ///
+    /// ```text
+    /// 09:30:01.250000 curl[4242] → localhost (127.0.0.1:443): GET https://localhost/ 200 in 1.2 ms
+    ///   > user-agent: curl/8
+    ///   < content-type: text/plain
+    ///   <
+    ///   < hello
+    /// ```
+    fn exchange(&self, record: &Record<'_>, http: &Http, grpc: Option<&Grpc>, out: &mut Vec<u8>) {
+        let asks = match record.connection.and_then(|connection| connection.role) {
+            Some(Role::Server) => Direction::Received,
+            Some(Role::Client) | None => Direction::Sent,
+        };
+        self.head(record, asks, out);
+        self.painted(BOLD, out, |out| {
+            escape::visible(http.method.as_deref().unwrap_or("?"), out);
+            out.push(b' ');
+            let url = http.url.full.as_ref().or(http.url.path.as_ref());
+            escape::visible(url.map_or("?", Clear::as_str), out);
+        });
+        out.push(b' ');
+        let colour = match http.status {
+            Some(100..400) => GREEN,
+            Some(400..500) => YELLOW,
+            _ => RED,
+        };
+        self.painted(colour, out, |out| match (http.status, &http.response) {
+            (Some(status), _) => print(out, format_args!("{status}")),
+            (None, Some(_)) => out.extend_from_slice(b"unknown status"),
+            (None, None) => out.extend_from_slice(b"no response"),
+        });
+        if let Some(grpc) = grpc {
+            self.call(grpc, out);
+        }
+        self.painted(DIM, out, |out| {
+            if let (Some(request), Some(response)) = (&http.request, &http.response) {
+                let nanoseconds = response.ended.0.saturating_sub(request.began.0);
+                print(out, format_args!(" in {}", duration(nanoseconds)));
+            }
+            let size = |half: &Option<HttpHalf>| half.as_ref().map_or(0, |half| half.body.size);
+            let (up, down) = (size(&http.request), size(&http.response));
+            if up > 0 {
+                print(out, format_args!(", {} asked", plural(up, "byte")));
+            }
+            if down > 0 {
+                print(out, format_args!(", {} answered", plural(down, "byte")));
+            }
+        });
+        if !record.complete {
+            self.painted(RED, out, |out| out.extend_from_slice(b", incomplete"));
+        }
+        out.push(b'\n');
+        let answers = match asks {
+            Direction::Sent => Direction::Received,
+            Direction::Received => Direction::Sent,
+        };
+        if let Some(request) = &http.request {
+            self.half(asks, request, out);
+        }
+        if let Some(response) = &http.response {
+            self.half(answers, response, out);
+        }
+    }
+
+    fn call(&self, grpc: &Grpc, out: &mut Vec<u8>) {
+        print(out, format_args!(", gRPC"));
+        if let Some(status) = grpc.status {
+            let colour = if status == 0 { GREEN } else { RED };
+            self.painted(colour, out, |out| {
+                print(out, format_args!(" status {status}"))
+            });
+        }
+        if let Some(message) = grpc
+            .message
+            .as_deref()
+            .filter(|message| !message.is_empty())
+        {
+            out.extend_from_slice(b" ");
+            escape::visible(message, out);
+        }
+        print(
+            out,
+            format_args!(", {} → {} messages", grpc.sent.count, grpc.received.count),
+        );
+    }
+
+    fn half(&self, direction: Direction, half: &HttpHalf, out: &mut Vec<u8>) {
+        self.headers(direction, &half.headers, out);
+        let body = &half.body;
+        if body.size > 0 {
+            self.margin(direction, out);
+            out.push(b'\n');
+            match body.content.content().shown() {
+                Shown::Text(text, redactions) => {
+                    let (text, marks) = pretty(text, &marks(0, text, redactions));
+                    self.lines(direction, &[], (&text, &marks), &[], out);
+                }
+                Shown::Raw(bytes) => match str::from_utf8(bytes) {
+                    Ok(text) => {
+                        let (text, _) = pretty(text, &[]);
+                        self.lines(direction, &[], (&text, &[]), &[], out);
+                    }
+                    Err(_) => self.payload(direction, 0, body.content.content(), out),
+                },
+                Shown::Nothing | Shown::Encoded => {
+                    self.payload(direction, 0, body.content.content(), out);
+                }
+            }
+        }
+        let note = match (body.unreadable, body.is_cut) {
+            (Some(why), _) => Some(format!("(not all of it can be read: {why})")),
+            (None, true) => Some(format!("(cut: {} in all)", plural(body.size, "byte"))),
+            (None, false) => None,
+        };
+        if let Some(note) = note {
+            self.margin(direction, out);
+            self.painted(YELLOW, out, |out| print(out, format_args!("{note}")));
+            out.push(b'\n');
+        }
+        self.headers(direction, &half.trailers, out);
+    }
+
+    fn headers(&self, direction: Direction, headers: &[Header], out: &mut Vec<u8>) {
+        for header in headers {
+            self.margin(direction, out);
+            self.painted(DIM, out, |out| {
+                escape::visible(header.name.as_deref().unwrap_or("(unknown)"), out);
+                out.push(b':');
+            });
+            out.push(b' ');
+            escape::visible(header.value.as_deref().unwrap_or("(unknown)"), out);
+            out.push(b'\n');
+        }
+    }
+
+    /// As it happens: an event of a response that goes on.
+    fn sse(&self, record: &Record<'_>, sse: &Sse, out: &mut Vec<u8>) {
+        let direction = match record.connection.and_then(|connection| connection.role) {
+            Some(Role::Server) => Direction::Sent,
+            Some(Role::Client) | None => Direction::Received,
+        };
+        self.head(record, direction, out);
+        self.painted(BOLD, out, |out| {
+            print(out, format_args!("event {}", sse.number));
+            if let Some(name) = &sse.name {
+                out.push(b' ');
+                escape::visible(name, out);
+            }
+        });
+        out.push(b'\n');
+        self.payload(direction, 0, sse.data.content(), out);
+    }
+
+    fn websocket(&self, record: &Record<'_>, socket: &WebSocket, out: &mut Vec<u8>) {
+        self.head(record, socket.direction, out);
+        self.painted(BOLD, out, |out| print(out, format_args!("{}", socket.kind)));
+        if let Some(code) = socket.close_code {
+            print(out, format_args!(" {code}"));
+        }
+        print(out, format_args!(", {}", plural(socket.size, "byte")));
+        if socket.is_cut {
+            self.painted(YELLOW, out, |out| out.extend_from_slice(b", cut"));
+        }
+        out.push(b'\n');
+        if socket.size > 0 {
+            self.payload(socket.direction, 0, socket.content.content(), out);
+        }
+    }
+
     fn coverage(&self, record: &Record<'_>, coverage: &Coverage, out: &mut Vec<u8>) {
         let who = record.process;
         process(who, out);
@@ -319,6 +494,78 @@ impl Encoder {
         out.extend_from_slice(colour.as_bytes());
         text(out);
         out.extend_from_slice(RESET.as_bytes());
+    }
+}
+
+/// JSON in lines, one value each; the marks with it. Anything else is as it was.
+///
+/// It is never parsed: a cut or redacted document is laid out as far as it goes.
+fn pretty(text: &str, marks: &[Range<usize>]) -> (String, Vec<Range<usize>>) {
+    if !matches!(text.trim_start().bytes().next(), Some(b'{' | b'[')) || text.contains('\n') {
+        return (text.to_owned(), marks.to_vec());
+    }
+    const DEEPEST: usize = 32;
+    let mut out = String::with_capacity(text.len() * 2);
+    let mut moved = Vec::with_capacity(marks.len());
+    let mut rest = marks.iter().peekable();
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    let mut characters = text.char_indices().peekable();
+    let new_line = |out: &mut String, depth: usize| {
+        out.push('\n');
+        (0..depth.min(DEEPEST)).for_each(|_| out.push_str("  "));
+    };
+    while let Some((at, character)) = characters.next() {
+        if let Some(mark) = rest.next_if(|mark| mark.start <= at) {
+            // What stands for a secret is no JSON.
+            let start = out.len();
+            out.push_str(&text[at..mark.end]);
+            moved.push(start..out.len());
+            while characters.next_if(|(at, _)| *at < mark.end).is_some() {}
+            continue;
+        }
+        let next = characters.peek().map(|(_, next)| *next);
+        match character {
+            _ if in_string => {
+                out.push(character);
+                in_string = escaped || character != '"';
+                escaped = !escaped && character == '\\';
+            }
+            '"' => {
+                out.push('"');
+                (in_string, escaped) = (true, false);
+            }
+            '{' | '[' if matches!(next, Some('}' | ']')) => {
+                out.push(character);
+                out.extend(characters.next().map(|(_, next)| next));
+            }
+            '{' | '[' => {
+                depth += 1;
+                out.push(character);
+                new_line(&mut out, depth);
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                new_line(&mut out, depth);
+                out.push(character);
+            }
+            ',' => {
+                out.push(',');
+                new_line(&mut out, depth);
+            }
+            ':' => out.push_str(": "),
+            ' ' | '\t' => {}
+            other => out.push(other),
+        }
+    }
+    (out, moved)
+}
+
+/// As people say it: `1.2 ms`.
+fn duration(nanoseconds: u64) -> String {
+    match nanoseconds as f64 / 1e9 {
+        seconds if seconds >= 1.0 => format!("{seconds:.2} s"),
+        seconds if seconds >= 1e-3 => format!("{:.1} ms", seconds * 1e3),
+        seconds => format!("{:.0} µs", seconds * 1e6),
     }
 }
 
@@ -892,6 +1139,7 @@ mod tests {
             features: vec![("links", "session")],
             content: "full",
             limits: vec!["no BTF".into()],
+            bounds: Vec::new(),
         };
         assert_eq!(
             block(&sample::alone(None, Body::Stats(stats.clone()))),
@@ -948,6 +1196,7 @@ mod tests {
                     ..SinkCount::default()
                 }],
                 limits: vec![evil.as_str().into()],
+                bounds: Vec::new(),
                 ..Stats::default()
             };
             let records = [

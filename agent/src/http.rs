@@ -1,0 +1,275 @@
+//! Exchanges, events and messages → what records may show of them.
+//!
+//! Everything goes through the redactor here, field by field: lines of heads by their names, addresses,
+//! bodies. With `--content none` there is no body and no line of a head but the few that say what it is.
+
+use crate::{
+    plaintext::Plaintext,
+    protocol::{
+        exchange::{Body, Exchange, Half},
+        head::{Fields, Request},
+        sse, websocket,
+    },
+    record::{Grpc, Header, Http, HttpBody, HttpHalf, Messages, Sse, Url, WallTime, WebSocket},
+    redact::{Clear, Policy, Redactor},
+};
+
+/// What is needed besides to say it.
+pub struct Teller<'a> {
+    pub redactor: &'a Redactor,
+    pub policy: Policy,
+    /// The server's name or address, where no head has it.
+    pub server: Option<&'a str>,
+    /// Wall clock minus time since boot, in nanoseconds.
+    pub clock: u64,
+}
+
+/// Lines of heads that say what a body is, and nothing about who sends it or why.
+const PLAIN: [&str; 5] = [
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "server",
+    "transfer-encoding",
+];
+
+impl Teller<'_> {
+    pub fn http(&self, exchange: &Exchange) -> Http {
+        let request = exchange.request.as_ref();
+        let response = exchange.response.as_ref();
+        let head = request.and_then(|half| half.head.as_ref());
+        Http {
+            method: head
+                .and_then(|head| head.method.as_deref())
+                .map(|method| self.text(method)),
+            url: head.map(|head| self.url(head)).unwrap_or_default(),
+            status: response.and_then(|half| half.head.as_ref()?.status),
+            request: request
+                .map(|half| self.half(half, half.head.as_ref().map(|head| &head.fields))),
+            response: response
+                .map(|half| self.half(half, half.head.as_ref().map(|head| &head.fields))),
+            interim: exchange.interim,
+        }
+    }
+
+    /// A call of gRPC, if the exchange is one.
+    pub fn grpc(&self, exchange: &Exchange) -> Option<Grpc> {
+        let of = |body: Option<&Body>| {
+            let messages = body.and_then(|body| body.messages.as_ref());
+            messages.map(|messages| Messages {
+                count: messages.count,
+                sizes: messages.sizes.clone(),
+            })
+        };
+        let sent = of(exchange.request.as_ref().map(|half| &half.body));
+        let received = of(exchange.response.as_ref().map(|half| &half.body));
+        if sent.is_none() && received.is_none() {
+            return None;
+        }
+        let path = exchange
+            .request
+            .as_ref()
+            .and_then(|half| half.head.as_ref()?.target.as_deref());
+        let mut names = path.unwrap_or_default().split(|byte| *byte == b'/').skip(1);
+        let (service, method) = (names.next(), names.next());
+        let trailer = |name| {
+            let half = exchange.response.as_ref()?;
+            // A call that fails at once has only one head, and its trailers are in there.
+            let in_head = || half.head.as_ref().and_then(|head| head.fields.get(name));
+            let in_body = || half.body.messages.as_ref()?.trailer(name);
+            half.trailers.get(name).or_else(in_head).or_else(in_body)
+        };
+        Some(Grpc {
+            http: self.http(exchange),
+            service: service.map(|name| self.text(name)),
+            method: method.map(|name| self.text(name)),
+            status: trailer("grpc-status")
+                .and_then(|status| str::from_utf8(status).ok()?.trim().parse().ok()),
+            message: trailer("grpc-message").map(|message| self.text(&unescaped(message))),
+            sent: sent.unwrap_or_default(),
+            received: received.unwrap_or_default(),
+        })
+    }
+
+    pub fn event(&self, exchange: &Exchange, event: &sse::Event, number: u64) -> Sse {
+        let head = exchange
+            .request
+            .as_ref()
+            .and_then(|half| half.head.as_ref());
+        let named = |text: &[u8]| (!text.is_empty()).then(|| self.text(text));
+        Sse {
+            url: head.map(|head| self.url(head)).unwrap_or_default(),
+            number,
+            name: named(&event.name),
+            id: named(&event.id),
+            size: event.data.len() as u64,
+            data: self
+                .redactor
+                .whole(Plaintext::new(&event.data), &[], event.is_cut),
+            is_cut: event.is_cut,
+        }
+    }
+
+    pub fn message(
+        &self,
+        direction: agent_ebpf::Direction,
+        message: &websocket::Message,
+    ) -> WebSocket {
+        let bytes = match message.is_unreadable {
+            true => self.redactor.unreadable(),
+            false => self
+                .redactor
+                .whole(Plaintext::new(&message.bytes), &[], message.is_cut),
+        };
+        WebSocket {
+            direction,
+            kind: match message.kind {
+                websocket::Kind::Text => "text",
+                websocket::Kind::Binary => "binary",
+                websocket::Kind::Ping => "ping",
+                websocket::Kind::Pong => "pong",
+                websocket::Kind::Close(_) => "close",
+            },
+            close_code: match message.kind {
+                websocket::Kind::Close(code) => code,
+                _ => None,
+            },
+            size: message.length,
+            content: bytes,
+            is_cut: message.is_cut,
+        }
+    }
+
+    pub fn wall(&self, time: u64) -> WallTime {
+        WallTime(time.wrapping_add(self.clock))
+    }
+
+    fn half<H>(&self, half: &Half<H>, fields: Option<&Fields>) -> HttpHalf {
+        HttpHalf {
+            headers: fields
+                .map(|fields| self.headers(fields))
+                .unwrap_or_default(),
+            trailers: self.headers(&half.trailers),
+            body: self.body(&half.body),
+            began: self.wall(half.began),
+            ended: self.wall(half.ended),
+            is_whole: half.is_whole,
+        }
+    }
+
+    fn body(&self, body: &Body) -> HttpBody {
+        let is_cut = body.is_cut || body.unreadable().is_some();
+        HttpBody {
+            size: body.length,
+            decoded_size: body.decoded,
+            content: self
+                .redactor
+                .whole(Plaintext::new(&body.kept), &body.holes, is_cut),
+            is_cut,
+            unreadable: body.unreadable().map(|why| why.name()),
+        }
+    }
+
+    fn headers(&self, fields: &Fields) -> Vec<Header> {
+        let mut headers = Vec::with_capacity(fields.len());
+        for field in fields.iter() {
+            let name = field
+                .name
+                .map(|name| String::from_utf8_lossy(name).to_ascii_lowercase());
+            let is_plain = name.as_deref().is_some_and(|name| PLAIN.contains(&name));
+            if self.policy == Policy::None && !is_plain {
+                continue;
+            }
+            let value = field.value.map(String::from_utf8_lossy);
+            headers.push(Header {
+                value: value.map(|value| match &name {
+                    Some(name) => self.redactor.header(name, &value),
+                    // Whatever it is called, it could be a secret.
+                    None => self.redactor.hidden(&value),
+                }),
+                name: name.map(|name| self.redactor.string(&name)),
+            });
+        }
+        headers
+    }
+
+    /// With `--content none` without what is behind the question mark.
+    fn url(&self, head: &Request) -> Url {
+        let Some(target) = head.target.as_deref() else {
+            return Url::default();
+        };
+        let target = String::from_utf8_lossy(target);
+        let full = if target.starts_with('/') || target == "*" {
+            let authority = head
+                .authority
+                .as_deref()
+                .or_else(|| head.fields.get("host"));
+            let authority = authority.map(String::from_utf8_lossy);
+            let authority = authority.as_deref().or(self.server).unwrap_or_default();
+            let scheme = head.scheme.as_deref().map(String::from_utf8_lossy);
+            let scheme = scheme.as_deref().unwrap_or("https");
+            let path = if target == "*" { "" } else { &target };
+            format!("{scheme}://{authority}{path}")
+        } else {
+            target.into_owned()
+        };
+        let shown = match self.policy {
+            Policy::None => full.split(['?', '#']).next().unwrap_or_default(),
+            Policy::Redacted | Policy::Full => &full,
+        };
+        let full = self.redactor.string(shown);
+        let behind = full.find("://").map_or(0, |at| at + 3);
+        let path = full[behind..].find('/').map(|at| full.part(behind + at..));
+        let (path, query) = match path {
+            Some(path) => match path.find('?') {
+                Some(at) => (Some(path.part(..at)), Some(path.part(at + 1..))),
+                None => (Some(path), None),
+            },
+            None => (None, None),
+        };
+        Url {
+            // Without anybody to ask it is no address.
+            full: Some(full).filter(|full| !full.contains(":///")),
+            path,
+            query,
+        }
+    }
+
+    fn text(&self, bytes: &[u8]) -> Clear {
+        self.redactor.string(&String::from_utf8_lossy(bytes))
+    }
+}
+
+/// `grpc-message` is percent-encoded (gRPC over HTTP/2, "Status-Message").
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&first, behind)) = rest.split_first() {
+        let digits = behind
+            .get(..2)
+            .and_then(|digits| str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match byte {
+            Some(byte) if first == b'%' => {
+                out.push(byte);
+                rest = &behind[2..];
+            }
+            _ => {
+                out.push(first);
+                rest = behind;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unescaped;
+
+    #[test]
+    fn messages_of_grpc_are_read() {
+        assert_eq!(unescaped(b"a%20b%C3%A9%"), "a b\u{e9}%".as_bytes());
+        assert_eq!(unescaped(b"%zz%4"), b"%zz%4");
+    }
+}

@@ -1,0 +1,323 @@
+//! What decoders make of real traffic, compared with what the endpoints wrote down: each exchange once, none
+//! wrong, none missing.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+
+use serde_json::Value;
+
+use crate::{
+    argv,
+    harness::{Lab, PYTHON, Proc, Run, bare, scaled},
+    records::{number, string},
+};
+
+const KINDS: &str = "http,sse,websocket,grpc,gap,coverage,stats";
+
+fn server(lab: &Lab) -> (Proc, u16) {
+    let (cert, key) = lab.certificate();
+    let program = lab.program("exchanges.mjs");
+    let serve = argv!["node", program, "serve", &lab.dir, "server", cert, key];
+    let server = lab.spawn(lab.command(serve), "server");
+    let port = lab.port("server", &server);
+    (server, port)
+}
+
+/// The exchanges as the server had them, by their paths.
+fn truth(lab: &Lab) -> HashMap<String, Value> {
+    let log = String::from_utf8(lab.read("server.exchanges")).unwrap();
+    let lines = log
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|exchange| (string(&exchange, "/path").unwrap(), exchange))
+        .collect()
+}
+
+/// A body as it was before it was coded.
+fn body<'a>(record: &'a Value, side: &str) -> &'a str {
+    let body = &record["http"][side]["body"];
+    assert_eq!(body.get("cut"), None, "{record}");
+    assert_eq!(body.get("unreadable"), None, "{record}");
+    assert_eq!(body.get("base64"), None, "{record}");
+    body["content"].as_str().unwrap_or_default()
+}
+
+/// Each exchange that the server had is told once, as it was.
+#[track_caller]
+fn assert_told(run: &Run, mut truth: HashMap<String, Value>, version: &str) {
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    assert_eq!(records.kind("gap").count(), 0);
+    let mut events: HashMap<String, u64> = HashMap::new();
+    for event in records.kind("sse") {
+        let path = string(event, "/url/path").unwrap();
+        let count = events.entry(path.clone()).or_default();
+        assert_eq!(number(event, "/sse/number").unwrap(), *count);
+        assert_eq!(event["sse"]["event"], "tick");
+        assert_eq!(event["sse"]["id"], count.to_string());
+        let data = format!("{{\"n\":{count},\"path\":\"{path}\"}}");
+        assert_eq!(event["sse"]["data"], data, "{event}");
+        *count += 1;
+    }
+    for record in records.kind("http") {
+        let path = string(record, "/url/path").unwrap();
+        let expected = truth
+            .remove(&path)
+            .unwrap_or_else(|| panic!("twice, or never: {record}"));
+        assert_eq!(record["complete"], true, "{record}");
+        assert_eq!(record["network"]["protocol"]["version"], version);
+        assert_eq!(
+            record["http"]["request"]["method"], expected["method"],
+            "{record}"
+        );
+        assert_eq!(
+            record["http"]["response"]["status_code"], expected["status"],
+            "{record}"
+        );
+        for side in ["request", "response"] {
+            let body = body(record, side);
+            assert!(
+                expected[side] == body,
+                "{side} of {path}: {} bytes",
+                body.len()
+            );
+        }
+        let is_head = expected["method"] == "HEAD";
+        let count = if is_head {
+            0
+        } else {
+            number(&expected, "/events").unwrap()
+        };
+        assert_eq!(events.remove(&path).unwrap_or_default(), count, "{path}");
+    }
+    assert!(
+        truth.is_empty(),
+        "{} missing, such as {:?}",
+        truth.len(),
+        truth.values().next()
+    );
+    assert!(events.is_empty(), "{events:?}");
+    assert_eq!(records.kind("data").count(), 0);
+}
+
+fn asked(test: &'static str, how: &str, at_once: &str, version: &str) {
+    let Some(lab) = Lab::with(test, &["node"]) else {
+        return;
+    };
+    let (_server, port) = server(&lab);
+    let count = scaled("exchanges", 2000, 40);
+    let program = lab.program("exchanges.mjs");
+    let words = argv![
+        "node",
+        program,
+        how,
+        count.to_string(),
+        at_once,
+        port.to_string()
+    ];
+    let run = lab.agent().emit(KINDS).run(words);
+    let truth = truth(&lab);
+    assert_eq!(truth.len() as u64, count);
+    assert_told(&run, truth, version);
+}
+
+#[test]
+fn http1_by_node() {
+    asked("http1_by_node", "ask-1", "8", "1.1");
+}
+
+/// A hundred streams of one connection at once.
+#[test]
+fn http2_by_node() {
+    asked("http2_by_node", "ask-2", "100", "2");
+}
+
+/// curl, many at once on one connection and one after the other.
+fn curl(test: &'static str, version: &str, flags: &[&str]) {
+    let Some(lab) = Lab::with(test, &["node", "curl"]) else {
+        return;
+    };
+    let (_server, port) = server(&lab);
+    let mut words = argv!["curl", "-sk", "--compressed", "--max-time", "60"];
+    words.extend(flags.iter().map(OsString::from));
+    let paths = [
+        "coded-gzip",
+        "coded-br",
+        "events",
+        "status-204",
+        "trailers",
+        "status-404",
+    ];
+    let count = scaled("requests", 300, 18);
+    for at in 0..count {
+        let path = paths[at as usize % paths.len()];
+        words.extend(argv![
+            "-o",
+            "/dev/null",
+            format!("https://127.0.0.1:{port}/{path}/{at}")
+        ]);
+    }
+    let run = lab.agent().emit(KINDS).run(words);
+    let truth = truth(&lab);
+    assert_eq!(truth.len() as u64, count);
+    assert_told(&run, truth, version);
+}
+
+#[test]
+fn http1_by_curl() {
+    curl("http1_by_curl", "1.1", &["--http1.1"]);
+}
+
+#[test]
+fn http2_by_curl() {
+    curl(
+        "http2_by_curl",
+        "2",
+        &["--http2", "--parallel", "--parallel-max", "50"],
+    );
+}
+
+/// Calls of each kind on several connections.
+#[test]
+fn grpc_by_grpcio() {
+    let Some(lab) = Lab::new("grpc_by_grpcio") else {
+        return;
+    };
+    let Some(module) = lab.fixture("grpcio", "grpc") else {
+        return;
+    };
+    let modules = module.parent().unwrap();
+    let (cert, key) = lab.certificate();
+    let program = lab.program("grpcio.py");
+    let words = argv![PYTHON, &program, "serve", &lab.dir, &cert, key, "127.0.0.1"];
+    let mut serve = lab.command(words);
+    serve.env("PYTHONPATH", modules);
+    let server = lab.spawn(serve, "grpcio");
+    let port = lab.port("grpcio", &server);
+    let requests = scaled("requests", 100, 4);
+    let url = format!("https://127.0.0.1:{port}");
+    let ask = argv![PYTHON, program, "ask", cert, "3", requests.to_string(), url];
+    let run = lab.agent().emit(KINDS).env("PYTHONPATH", modules).run(ask);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let mut counts: HashMap<String, u64> = HashMap::new();
+    for call in records.kind("grpc") {
+        assert_eq!(call["complete"], true, "{call}");
+        assert_eq!(call["rpc"]["service"], "e2e.Echo");
+        assert_eq!(call["rpc"]["grpc"]["status_code"], 0, "{call}");
+        let method = string(call, "/rpc/method").unwrap();
+        let (sent, received) = match method.as_str() {
+            "One" => (1, 1),
+            "Stream" => (1, 4),
+            "Gather" => (4, 1),
+            "Chat" => (4, 4),
+            _ => panic!("{call}"),
+        };
+        let messages = |side: &str| number(call, &format!("/grpc/{side}/messages")).unwrap();
+        assert_eq!(
+            (messages("sent"), messages("received")),
+            (sent, received),
+            "{call}"
+        );
+        let sum = |side: &str| {
+            let sizes = call["grpc"][side]["sizes"].as_array().unwrap().iter();
+            sizes.map(|size| size.as_u64().unwrap()).sum::<u64>()
+        };
+        // What is sent comes back, by `Stream` four times.
+        let times = if method == "Stream" { 4 } else { 1 };
+        assert_eq!(sum("sent") * times, sum("received"), "{call}");
+        *counts.entry(method).or_default() += 1;
+    }
+    assert_eq!(counts.len(), 4);
+    assert!(
+        counts.values().all(|count| *count == 3 * requests),
+        "{counts:?}"
+    );
+    assert_eq!(records.kind("http").count(), 0);
+}
+
+/// Messages of both types, compressed and not, whole and in fragments.
+#[test]
+fn websocket_by_python() {
+    let Some(lab) = Lab::new("websocket_by_python") else {
+        return;
+    };
+    let Some(module) = lab.fixture("websockets", "websockets") else {
+        return;
+    };
+    let modules = module.parent().unwrap();
+    let (cert, key) = lab.certificate();
+    let program = lab.program("websocket.py");
+    let mut serve = lab.command(argv![PYTHON, &program, "serve", &lab.dir, &cert, key]);
+    serve.env("PYTHONPATH", modules);
+    let server = lab.spawn(serve, "websocket");
+    let port = lab.port("websocket", &server);
+    let count = scaled("messages", 60, 6).to_string();
+    let ask = argv![
+        PYTHON,
+        program,
+        "ask",
+        &lab.dir,
+        cert,
+        port.to_string(),
+        "6",
+        count
+    ];
+    let run = lab.agent().emit(KINDS).env("PYTHONPATH", modules).run(ask);
+    run.success();
+    if bare() {
+        return;
+    }
+    let log = String::from_utf8(lab.read("websocket.messages")).unwrap();
+    let mut truth: Vec<(String, String)> = Vec::new();
+    for line in log.lines() {
+        let message: Value = serde_json::from_str(line).unwrap();
+        truth.push((
+            string(&message, "/type").unwrap(),
+            string(&message, "/text").unwrap(),
+        ));
+    }
+    truth.sort();
+    let records = run.records();
+    for direction in ["sent", "received"] {
+        let mut told = Vec::new();
+        for message in records
+            .kind("websocket")
+            .filter(|record| record["direction"] == direction)
+        {
+            assert_eq!(message["complete"], true, "{message}");
+            let kind = string(message, "/websocket/type").unwrap();
+            let text = message["websocket"]["content"].as_str().unwrap_or_default();
+            match kind.as_str() {
+                "text" | "binary" => told.push((kind, text.to_owned())),
+                "close" => assert_eq!(message["websocket"]["close_code"], 1000),
+                _ => panic!("{message}"),
+            }
+        }
+        told.sort();
+        assert!(
+            told == truth,
+            "{direction}: {} of {}",
+            told.len(),
+            truth.len()
+        );
+    }
+    assert_eq!(
+        records
+            .kind("http")
+            .filter(|record| record["http"]["response"]["status_code"] == 101)
+            .count(),
+        6
+    );
+    assert_eq!(
+        records.kind("data").count() + records.kind("gap").count(),
+        0
+    );
+}
