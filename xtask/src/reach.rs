@@ -96,7 +96,7 @@ const SAMPLES: &[Sample] = &[
     (Npm,  "@sentry/cli-linux-x64@2.58.2",   "sentry-cli",    "OpenSSL"),
     (Npm,  "@anthropic-ai/claude-code-linux-x64@2.1.197", "claude", "BoringSSL"),
     (Npm,  "opencode-linux-x64@1.2.1",       "opencode",      "BoringSSL"),
-    (Npm,  "@openai/codex@0.128.0-linux-x64", "codex",        "rustls"),
+    (Npm,  "@openai/codex@0.128.0-linux-x64", "codex",        "OpenSSL and rustls"),
     (Npm,  "@deno/linux-x64-glibc@2.2.3",    "deno",          "rustls"),
     (Npm,  "@deno/linux-x64-glibc@2.5.0",    "deno",          "rustls"),
     (Pypi, "uv==0.9.0",                      "uv",            "rustls"),
@@ -211,7 +211,9 @@ fn only(root: &Path, file: &str) -> Result<PathBuf> {
 
 /// Whether the same is said of a copy without symbols, offsets included.
 fn is_found_stripped(agent: &Path, path: &Path) -> Result<bool> {
-    let stripped = sh::target().join("reach/stripped");
+    let dir = sh::target().join("reach");
+    fs::create_dir_all(&dir)?;
+    let stripped = dir.join("stripped");
     let mut strip = sh::command("strip");
     strip.arg("-o").arg(&stripped).arg(path);
     sh::run(&mut strip, MINUTE)?;
@@ -242,10 +244,11 @@ fn locate(agent: &Path, path: &Path) -> Result<String> {
         value.unwrap_or_default().to_owned()
     };
     let functions: Vec<_> = text.lines().map(|line| field(line, "function")).collect();
-    let library = text.lines().next().map(|line| field(line, "library"));
+    let mut libraries: Vec<_> = text.lines().map(|line| field(line, "library")).collect();
+    libraries.dedup();
     Ok(format!(
         "{}: {}",
-        library.unwrap_or_default(),
+        libraries.join(" and "),
         functions.join(", ")
     ))
 }

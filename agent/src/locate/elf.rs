@@ -49,7 +49,7 @@ const RELOCATED_MAX: usize = 1 << 16;
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
     size: u64,
-    /// Bytes that may still be read.
+    /// Bytes that may still be read by who asks now.
     budget: Cell<u64>,
     segments: Vec<Segment>,
     /// It is loaded at the addresses that it was linked for.
@@ -1089,6 +1089,11 @@ impl<'a> Elf<'a> {
         from_bytes::<T>(&bytes)
             .map(|(one, _)| *one)
             .map_err(|()| Refusal::Truncated)
+    }
+
+    /// Another one asks: it may read as much as the one before.
+    pub(super) fn renew_budget(&self) {
+        self.budget.set(BUDGET);
     }
 
     /// At most [`CHUNK`] bytes and an overlap.

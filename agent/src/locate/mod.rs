@@ -153,6 +153,7 @@ fn families(elf: &elf::Elf<'_>) -> Result<Found, Refusal> {
     let mut found: Option<Found> = None;
     let mut refused = None;
     for family in FAMILIES {
+        elf.renew_budget();
         match ((family.locate)(elf).map(Found::named), &mut found) {
             (Ok(new), None) => found = Some(new),
             (Ok(new), Some(known)) => known.add(new),
