@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::sh::{self, MINUTE, SECOND};
 
 const CARGO_FUZZ: &str = "cargo install cargo-fuzz@0.13.2 --locked";
-const TARGETS: [&str; 2] = ["redact", "attribute"];
+const TARGETS: [&str; 3] = ["redact", "attribute", "protocol"];
 const TIME: Duration = Duration::from_secs(20);
 
 pub(crate) fn command(args: &[&str]) -> Result<()> {

@@ -63,7 +63,7 @@ impl Keep {
         self.used = self.used.saturating_sub(kept.len());
     }
 
-    #[cfg(test)]
+    /// Bytes that are kept now.
     pub fn used(&self) -> usize {
         self.used
     }
@@ -227,6 +227,8 @@ struct Open {
     exchange: Exchange,
     /// If the response is a stream of events; and how many there were.
     events: Option<(Events, u64)>,
+    /// No response comes any more, whether or not one came.
+    is_answered: bool,
 }
 
 impl Exchanges {
@@ -295,26 +297,25 @@ impl Exchanges {
                 interim: 0,
             },
             events: None,
+            is_answered: false,
         })
     }
 
-    fn head(&mut self, id: u64, head: Head, began: u64, time: u64, keep: &Keep) {
+    fn head(&mut self, id: u64, head: Head, began: u64, time: u64, keep: &mut Keep) {
         let open = self.open(id);
         match head {
             Head::Request(head) => {
                 let body = Body::of(&head.fields, keep);
-                let mut half = Half::new(Some(head), body, began);
-                half.ended = time;
-                open.exchange.request = Some(half);
+                let half = Half::new(Some(head), body, began);
+                half.follow(&mut open.exchange.request, time, keep);
             }
             Head::Response(head) if head.is_interim() => open.exchange.interim += 1,
             Head::Response(head) => {
                 let body = Body::of(&head.fields, keep);
                 let media = head.fields.get("content-type").unwrap_or_default();
                 open.events = is_event_stream(media).then(Default::default);
-                let mut half = Half::new(Some(head), body, began);
-                half.ended = time;
-                open.exchange.response = Some(half);
+                let half = Half::new(Some(head), body, began);
+                half.follow(&mut open.exchange.response, time, keep);
             }
         }
     }
@@ -329,7 +330,9 @@ impl Exchanges {
         keep: &mut Keep,
         out: Out<'_>,
     ) {
-        let Open { exchange, events } = self.open(id);
+        let Open {
+            exchange, events, ..
+        } = self.open(id);
         let mut found = Vec::new();
         match side {
             Side::Request => {
@@ -358,6 +361,7 @@ impl Exchanges {
         let Some(Open {
             exchange,
             events: Some((_, count)),
+            ..
         }) = self.open.get_mut(&id)
         else {
             return;
@@ -379,7 +383,9 @@ impl Exchanges {
     }
 
     fn hole(&mut self, id: u64, side: Side, length: u64, time: u64, keep: &Keep) {
-        let Open { exchange, events } = self.open(id);
+        let Open {
+            exchange, events, ..
+        } = self.open(id);
         let (has_hole, lost, body) = match side {
             Side::Request => {
                 let half = exchange.request.get_or_insert_with(|| {
@@ -411,9 +417,16 @@ impl Exchanges {
         keep: &mut Keep,
         out: Out<'_>,
     ) {
-        let Some(Open { exchange, events }) = self.open.get_mut(&id) else {
+        let Some(Open {
+            exchange,
+            events,
+            is_answered,
+        }) = self.open.get_mut(&id)
+        else {
             return;
         };
+        *is_answered |= side == Side::Response;
+        let is_answered = *is_answered;
         let mut found = Vec::new();
         match (side, &mut exchange.request, &mut exchange.response) {
             (Side::Request, Some(half), _) => half.end(is_whole, time),
@@ -427,12 +440,8 @@ impl Exchanges {
         }
         // Of a request that was never seen no end comes.
         let has_asked = exchange.request.as_ref().is_none_or(|half| half.is_over);
-        let has_answered = match &exchange.response {
-            Some(half) => half.is_over,
-            None => side == Side::Response,
-        };
         self.tell_events(id, found, out);
-        if has_asked && has_answered {
+        if has_asked && is_answered {
             self.tell(id, keep, out);
         }
     }
@@ -460,6 +469,18 @@ impl Exchanges {
 }
 
 impl<H> Half<H> {
+    /// Takes the place of what came before a head, if anything did: nobody knows what it was of.
+    fn follow(mut self, place: &mut Option<Half<H>>, time: u64, keep: &mut Keep) {
+        self.ended = time;
+        if let Some(before) = place.take() {
+            keep.release(&before.body.kept);
+            self.has_hole = true;
+            self.lost = before.lost + before.body.length;
+            self.is_over = before.is_over;
+        }
+        *place = Some(self);
+    }
+
     /// Nothing more comes. All of the body may have, though nobody read on to where it ends: curl goes by
     /// `Content-Length`, and leaves an empty last frame of HTTP/2 to the system.
     fn settle(&mut self, fields: impl Fn(&H) -> &Fields) {

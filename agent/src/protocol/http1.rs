@@ -353,9 +353,11 @@ impl Http1 {
         }
     }
 
-    /// Nothing will be known to answer what was asked so far.
+    /// Nothing will be known to answer what was asked so far, but for the response that we are inside of.
     fn abandon(&mut self, out: Out<'_>) {
-        for asked in std::mem::take(&mut self.pending) {
+        let is_inside = matches!(self.response.state, State::Body(_));
+        let kept = usize::from(is_inside).min(self.pending.len());
+        for asked in self.pending.split_off(kept) {
             out(Message::End {
                 exchange: asked.exchange,
                 side: Side::Response,
@@ -1178,6 +1180,35 @@ mod tests {
                 "1 request []",
                 "1 404",
                 "1 response []",
+            ]
+        );
+    }
+
+    /// A hole in the requests takes nothing from the response that is under way.
+    #[test]
+    fn a_response_under_way_goes_on() {
+        let said = self::said(
+            true,
+            &[
+                asks("GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"),
+                Wire::Gap(Asks, 30),
+                answers("cd"),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+            ],
+        );
+        assert_eq!(
+            said,
+            [
+                "0 GET /a",
+                "0 request []",
+                "1 GET /b",
+                "1 request []",
+                "0 200",
+                "1 response [] cut",
+                "0 response [abcd]",
+                "2 204",
+                "2 response []",
             ]
         );
     }

@@ -607,6 +607,16 @@ impl Http2 {
         let Some(stream) = self.streams.get_mut(&id) else {
             return;
         };
+        // Its request was sent before anybody looked, and is not waited for.
+        let is_unasked = !stream.request.has_head && !stream.request.is_over;
+        if side == Side::Response && is_unasked {
+            stream.request.is_over = true;
+            out(Message::End {
+                exchange: stream.exchange,
+                side: Side::Request,
+                is_whole: false,
+            });
+        }
         let part = stream.part(side);
         if part.is_over {
             return;
@@ -1119,10 +1129,10 @@ mod tests {
             [
                 "response ?the rest of a frame",
                 "1 200",
+                "1 request [] cut",
                 "1 response [ok]",
                 "0 request [] cut",
                 "0 response [more] cut",
-                "1 request [] cut",
             ]
         );
     }

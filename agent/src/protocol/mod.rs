@@ -588,3 +588,6 @@ fn looks_like(bytes: &[u8]) -> Looks {
         _ => Looks::Other,
     }
 }
+
+#[cfg(test)]
+mod tests;
