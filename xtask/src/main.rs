@@ -43,6 +43,7 @@ usage: cargo xtask COMMAND
   bless [--kernel V,...]
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
+  bench decode          how fast protocols are decoded
   bench capture …       what the agent costs: `cargo xtask bench --help`
   demo                  show the agent at work on curl, Python and Node
 

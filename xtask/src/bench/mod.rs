@@ -1,5 +1,5 @@
 //! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met; and
-//! `cargo xtask bench redact`.
+//! `cargo xtask bench redact`, `bench decode`.
 
 mod agent;
 mod copy;
@@ -12,8 +12,8 @@ mod loss;
 mod points;
 mod reach;
 mod records;
-mod redact;
 mod report;
+mod speed;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,6 +37,7 @@ usage: cargo xtask bench capture [OPTIONS]      as root
   --libraries DIR     libssl and libcrypto from here instead of the system's
 
 usage: cargo xtask bench redact                 how fast secrets are looked for, on one core
+       cargo xtask bench decode                 how fast bodies and exchanges are decoded, on one core
 
 `reach` is what a call of Bun, Node.js, rustls and Go costs, by programs that `cargo xtask test` fetches or builds.
 `capture` needs cc, OpenSSL's headers and 3 GiB free on /dev/shm. Compare ratios: the nanoseconds are the machine's.";
@@ -130,8 +131,9 @@ impl Bench {
 pub(crate) fn main(args: &[&str]) -> Result<()> {
     let options = match args {
         ["capture", rest @ ..] if !rest.contains(&"--help") => parse(rest)?,
-        ["redact"] => return redact::main(),
-        ["--help" | "-h", ..] | ["capture" | "redact", ..] => {
+        ["redact"] => return speed::main(&speed::REDACT),
+        ["decode"] => return speed::main(&speed::DECODE),
+        ["--help" | "-h", ..] | ["capture" | "redact" | "decode", ..] => {
             println!("{USAGE}");
             return Ok(());
         }
