@@ -945,17 +945,20 @@ impl Pipeline {
             self.withhold(piece, out);
         }
         self.solver.closed(id);
-        for direction in [Direction::Received, Direction::Sent] {
-            let stream = StreamId {
-                handle: id,
-                direction,
-            };
+        let streams = [Direction::Received, Direction::Sent].map(|direction| StreamId {
+            handle: id,
+            direction,
+        });
+        for stream in streams {
             self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
+        }
+        // What it could not tell yet is data, which the redactor may hold back.
+        self.decoded(id, now, out);
+        for stream in streams {
             self.show_held(stream, now, out, |redactor, out| {
                 redactor.close(stream, out);
             });
         }
-        self.decoded(id, now, out);
         self.connections.close(&id);
     }
 
