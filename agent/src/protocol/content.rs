@@ -47,11 +47,9 @@ pub struct Content {
 }
 
 enum Coding {
-    Gzip(Box<flate2::write::MultiGzDecoder<Vec<u8>>>),
+    Inflate(Box<Inflate>),
     /// zlib's form or, as some send it, without; the first two bytes tell.
     Deflate(Vec<u8>),
-    Zlib(Box<flate2::write::ZlibDecoder<Vec<u8>>>),
-    Raw(Box<flate2::write::DeflateDecoder<Vec<u8>>>),
     Brotli(Box<brotli_decompressor::DecompressorWriter<Vec<u8>>>),
     Zstd(zstd::stream::write::Decoder<'static, Vec<u8>>),
 }
@@ -126,20 +124,19 @@ fn decode(
     let Some((first, rest)) = codings.split_first_mut() else {
         return out(bytes);
     };
-    let decoded = first.feed(bytes)?;
+    // What came before it went wrong was right.
+    let (decoded, done) = first.feed(bytes);
     for step in decoded.chunks(if rest.is_empty() { usize::MAX } else { STEP }) {
         decode(rest, step, out)?;
     }
-    Ok(())
+    done
 }
 
 impl Coding {
     fn of(name: &[u8]) -> Option<Coding> {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         Some(match () {
-            () if is("gzip") || is("x-gzip") => {
-                Coding::Gzip(Box::new(flate2::write::MultiGzDecoder::new(Vec::new())))
-            }
+            () if is("gzip") || is("x-gzip") => Coding::Inflate(Box::new(Inflate::of(Form::Gzip))),
             () if is("deflate") => Coding::Deflate(Vec::new()),
             () if is("br") => {
                 let writer = brotli_decompressor::DecompressorWriter::new(Vec::new(), 4096);
@@ -154,42 +151,177 @@ impl Coding {
         })
     }
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Unreadable> {
+    /// What comes of these bytes, and whether no more can.
+    fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, Result<(), Unreadable>) {
         fn through<W: Write>(
             writer: &mut W,
             bytes: &[u8],
             decoded: impl Fn(&mut W) -> &mut Vec<u8>,
-        ) -> Result<Vec<u8>, Unreadable> {
+        ) -> (Vec<u8>, Result<(), Unreadable>) {
             let written = writer.write_all(bytes).and_then(|()| writer.flush());
             let decoded = std::mem::take(decoded(writer));
-            match written {
-                Err(_) if decoded.is_empty() => Err(Unreadable::Malformed),
-                _ => Ok(decoded),
-            }
+            (decoded, written.map_err(|_| Unreadable::Malformed))
         }
         match self {
-            Coding::Gzip(writer) => through(&mut **writer, bytes, |writer| writer.get_mut()),
-            Coding::Zlib(writer) => through(&mut **writer, bytes, |writer| writer.get_mut()),
-            Coding::Raw(writer) => through(&mut **writer, bytes, |writer| writer.get_mut()),
+            Coding::Inflate(inflate) => {
+                let mut decoded = Vec::new();
+                let done = inflate.feed(bytes, &mut decoded);
+                (decoded, done)
+            }
             Coding::Brotli(writer) => through(&mut **writer, bytes, |writer| writer.get_mut()),
             Coding::Zstd(writer) => through(writer, bytes, |writer| writer.get_mut()),
             Coding::Deflate(known) => {
                 known.extend_from_slice(bytes);
                 let [first, second, ..] = known[..] else {
-                    return Ok(Vec::new());
+                    return (Vec::new(), Ok(()));
                 };
                 let known = std::mem::take(known);
                 // RFC 1950, section 2.2: method 8, and a checksum of both bytes.
                 let is_zlib = first & 0xf == 8 && u16::from_be_bytes([first, second]) % 31 == 0;
-                *self = if is_zlib {
-                    Coding::Zlib(Box::new(flate2::write::ZlibDecoder::new(Vec::new())))
-                } else {
-                    Coding::Raw(Box::new(flate2::write::DeflateDecoder::new(Vec::new())))
-                };
+                let form = if is_zlib { Form::Zlib } else { Form::Raw };
+                *self = Coding::Inflate(Box::new(Inflate::of(form)));
                 self.feed(&known)
             }
         }
     }
+}
+
+/// DEFLATE (RFC 1951) in one of its forms. The crate's writers keep what they have decoded when an error follows;
+/// this does not, so what is read does not depend on how the bytes came.
+struct Inflate {
+    decompress: flate2::Decompress,
+    stage: Stage,
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Gzip,
+    Zlib,
+    Raw,
+}
+
+enum Stage {
+    /// gzip's, as far as it has come (RFC 1952, section 2.3).
+    Header(Vec<u8>),
+    Body,
+    /// gzip's checksum and length: so many bytes are left.
+    Trailer(usize),
+    /// Whatever comes behind means nothing.
+    Done,
+}
+
+/// Longest header of gzip. One with a name has some dozens of bytes.
+const HEADER_MAX: usize = 4096;
+
+impl Inflate {
+    fn of(form: Form) -> Inflate {
+        Inflate {
+            decompress: flate2::Decompress::new(form == Form::Zlib),
+            stage: match form {
+                Form::Gzip => Stage::Header(Vec::new()),
+                Form::Zlib | Form::Raw => Stage::Body,
+            },
+            form,
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Unreadable> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match &mut self.stage {
+                Stage::Header(header) => {
+                    header.push(rest[0]);
+                    rest = &rest[1..];
+                    match is_header(header) {
+                        Some(true) => self.stage = Stage::Body,
+                        Some(false) if header.len() < HEADER_MAX => {}
+                        // Zeros behind a member fill a block.
+                        _ if self.decompress.total_in() == 0 && header.first() == Some(&0) => {
+                            self.stage = Stage::Done;
+                        }
+                        _ => return Err(Unreadable::Malformed),
+                    }
+                }
+                Stage::Body => rest = self.inflate(rest, out)?,
+                Stage::Trailer(left) => {
+                    let used = rest.len().min(*left);
+                    *left -= used;
+                    rest = &rest[used..];
+                    if *left == 0 {
+                        // Another member may follow.
+                        self.decompress.reset(false);
+                        self.stage = Stage::Header(Vec::new());
+                    }
+                }
+                Stage::Done => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what is behind the body.
+    fn inflate<'a>(&mut self, bytes: &'a [u8], out: &mut Vec<u8>) -> Result<&'a [u8], Unreadable> {
+        let mut rest = bytes;
+        let mut buffer = [0; 8192];
+        loop {
+            let before = (self.decompress.total_in(), self.decompress.total_out());
+            let status =
+                self.decompress
+                    .decompress(rest, &mut buffer, flate2::FlushDecompress::None);
+            let used = (self.decompress.total_in() - before.0) as usize;
+            let made = (self.decompress.total_out() - before.1) as usize;
+            out.extend_from_slice(&buffer[..made]);
+            rest = &rest[used..];
+            match status.map_err(|_| Unreadable::Malformed)? {
+                flate2::Status::StreamEnd => {
+                    self.stage = match self.form {
+                        Form::Gzip => Stage::Trailer(8),
+                        Form::Zlib | Form::Raw => Stage::Done,
+                    };
+                    return Ok(rest);
+                }
+                // One more look where the buffer was full: there may be more.
+                _ if made == buffer.len() => {}
+                _ if rest.is_empty() || used == 0 => return Ok(&[]),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Is it a whole header of gzip, or the beginning of one? `None`: neither.
+fn is_header(bytes: &[u8]) -> Option<bool> {
+    const START: [u8; 3] = [0x1f, 0x8b, 8];
+    let known = bytes.len().min(START.len());
+    if bytes[..known] != START[..known] {
+        return None;
+    }
+    let whole = || {
+        let flags = *bytes.get(3)?;
+        let mut rest = bytes.get(10..)?;
+        let text = |rest: &mut &[u8]| {
+            let end = memchr::memchr(0, rest)?;
+            *rest = &rest[end + 1..];
+            Some(())
+        };
+        // FEXTRA, FNAME, FCOMMENT, FHCRC.
+        if flags & 4 != 0 {
+            let (length, behind) = rest.split_first_chunk()?;
+            rest = behind.get(usize::from(u16::from_le_bytes(*length))..)?;
+        }
+        if flags & 8 != 0 {
+            text(&mut rest)?;
+        }
+        if flags & 16 != 0 {
+            text(&mut rest)?;
+        }
+        if flags & 2 != 0 {
+            rest = rest.get(2..)?;
+        }
+        rest.is_empty().then_some(())
+    };
+    Some(whole().is_some())
 }
 
 #[cfg(test)]
@@ -330,6 +462,47 @@ mod tests {
         }
         let many = ["gzip"; CODINGS_MAX + 1].join(", ");
         assert_eq!(read(&many, &[b"x"], 9), (vec![], Some(Unreadable::Coding)));
+    }
+
+    /// A header with everything in it.
+    #[test]
+    fn headers_of_gzip() {
+        let plain = gzip(b"text");
+        let extra = [
+            &plain[..3],
+            &[2 | 4 | 8 | 16],
+            &plain[4..10],
+            b"\x03\0abcname\0a comment\0\xaa\xbb",
+        ];
+        let coded = [&extra.concat()[..], &plain[10..], &[0; 9]].concat();
+        for size in [1, 3, coded.len()] {
+            let calls: Vec<&[u8]> = coded.chunks(size).collect();
+            assert_eq!(read("gzip", &calls, 99), (b"text".to_vec(), None), "{size}");
+        }
+    }
+
+    /// What comes before a fault is read, however the bytes came.
+    #[test]
+    fn a_fault_takes_nothing_from_what_was_before() {
+        let text = text();
+        let mut faults = 0;
+        for (coding, mut coded) in [
+            ("gzip", gzip(&text)),
+            ("deflate", zlib(&text)),
+            ("deflate", raw(&text)),
+        ] {
+            let middle = coded.len() / 2;
+            coded[middle..middle + 40].fill(0xff);
+            let whole = read(coding, &[&coded], 1 << 20);
+            faults += usize::from(whole.1 == Some(Unreadable::Malformed));
+            assert!(!whole.0.is_empty() && text[..100] == whole.0[..100]);
+            for size in [1, 7, 600] {
+                let calls: Vec<&[u8]> = coded.chunks(size).collect();
+                assert_eq!(read(coding, &calls, 1 << 20), whole, "{coding} {size}");
+            }
+        }
+        // Not every change is one.
+        assert!(faults > 0);
     }
 
     #[test]
