@@ -238,12 +238,12 @@ impl Protocol {
             Decoder::Opaque => out(data(piece, false)),
             Decoder::Middle => match looks_from(bytes.reveal(), direction, client) {
                 Looks::Http1(side) => {
-                    self.asks = ask_direction(direction, side);
+                    self.asks = direction_of(direction, side);
                     self.decoder = Decoder::Http1(Box::new(Http1::new(false)));
                     self.decode(piece, keep, out);
                 }
                 Looks::Http2(side) => {
-                    self.asks = ask_direction(direction, side);
+                    self.asks = direction_of(direction, side);
                     self.decoder = Decoder::Http2(Box::new(Http2::new(false)));
                     self.decode(piece, keep, out);
                 }
@@ -275,7 +275,7 @@ impl Protocol {
         if let Decoder::New(_) = self.decoder {
             self.let_go(Decoder::Middle, out);
         }
-        let side = self.side(direction);
+        let (side, asks) = (self.side(direction), self.asks);
         let Protocol {
             decoder, exchanges, ..
         } = self;
@@ -287,7 +287,7 @@ impl Protocol {
             Decoder::Http2(http) => http.gap(side, length, note),
             Decoder::WebSocket(socket) => {
                 socket.gap(side, length, &mut |found| {
-                    tell_found(found, direction, 0, time, out)
+                    tell_found(found, asks, 0, time, out)
                 });
             }
             Decoder::New(_) | Decoder::Middle | Decoder::Opaque => {}
@@ -339,7 +339,7 @@ impl Protocol {
             Looks::Http1(side) => (Decoder::Http1(Box::new(Http1::new(true))), side),
             Looks::Http2(side) => (Decoder::Http2(Box::new(Http2::new(true))), side),
         };
-        self.asks = ask_direction(direction, side);
+        self.asks = direction_of(direction, side);
         let Decoder::New(waiting) = std::mem::replace(&mut self.decoder, decoder) else {
             return;
         };
@@ -383,7 +383,7 @@ impl Protocol {
             bytes,
             time,
         } = piece;
-        let side = self.side(direction);
+        let (side, asks) = (self.side(direction), self.asks);
         let Protocol {
             decoder, exchanges, ..
         } = self;
@@ -406,7 +406,7 @@ impl Protocol {
             Decoder::WebSocket(socket) => {
                 let end = offset + bytes.len() as u64;
                 return socket.feed(side, bytes.reveal(), time, &mut |found| {
-                    tell_found(found, direction, end, time, out);
+                    tell_found(found, asks, end, time, out);
                 });
             }
             Decoder::New(_) | Decoder::Middle | Decoder::Opaque => return,
@@ -464,21 +464,21 @@ fn tell(told: Told<'_>, out: &mut dyn FnMut(Said<'_>)) {
     }
 }
 
-/// `end`: the position behind the call.
+/// `asks`: the client's direction; `end`: the position behind the call.
 fn tell_found(
     found: websocket::Found<'_>,
-    direction: Direction,
+    asks: Direction,
     end: u64,
     time: u64,
     out: &mut dyn FnMut(Said<'_>),
 ) {
     match found {
         websocket::Found::Message(message) => out(Said::Message {
-            direction,
+            direction: direction_of(asks, message.side),
             message: &message,
         }),
-        websocket::Found::Undecoded(_, bytes) => out(Said::Data {
-            direction,
+        websocket::Found::Undecoded(side, bytes) => out(Said::Data {
+            direction: direction_of(asks, side),
             offset: end - bytes.len() as u64,
             bytes: Plaintext::new(bytes),
             time,
@@ -488,10 +488,10 @@ fn tell_found(
     }
 }
 
-/// Which way requests go, if this direction is that side.
-fn ask_direction(direction: Direction, side: Side) -> Direction {
-    match (side, direction) {
-        (Side::Request, direction) => direction,
+/// Which way that side goes, if requests go this way; and which way requests go, if that side goes this way.
+fn direction_of(asks: Direction, side: Side) -> Direction {
+    match (side, asks) {
+        (Side::Request, asks) => asks,
         (Side::Response, Direction::Sent) => Direction::Received,
         (Side::Response, Direction::Received) => Direction::Sent,
     }

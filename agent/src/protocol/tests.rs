@@ -212,6 +212,29 @@ fn behind_connect_it_begins_again() {
     assert_eq!(play.close(), ["\"a:80\" Some(200) ", TOLD]);
 }
 
+/// Messages that are cut keep their direction: by a hole, and by the end of the connection.
+#[test]
+fn cut_messages_keep_their_direction() {
+    for ends_by_hole in [true, false] {
+        let mut play = Play::new(true);
+        play.feed(Sent, b"GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n");
+        play.feed(Received, b"HTTP/1.1 101 S\r\nUpgrade: websocket\r\n\r\n");
+        play.feed(Received, b"\x81\x05He");
+        play.feed(Sent, b"\x81\x85\0\0\0\0ab");
+        if ends_by_hole {
+            play.gap(Received, 100);
+            play.gap(Sent, 100);
+        }
+        let mut said = play.close();
+        said.sort();
+        assert_eq!(
+            said,
+            ["\"/\" Some(101) ", "Received Text He", "Sent Text ab"],
+            "{ends_by_hole}"
+        );
+    }
+}
+
 /// Both bounds: of a body, and of all that are open.
 #[test]
 fn bodies_have_their_bounds() {
