@@ -262,41 +262,30 @@ impl Inflate {
 
     /// Returns what is behind the body.
     fn inflate<'a>(&mut self, bytes: &'a [u8], out: &mut Vec<u8>) -> Result<&'a [u8], Unreadable> {
-        let mut keep = |decoded: &[u8]| out.extend_from_slice(decoded);
-        let (rest, is_over) = inflate(&mut self.decompress, bytes, &mut keep);
-        if is_over.map_err(|_| Unreadable::Malformed)? {
-            self.stage = match self.form {
-                Form::Gzip => Stage::Trailer(8),
-                Form::Zlib | Form::Raw => Stage::Done,
-            };
-        }
-        Ok(rest)
-    }
-}
-
-/// Decodes all that can be; returns what is behind the stream, and whether it ended. What came before a fault
-/// is given out.
-pub fn inflate<'a>(
-    decompress: &mut flate2::Decompress,
-    bytes: &'a [u8],
-    out: &mut dyn FnMut(&[u8]),
-) -> (&'a [u8], Result<bool, flate2::DecompressError>) {
-    let mut rest = bytes;
-    let mut buffer = [0; 8192];
-    loop {
-        let before = (decompress.total_in(), decompress.total_out());
-        let status = decompress.decompress(rest, &mut buffer, flate2::FlushDecompress::Sync);
-        let used = (decompress.total_in() - before.0) as usize;
-        let made = (decompress.total_out() - before.1) as usize;
-        out(&buffer[..made]);
-        rest = &rest[used..];
-        match status {
-            Err(fault) => return (rest, Err(fault)),
-            Ok(flate2::Status::StreamEnd) => return (rest, Ok(true)),
-            // One more look where the buffer was full: there may be more.
-            Ok(_) if made == buffer.len() => {}
-            Ok(_) if rest.is_empty() || used == 0 => return (&[], Ok(false)),
-            Ok(_) => {}
+        let mut rest = bytes;
+        let mut buffer = [0; 8192];
+        loop {
+            let before = (self.decompress.total_in(), self.decompress.total_out());
+            let status =
+                self.decompress
+                    .decompress(rest, &mut buffer, flate2::FlushDecompress::None);
+            let used = (self.decompress.total_in() - before.0) as usize;
+            let made = (self.decompress.total_out() - before.1) as usize;
+            out.extend_from_slice(&buffer[..made]);
+            rest = &rest[used..];
+            match status.map_err(|_| Unreadable::Malformed)? {
+                flate2::Status::StreamEnd => {
+                    self.stage = match self.form {
+                        Form::Gzip => Stage::Trailer(8),
+                        Form::Zlib | Form::Raw => Stage::Done,
+                    };
+                    return Ok(rest);
+                }
+                // One more look where the buffer was full: there may be more.
+                _ if made == buffer.len() => {}
+                _ if rest.is_empty() || used == 0 => return Ok(&[]),
+                _ => {}
+            }
         }
     }
 }

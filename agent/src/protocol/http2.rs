@@ -68,6 +68,9 @@ enum State {
         left: usize,
         padding: usize,
     },
+    Padding {
+        left: usize,
+    },
     /// A frame that is read as a whole.
     Whole(Frame),
     Skip {
@@ -284,7 +287,7 @@ impl Http2 {
                 }
                 used
             }
-            State::Skip { left } => {
+            State::Padding { left } | State::Skip { left } => {
                 let used = left.min(bytes.len());
                 lane.state = match left - used {
                     0 => State::Header,
@@ -592,7 +595,7 @@ impl Http2 {
     fn data_over(&mut self, side: Side, frame: Frame, padding: usize, out: Out<'_>) {
         self.lane(side).state = match padding {
             0 => State::Header,
-            left => State::Skip { left },
+            left => State::Padding { left },
         };
         if frame.has(flag::END_STREAM) {
             self.end(frame.stream, side, out);

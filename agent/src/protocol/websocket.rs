@@ -1,6 +1,6 @@
 //! WebSocket (RFC 6455) behind the upgrade, with permessage-deflate (RFC 7692): messages, put together.
 
-use super::{Limit, Side, content::inflate, head::Fields};
+use super::{Limit, Side, head::Fields};
 
 /// Longest message, decoded.
 const MESSAGE_MAX: usize = 1 << 20;
@@ -393,12 +393,26 @@ impl Inflate {
             message.is_unreadable = true;
             return;
         }
-        let (_, done) = inflate(&mut self.decompress, bytes, &mut |decoded| {
-            keep(message, decoded, out);
-        });
-        if done.is_err() {
-            self.is_lost = true;
-            message.is_unreadable = true;
+        let mut rest = bytes;
+        let mut buffer = [0; 8192];
+        loop {
+            let before = (self.decompress.total_in(), self.decompress.total_out());
+            let status =
+                self.decompress
+                    .decompress(rest, &mut buffer, flate2::FlushDecompress::Sync);
+            let used = (self.decompress.total_in() - before.0) as usize;
+            let made = (self.decompress.total_out() - before.1) as usize;
+            rest = &rest[used..];
+            if status.is_err() {
+                self.is_lost = true;
+                message.is_unreadable = true;
+                return;
+            }
+            keep(message, &buffer[..made], out);
+            // One more look where the buffer was full: there may be more.
+            if rest.is_empty() && made < buffer.len() || used == 0 && made == 0 {
+                return;
+            }
         }
     }
 }
