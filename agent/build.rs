@@ -57,10 +57,13 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
         section.delete = [&b".debug_"[..], b".rel.debug_", b".rel.BTF"]
             .iter()
             .any(|prefix| name.starts_with(prefix));
-        if name == b".BTF.ext"
-            && let SectionData::Data(data) = &mut section.data
-        {
-            *data = without_lines(data)?.into();
+        let SectionData::Data(data) = &mut section.data else {
+            continue;
+        };
+        match name {
+            b".BTF" => *data = without_paths(data)?.into(),
+            b".BTF.ext" => *data = without_lines(data)?.into(),
+            _ => {}
         }
     }
     object.delete_orphans();
@@ -74,6 +77,33 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
     Ok(stripped)
 }
 
+/// `.BTF` ends with the names of types, between which are the paths of the sources that the lines came from. No name
+/// begins with a slash. Without lines nobody asks for a path, and it would say where the program was built.
+fn without_paths(data: &[u8]) -> Result<Vec<u8>> {
+    // In the header are its own length, and of types and names the offset from its end and the length.
+    const HEADER: usize = 4;
+    const NAMES: usize = 16;
+    let word = |at: usize| word(data, at);
+    let start = (word(HEADER)? + word(NAMES)?) as usize;
+    let mut stripped = data.to_vec();
+    let names = stripped.get_mut(start..start + word(NAMES + 4)? as usize);
+    for name in names
+        .context("it is cut short")?
+        .split_mut(|byte| *byte == 0)
+    {
+        if name.starts_with(b"/") {
+            name.fill(0);
+        }
+    }
+    Ok(stripped)
+}
+
+/// A number in the format of the machine that BTF is for: ours.
+fn word(data: &[u8], at: usize) -> Result<u32> {
+    let bytes = data.get(at..).and_then(<[u8]>::first_chunk);
+    Ok(u32::from_le_bytes(*bytes.context("it is cut short")?))
+}
+
 /// `.BTF.ext` is a header, the types of functions, the source line of each instruction, and relocations,
 /// which our programs have none of. The lines would be for the verifier's messages alone.
 fn without_lines(data: &[u8]) -> Result<Vec<u8>> {
@@ -82,10 +112,7 @@ fn without_lines(data: &[u8]) -> Result<Vec<u8>> {
     const FUNCTIONS: usize = 8;
     const LINES: usize = 16;
     const RELOCATIONS: usize = 24;
-    let word = |at: usize| -> Result<u32> {
-        let bytes = data.get(at..).and_then(<[u8]>::first_chunk);
-        Ok(u32::from_le_bytes(*bytes.context("it is cut short")?))
-    };
+    let word = |at: usize| word(data, at);
     let (header, functions) = (word(HEADER)?, word(FUNCTIONS + 4)?);
     ensure!(header as usize == RELOCATIONS + 8, "its header is unknown");
     ensure!(word(FUNCTIONS)? == 0, "the functions are not the first");

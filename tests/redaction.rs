@@ -2,7 +2,7 @@
 //! default, all do with `--content full`.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     time::{Duration, Instant},
 };
@@ -12,7 +12,9 @@ use clap::ValueEnum as _;
 use vortex_agent::{
     coverage::User,
     half::Facts,
+    input::{Input, Show},
     locate::{Found, Instruction, Point},
+    metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
     record::Kind,
@@ -388,14 +390,16 @@ struct Bench {
 impl Bench {
     fn new(name: &str, content: Policy) -> Bench {
         let key = Key::new([3; 32]);
-        let mut pipeline = Pipeline::new(Wanted {
+        let pipeline = Pipeline::new(Wanted {
             emit: Kind::value_variants().iter().copied().collect(),
-            undecoded: true,
+            undecoded: false,
+            live: true,
             bounds: Bounds::default(),
             content,
             exes: Vec::new(),
             uids: Vec::new(),
             comms: Vec::new(),
+            names: Names::default(),
             key: 1,
             secret_key: key,
         });
@@ -403,7 +407,11 @@ impl Bench {
             run: "run".into(),
             host: "host".into(),
         };
-        let sinks = [Format::Json, Format::Text { colour: false }].map(|format| {
+        let text = Format::Text {
+            colour: false,
+            live: true,
+        };
+        let sinks = [Format::Json, text].map(|format| {
             let path = std::env::temp_dir().join(format!(
                 "vortex-redaction-{name}-{}-{}",
                 format == Format::Json,
@@ -432,19 +440,29 @@ impl Bench {
             ],
             others: Vec::new(),
             partly: None,
+            located: "symbols",
             on_trial: false,
         };
-        pipeline.found(1, "/lib/libssl.so", &found);
-        Bench {
+        let mut bench = Bench {
             pipeline,
             sinks,
             handle: 0,
-        }
+        };
+        let path = "/lib/libssl.so";
+        bench.tell(
+            Input::Found {
+                file: 1,
+                path,
+                found,
+            },
+            0,
+        );
+        bench
     }
 
-    fn act(&mut self, act: impl FnOnce(&mut Pipeline, vortex_agent::pipeline::Out<'_>)) {
+    fn tell(&mut self, input: Input<'_>, now: u64) {
         let [(json, _), (text, _)] = &mut self.sinks;
-        act(&mut self.pipeline, &mut |record| {
+        self.pipeline.take(input, now, &mut |record| {
             // So that nothing is dropped: the test is faster than a file.
             for sink in [&mut *json, &mut *text] {
                 if sink.is_full() {
@@ -457,16 +475,14 @@ impl Bench {
 
     fn process(&mut self, facts: Facts) {
         let pid = facts.pid;
-        self.act(|line, out| {
-            line.process(facts, out);
-            line.attached(1, 1, 1, out);
-            let user = User {
-                pid,
-                mapped_at: Some(2),
-                held: false,
-            };
-            line.mapped(1, user, 2, out);
-        });
+        self.tell(Input::Process(facts), 0);
+        self.tell(Input::Attached { file: 1, at: 1 }, 1);
+        let user = User {
+            pid,
+            mapped_at: Some(2),
+            held: false,
+        };
+        self.tell(Input::Mapped { file: 1, user }, 2);
     }
 
     /// A connection that sends these chunks, with so long a pause after each.
@@ -475,33 +491,58 @@ impl Bench {
         let handle = self.handle;
         let (mut offset, mut now) = (0, 1_000);
         for bytes in chunks.iter().filter(|bytes| !bytes.is_empty()) {
-            let data = Data {
-                head: Head {
-                    kind: kind::DATA,
-                    direction: Direction::Sent as u16,
-                    len: bytes.len() as u32,
-                    time: now,
-                },
-                pid_tgid: 7 << 32 | 7,
-                born: 0,
-                handle,
-                offset,
-                socket: 0,
-                place: agent_ebpf::Place {
-                    sequence: 0,
-                    skipped: 0,
-                },
-                cookie: cookie(2, Direction::Sent, Shape::OutFourth),
-            };
-            let raw = [data.as_bytes(), bytes].concat();
-            self.act(|line, out| line.record(&raw, now, out));
+            self.chunk(handle, offset, bytes, now);
             offset += bytes.len() as u64;
             if pause > 0 {
                 now += pause;
-                self.act(|line, out| line.expire(now, out));
+                self.tell(Input::Idle, now);
             }
         }
-        self.act(|line, out| line.finish(now, out));
+        self.tell(Input::Finish, now);
+    }
+
+    /// A connection that sends these, each under its policy.
+    fn send_under(&mut self, chunks: [(&[u8], Policy); 2]) {
+        self.handle += 1;
+        let mut offset = 0;
+        for (bytes, content) in chunks {
+            let show = Show {
+                emit: Kind::value_variants().iter().copied().collect(),
+                undecoded: true,
+                live: true,
+                body_limit: 1 << 20,
+                content,
+            };
+            self.tell(Input::Show(show), 1_000);
+            if !bytes.is_empty() {
+                self.chunk(self.handle, offset, bytes, 1_000);
+            }
+            offset += bytes.len() as u64;
+        }
+        self.tell(Input::Finish, 1_000);
+    }
+
+    fn chunk(&mut self, handle: u64, offset: u64, bytes: &[u8], now: u64) {
+        let data = Data {
+            head: Head {
+                kind: kind::DATA,
+                direction: Direction::Sent as u16,
+                len: bytes.len() as u32,
+                time: now,
+            },
+            pid_tgid: 7 << 32 | 7,
+            born: 0,
+            handle,
+            offset,
+            socket: 0,
+            place: agent_ebpf::Place {
+                sequence: 0,
+                skipped: 0,
+            },
+            cookie: cookie(2, Direction::Sent, Shape::OutFourth),
+        };
+        let raw = [data.as_bytes(), bytes].concat();
+        self.tell(Input::Record(&raw), now);
     }
 
     fn outputs(self) -> Outputs {
@@ -620,6 +661,29 @@ fn none_is_seen_however_it_is_cut() {
     }
 }
 
+/// A daemon's settings may change in the middle of a secret.
+#[test]
+fn none_is_seen_when_the_policy_changes() {
+    for (number, planted) in planted().iter().enumerate() {
+        let bytes = planted.text.as_bytes();
+        for (way, [before, after]) in [
+            [Policy::Redacted, Policy::None],
+            [Policy::Redacted, Policy::Redacted],
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let mut bench = Bench::new(&format!("policy-{number}-{way}"), before);
+            bench.process(facts());
+            for cut in 1..bytes.len() {
+                let (first, second) = bytes.split_at(cut);
+                bench.send_under([(first, before), (second, after)]);
+            }
+            assert_hidden(planted, &bench.outputs(), "under another policy");
+        }
+    }
+}
+
 #[test]
 fn none_is_seen_when_the_stream_pauses() {
     for (number, planted) in planted().iter().enumerate() {
@@ -648,7 +712,13 @@ fn none_is_seen_in_other_strings() {
         let mut bench = Bench::new(&format!("strings-{number}"), Policy::None);
         let text = planted.text.clone();
         let path = bench.pipeline.string(&text).as_str().to_owned();
-        bench.act(|line, out| line.refused(2, &text, &text, 1, out));
+        let refused = Input::Refused {
+            file: 2,
+            path: &text,
+            why: &text,
+        };
+        bench.tell(refused, 1);
+        bench.tell(Input::Runtimes { are_asked: true }, 1);
         bench.process(Facts {
             pid: 7,
             comm: Some(text.clone()),
@@ -657,16 +727,31 @@ fn none_is_seen_in_other_strings() {
             arguments: vec!["program".into(), text.clone()],
             ..Facts::default()
         });
-        bench.act(|line, out| {
-            let user = User {
-                pid: 7,
-                mapped_at: None,
-                held: false,
-            };
-            line.mapped(2, user, 3, out);
-        });
+        let user = User {
+            pid: 7,
+            mapped_at: None,
+            held: false,
+        };
+        bench.tell(Input::Mapped { file: 2, user }, 3);
+        let pairs = BTreeMap::from([(text.clone(), text.clone()), ("note".into(), text.clone())]);
+        let container = Container {
+            name: Some(text.clone()),
+            image: Some(text.clone()),
+            labels: pairs.clone(),
+            pod: Some(Pod {
+                namespace: text.clone(),
+                name: text.clone(),
+                uid: text.clone(),
+                container: Some(text.clone()),
+                labels: pairs.clone(),
+                annotations: pairs,
+            }),
+        };
+        let (id, container) = (&*text, Some(container));
+        bench.tell(Input::Container { id, container }, 4);
         let mut outputs = bench.outputs();
         assert!(outputs.json.contains("command_args"), "{}", outputs.json);
+        assert!(outputs.json.contains("annotations"), "{}", outputs.json);
         // Server names and lines of a log go the same way.
         outputs.text += &path;
         outputs.text += &vortex_agent::redact::line(&text);

@@ -1,29 +1,35 @@
 //! Text scenarios through the whole line to golden NDJSON: no root, no kernel, no clock.
 //!
-//! `scenarios/NAME.toml` says what the kernel and the half report, `scenarios/NAME.ndjson` what comes
-//! out. `UPDATE_EXPECT=1` rewrites the latter.
+//! `scenarios/NAME.toml` says what the kernel and the half report, `scenarios/NAME.ndjson` (or `.txt`) what
+//! comes out, and comes out once more of a recording. `UPDATE_EXPECT=1` rewrites the latter.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    path::Path,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use agent_ebpf::{
-    Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, REJOINED, Shape, Socket, Touch,
-    Transfer, Unseen, cause, cookie, kind,
+    Bound, Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, REJOINED, Shape, Socket,
+    Touch, Transfer, Unseen, cause, cookie, kind,
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use vortex_agent::{
+    confine::Landlock,
     coverage::User,
-    half::{Facts, Pending},
+    half::{Facts, Features, Files, Link, Pending, Sockets},
+    input::Input,
     locate::{Found, Instruction, Point},
+    metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
     record::Kind,
+    recording::{self, Header, Recorder},
     redact::{Key, Policy},
+    replay::play,
     sink::{Format, Origin, Sink, Target},
 };
 use zerocopy::IntoBytes as _;
@@ -35,16 +41,37 @@ struct Scenario {
     content: Option<String>,
     #[serde(default)]
     exes: Vec<String>,
+    /// Patterns of namespaces of pods.
+    #[serde(default)]
+    namespaces: Vec<String>,
+    /// Runtimes can be asked about containers.
+    #[serde(default)]
+    runtimes: bool,
     /// Uses of sockets are told.
     #[serde(default)]
     sockets: bool,
     /// Nobody chose kinds: `data` only of what nothing decodes.
     #[serde(default)]
     decoded: bool,
+    /// For people.
+    #[serde(default)]
+    text: bool,
     /// How much of bodies is kept.
     #[serde(default)]
     body_limit: Option<usize>,
     event: Vec<Step>,
+}
+
+impl Scenario {
+    fn format(&self) -> Format {
+        match self.text {
+            true => Format::Text {
+                colour: false,
+                live: true,
+            },
+            false => Format::Json,
+        }
+    }
 }
 
 /// One thing that happens. Times are milliseconds since boot; a step without one follows at once.
@@ -56,8 +83,21 @@ enum Step {
         comm: Option<String>,
         executable: Option<String>,
         parent: Option<u32>,
+        container: Option<String>,
         #[serde(default)]
         arguments: Vec<String>,
+    },
+    /// What a runtime says of a container; without a name that it has none such.
+    Container {
+        id: String,
+        name: Option<String>,
+        image: Option<String>,
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
+        /// Namespace and name.
+        pod: Option<(String, String)>,
+        #[serde(default)]
+        pod_labels: BTreeMap<String, String>,
     },
     Found {
         file: u64,
@@ -119,6 +159,13 @@ enum Step {
         /// Its program closed it.
         #[serde(default)]
         left: bool,
+    },
+    Bound {
+        pid: u32,
+        handle: u64,
+        #[serde(default)]
+        born: u64,
+        socket: u64,
     },
     Touch {
         pid: u32,
@@ -183,6 +230,11 @@ enum Step {
     Clock {
         at: u64,
     },
+    /// The agent made a connection, of which these are its own end and the other one.
+    Ours {
+        local: SocketAddr,
+        peer: SocketAddr,
+    },
     /// Somebody sets the wall clock: seconds since 1970 at boot.
     Wall {
         boot: u64,
@@ -190,6 +242,10 @@ enum Step {
     Renamed {
         pid: u32,
         comm: String,
+    },
+    /// The settings were read again: others are watched.
+    Watch {
+        comms: Vec<String>,
     },
     Missed {
         pid: u32,
@@ -201,13 +257,25 @@ enum Step {
     Finish {},
 }
 
+/// What lies in the ring behind a record: it is nobody's business.
+const OLD: [&[u8]; 2] = [b"another process", b"old ring content"];
+
 fn check(name: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
     let text = fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
     let scenario: Scenario =
         toml::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let actual = run(name, &scenario);
-    let golden = folder.join(format!("{name}.ndjson"));
+    let recording = Scratch::new(name, "recording");
+    let actual = run(name, &scenario, &recording);
+    let replayed = replay(name, &scenario, &recording);
+    assert_eq!(replayed, actual, "{name}: a replay says something else");
+    let kept = fs::read(&recording.0).unwrap();
+    for old in OLD {
+        let is_old = |part: &[u8]| part == old;
+        assert!(!kept.windows(old.len()).any(is_old), "{name}: {old:?}");
+    }
+    let suffix = if scenario.text { "txt" } else { "ndjson" };
+    let golden = folder.join(format!("{name}.{suffix}"));
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         fs::write(&golden, &actual).unwrap();
     }
@@ -222,21 +290,75 @@ fn check(name: &str) {
     );
 }
 
-fn run(name: &str, scenario: &Scenario) -> String {
-    let output = std::env::temp_dir().join(format!("vortex-{name}-{}", std::process::id()));
-    let target = Target::file(&output).unwrap();
-    let origin = Origin {
-        run: "run".into(),
-        host: "host".into(),
-    };
-    let mut sink = Sink::start(target, Format::Json, &origin).unwrap();
-    let mut line = Pipeline::new(Wanted {
+/// A file of one scenario, gone at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str, what: &str) -> Self {
+        let name = format!("vortex-{name}-{what}-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+
+    fn target(&self) -> Target {
+        Target::file(&self.0).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The line, told what happens, and a recording of what it is told.
+struct Bench {
+    line: Pipeline,
+    sink: Sink,
+    recorder: Recorder,
+    now: u64,
+}
+
+impl Bench {
+    fn tell(&mut self, input: Input<'_>) {
+        let Bench {
+            line,
+            sink,
+            recorder,
+            now,
+        } = self;
+        recorder.write(&input, *now);
+        line.take(input, *now, &mut |record| sink.write(record));
+    }
+}
+
+fn header(scenario: &Scenario) -> Header {
+    Header {
+        agent: "test".into(),
+        origin: Origin {
+            run: "run".into(),
+            host: "host".into(),
+        },
+        exes: scenario.exes.clone(),
+        uids: Vec::new(),
+        comms: Vec::new(),
+        names: Names {
+            namespaces: scenario.namespaces.clone(),
+            ..Names::default()
+        },
+        key: 1,
+        secret_key: [1; 32],
+    }
+}
+
+fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
+    Wanted {
         emit: Kind::value_variants()
             .iter()
             .copied()
             .filter(|kind| !scenario.decoded || *kind != Kind::Data)
             .collect::<BTreeSet<_>>(),
         undecoded: scenario.decoded,
+        live: scenario.text,
         bounds: Bounds {
             body: scenario.body_limit.unwrap_or(1 << 20),
             ..Bounds::default()
@@ -246,41 +368,128 @@ fn run(name: &str, scenario: &Scenario) -> String {
             Some("none") => Policy::None,
             _ => Policy::Redacted,
         },
-        exes: scenario.exes.clone(),
-        uids: Vec::new(),
-        comms: Vec::new(),
-        key: 1,
-        secret_key: Key::new([1; 32]),
-    });
+        exes: header.exes.clone(),
+        uids: header.uids.clone(),
+        comms: header.comms.clone(),
+        names: header.names.clone(),
+        key: header.key,
+        secret_key: Key::new(header.secret_key),
+    }
+}
+
+/// What comes out, and the recording of what went in.
+fn run(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
+    let output = Scratch::new(name, "output");
+    let header = header(scenario);
+    let mut bench = Bench {
+        line: Pipeline::new(wanted(scenario, &header)),
+        sink: Sink::start(output.target(), scenario.format(), &header.origin).unwrap(),
+        recorder: Recorder::start(recording.target(), &header).unwrap(),
+        now: 0,
+    };
     // Boot was at 2026-01-01T00:00:00Z.
-    line.set_clock(1_767_225_600_000_000_000);
+    bench.tell(Input::Clock(1_767_225_600_000_000_000));
     if scenario.sockets {
-        line.expect_sockets();
+        bench.tell(Input::Machine {
+            landlock: Landlock::Full,
+            features: FEATURES,
+            limits: Vec::new(),
+        });
     }
-    let mut now = 0;
+    if scenario.runtimes {
+        bench.tell(Input::Runtimes { are_asked: true });
+    }
     for step in &scenario.event {
-        line_step(&mut line, step, &mut now, &mut sink);
+        line_step(&mut bench, step);
     }
-    let (count, failure) = sink.close(Instant::now() + Duration::from_secs(10));
+    assert!(bench.recorder.drain(soon()), "{:?}", bench.recorder.ended());
+    written(bench.sink, &output)
+}
+
+/// The same of the recording alone.
+fn replay(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
+    let output = Scratch::new(name, "replay");
+    let (header, mut recording) = recording::Opened::open(&recording.0)
+        .unwrap()
+        .read()
+        .unwrap();
+    let mut line = Pipeline::new(wanted(scenario, &header));
+    let mut sink = Sink::start(output.target(), scenario.format(), &header.origin).unwrap();
+    // No scenario has the count that ends a run.
+    let played = play(&mut recording, &mut line, &mut |record| sink.write(record));
+    assert!(!played.unwrap());
+    written(sink, &output)
+}
+
+fn written(sink: Sink, output: &Scratch) -> String {
+    let (count, failure) = sink.close(soon());
     assert!(
         failure.is_none() && count.dropped == 0,
         "{failure:?} {count:?}"
     );
-    let text = fs::read_to_string(&output).unwrap();
-    fs::remove_file(&output).unwrap();
-    text
+    fs::read_to_string(&output.0).unwrap()
 }
 
-fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
-    let time = *now;
-    let out = &mut |record: &vortex_agent::record::Record<'_>| sink.write(record);
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+/// Of a kernel that can do all.
+const FEATURES: Features = Features {
+    link: Link::Session,
+    scopes_processes: true,
+    sockets: Sockets::Tracepoints,
+    roles: true,
+    hellos: true,
+    files: Files::OfProcesses,
+    follows: true,
+    comms: true,
+};
+
+/// A label whose name says that its value is a secret, in any pod.
+fn pod(namespace: &str, name: &str, labels: &BTreeMap<String, String>) -> Pod {
+    let secret = (
+        "example.org/api-key".to_owned(),
+        "sesame-0123456789".to_owned(),
+    );
+    Pod {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        uid: "1f2e".to_owned(),
+        container: None,
+        labels: labels.clone(),
+        annotations: BTreeMap::from([secret]),
+    }
+}
+
+fn line_step(line: &mut Bench, step: &Step) {
+    let time = line.now;
     let ms = |at: u64| at * 1_000_000;
     match step {
+        Step::Container {
+            id,
+            name,
+            image,
+            labels,
+            pod: of_pod,
+            pod_labels,
+        } => {
+            let container = name.as_ref().map(|name| Container {
+                name: Some(name.clone()),
+                image: image.clone(),
+                labels: labels.clone(),
+                pod: of_pod
+                    .as_ref()
+                    .map(|(namespace, name)| pod(namespace, name, pod_labels)),
+            });
+            line.tell(Input::Container { id, container });
+        }
         Step::Process {
             pid,
             comm,
             executable,
             parent,
+            container,
             arguments,
         } => {
             let facts = Facts {
@@ -288,10 +497,11 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 comm: comm.clone(),
                 executable: executable.clone(),
                 parent_pid: *parent,
+                container_id: container.clone(),
                 arguments: arguments.clone(),
                 ..Facts::default()
             };
-            line.process(facts, out);
+            line.tell(Input::Process(facts));
         }
         Step::Found { file, path } => {
             let point = |function, direction, offset| Point {
@@ -315,12 +525,18 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 points,
                 others: Vec::new(),
                 partly: None,
+                located: "symbols",
                 on_trial: false,
             };
-            line.found(*file, path, &found);
+            let file = *file;
+            line.tell(Input::Found { file, path, found });
         }
-        Step::Refused { file, path, why } => line.refused(*file, path, why, time, out),
-        Step::Nothing { file } => line.nothing(*file),
+        &Step::Refused {
+            file,
+            ref path,
+            ref why,
+        } => line.tell(Input::Refused { file, path, why }),
+        &Step::Nothing { file } => line.tell(Input::Nothing { file }),
         Step::Mapped {
             file,
             pid,
@@ -332,9 +548,10 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 mapped_at: at.map(ms),
                 held: *held,
             };
-            line.mapped(*file, user, time, out);
+            let file = *file;
+            line.tell(Input::Mapped { file, user });
         }
-        Step::Attached { file, at } => line.attached(*file, ms(*at), time, out),
+        &Step::Attached { file, at } => line.tell(Input::Attached { file, at: ms(at) }),
         Step::Data {
             pid,
             handle,
@@ -363,11 +580,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 cookie: cookie(*point, direction, Shape::OutFourth),
                 place: place(*sequence),
             };
-            line.record(
-                &[data.as_bytes(), &bytes, b"another process"].concat(),
-                time,
-                out,
-            );
+            line.tell(Input::Record(&[data.as_bytes(), &bytes, OLD[0]].concat()));
         }
         Step::Opened {
             pid,
@@ -383,7 +596,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 handle: *handle,
                 cookie: cookie(1, Direction::Received, Shape::Created),
             };
-            line.record(opened.as_bytes(), time, out);
+            line.tell(Input::Record(opened.as_bytes()));
         }
         Step::Freed {
             pid,
@@ -398,7 +611,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 born: *born,
                 handle: *handle,
             };
-            line.record(freed.as_bytes(), time, out);
+            line.tell(Input::Record(freed.as_bytes()));
         }
         Step::Touch {
             pid,
@@ -413,7 +626,22 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 handle: *handle,
                 place: place(*sequence),
             };
-            line.record(touch.as_bytes(), time, out);
+            line.tell(Input::Record(touch.as_bytes()));
+        }
+        Step::Bound {
+            pid,
+            handle,
+            born,
+            socket,
+        } => {
+            let bound = Bound {
+                head: head(kind::BOUND, Direction::Received, 0, time),
+                pid_tgid: both(*pid),
+                born: *born,
+                handle: *handle,
+                socket: *socket,
+            };
+            line.tell(Input::Record(bound.as_bytes()));
         }
         Step::Transfer {
             pid,
@@ -430,14 +658,14 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 generation: 1,
                 place: place(*sequence),
             };
-            line.record(transfer.as_bytes(), time, out);
+            line.tell(Input::Record(transfer.as_bytes()));
         }
         Step::Closed { socket } => {
             let closed = Closed {
                 head: head(kind::CLOSED, Direction::Received, 0, time),
                 socket: *socket,
             };
-            line.record(closed.as_bytes(), time, out);
+            line.tell(Input::Record(closed.as_bytes()));
         }
         Step::Name {
             pid,
@@ -451,8 +679,9 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 born: *born,
                 handle: *handle,
             };
-            let old = b"old ring content";
-            line.record(&[name.as_bytes(), text.as_bytes(), old].concat(), time, out);
+            line.tell(Input::Record(
+                &[name.as_bytes(), text.as_bytes(), OLD[1]].concat(),
+            ));
         }
         Step::Gap {
             pid,
@@ -479,7 +708,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                     other => panic!("{other}"),
                 }),
             };
-            line.record(gap.as_bytes(), time, out);
+            line.tell(Input::Record(gap.as_bytes()));
         }
         Step::Pending {
             pid,
@@ -500,7 +729,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 length: *length,
                 cause: cause::RING_FULL,
             };
-            line.pending(&[pending], time, out);
+            line.tell(Input::Pending(vec![pending]));
         }
         Step::Unseen { pid, handle, point } => {
             let unseen = Unseen {
@@ -510,7 +739,7 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 handle: *handle,
                 cookie: cookie(*point, Direction::Received, Shape::OutFourth),
             };
-            line.record(unseen.as_bytes(), time, out);
+            line.tell(Input::Record(unseen.as_bytes()));
         }
         Step::Socket {
             cookie,
@@ -533,17 +762,22 @@ fn line_step(line: &mut Pipeline, step: &Step, now: &mut u64, sink: &mut Sink) {
                 protocol: 6,
                 side: *side,
             };
-            line.record(socket.as_bytes(), time, out);
+            line.tell(Input::Record(socket.as_bytes()));
         }
         Step::Clock { at } => {
-            *now = ms(*at);
-            line.expire(*now, out);
+            line.now = ms(*at);
+            line.tell(Input::Idle);
         }
-        Step::Wall { boot } => line.set_clock(boot * 1_000_000_000),
-        Step::Renamed { pid, comm } => line.renamed(*pid, comm),
-        Step::Missed { pid, path } => line.missed(*pid, path, time, out),
-        Step::Ended { pid } => line.ended(*pid, time, out),
-        Step::Finish {} => line.finish(time, out),
+        &Step::Ours { local, peer } => line.tell(Input::Ours { local, peer }),
+        Step::Wall { boot } => line.tell(Input::Clock(boot * 1_000_000_000)),
+        &Step::Renamed { pid, ref comm } => line.tell(Input::Renamed { pid, comm }),
+        Step::Watch { comms } => line.tell(Input::Watch {
+            uids: Vec::new(),
+            comms: comms.clone(),
+        }),
+        &Step::Missed { pid, ref path } => line.tell(Input::Missed { pid, path }),
+        &Step::Ended { pid } => line.tell(Input::Ended { pid }),
+        Step::Finish {} => line.tell(Input::Finish),
     }
 }
 
@@ -609,6 +843,9 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    a_container_that_is_named
+    asked_too_late
+    bound_by_its_handshake
     content_none
     forked_child
     gone_before_a_look
@@ -617,20 +854,35 @@ scenarios! {
     http1
     http2
     inferred_socket
+    interim
+    known_too_late
     late_facts
     left_handle
     loss
     lost_evidence
+    many_at_once
     no_name
     one_request
+    only_one_namespace
+    open_at_the_end
     other_stack
+    our_own
     redacted
     rejoined
     reused_handle
     set_clock
     shelved_hole
     sse
+    text_api
+    text_cut
+    text_gap
+    text_grpc
+    text_http2
+    text_interim
+    text_sse
+    text_websocket
     undecoded
+    watched_again
     websocket
     wrong_order
 }

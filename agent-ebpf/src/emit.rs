@@ -3,9 +3,9 @@
 use core::{ffi::c_void, mem::offset_of, ptr};
 
 use agent_ebpf::{
-    Data, Direction, Freed, Gap, HANDLES, Head, ON_SOCKET, Opened, Place, Process, RECORD_MAX,
-    RECORDS_PER_CALL, REJOINED, SEVERAL_SOCKETS, SHELVED, Stream, TOUCHES_MAX, Thread, Touch,
-    Unseen, cause, control, counter, kind,
+    Bound, Data, Direction, Freed, Gap, HANDLES, Head, ON_SOCKET, Opened, Place, Process,
+    RECORD_MAX, RECORDS_PER_CALL, REJOINED, SEVERAL_SOCKETS, SHELVED, Stream, TOUCHES_MAX, Thread,
+    Touch, Unseen, cause, control, counter, kind,
 };
 use aya_ebpf::{
     bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -539,8 +539,7 @@ pub fn reserve_spare(size: u64) -> *mut u8 {
     reserve(size)
 }
 
-/// A call of `thread.key.handle` that carried no plaintext. If it used a socket no more is to be said than that: the
-/// next data will say which.
+/// A call of `thread.key.handle` that carried no plaintext.
 #[inline(always)]
 pub unsafe fn touch(thread: *mut Thread) {
     // SAFETY: map values; `record` is a reservation of this size, every field is written.
@@ -556,6 +555,11 @@ pub unsafe fn touch(thread: *mut Thread) {
                 && get!(thread, socket) != SEVERAL_SOCKETS
             {
                 (*stream).touches = ON_SOCKET;
+                (*thread).handle_born = get!(thread, born);
+                if get!(stream, opened) != 0 {
+                    (*thread).handle_born = get!(stream, opened);
+                }
+                bound(thread);
             }
             return;
         }
@@ -599,6 +603,30 @@ pub unsafe fn touch(thread: *mut Thread) {
         (*record).born = get!(thread, handle_born);
         (*record).handle = get!(thread, key.handle);
         (*record).place = standing(thread);
+        // Nobody waits for it by itself.
+        generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
+    }
+}
+
+/// Says which socket the handle uses. Without room for it the data will, if it uses one.
+#[inline(always)]
+unsafe fn bound(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value; `record` is a reservation of this size, every field is written.
+    unsafe {
+        let record: *mut Bound = reserve_spare(size_of::<Bound>() as u64).cast();
+        if record.is_null() {
+            return;
+        }
+        (*record).head = Head {
+            kind: kind::BOUND,
+            direction: Direction::Received as u16,
+            len: 0,
+            time: bpf_ktime_get_boot_ns(),
+        };
+        (*record).pid_tgid = get!(thread, pid_tgid);
+        (*record).born = get!(thread, handle_born);
+        (*record).handle = get!(thread, key.handle);
+        (*record).socket = get!(thread, socket);
         // Nobody waits for it by itself.
         generated::bpf_ringbuf_submit(record.cast(), NO_WAKEUP);
     }

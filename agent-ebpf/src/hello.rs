@@ -86,10 +86,12 @@ fn is_asked_for() -> bool {
     !is_in_call && is_wanted(&id)
 }
 
-/// Where `struct msghdr` of user space has its buffers.
+/// Where `struct msghdr` of user space has its buffers, and the size of a `struct iovec`.
 const MSG_IOV: u64 = 16;
+const IOVEC: u64 = 16;
 
-/// The first buffer that the current system call sends, as a `struct iovec`: address and size.
+/// The first buffer that the current system call sends, as a `struct iovec`: address and size. Where that is empty it
+/// is the second: Erlang has one for a head of its own before all others.
 #[inline(always)]
 fn find_buffer(words: *mut u64) -> bool {
     const WRITE: u64 = 1;
@@ -121,7 +123,12 @@ fn find_buffer(words: *mut u64) -> bool {
         }
         _ => return false,
     };
-    user::<16>(words, vector)
+    if !user::<16>(words, vector) {
+        return false;
+    }
+    // SAFETY: as above.
+    let is_empty = unsafe { words.add(1).read_volatile() } == 0;
+    !is_empty || user::<16>(words, vector + IOVEC)
 }
 
 /// The registers with which the thread entered the kernel, at the top of its stack. Kernels with FRED (6.9) leave

@@ -98,6 +98,8 @@ pub mod kind {
     pub const TRANSFER: u16 = 9;
     /// A TLS call that carried no plaintext and used no socket: [`super::Touch`].
     pub const TOUCH: u16 = 6;
+    /// The first TLS call of a handle that carried no plaintext used one socket: [`super::Bound`].
+    pub const BOUND: u16 = 16;
     /// A socket that was announced is gone: [`super::Closed`].
     pub const CLOSED: u16 = 7;
     /// The name of the server that a handle wants: [`super::Name`], then `Head::len` bytes.
@@ -363,6 +365,19 @@ pub struct Touch {
     pub born: u64,
     pub handle: u64,
     pub place: Place,
+}
+
+/// The socket of a handle, by its handshake. What it says later may use none: servers read ahead, and write into
+/// a buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Bound {
+    pub head: Head,
+    pub pid_tgid: u64,
+    pub born: u64,
+    pub handle: u64,
+    /// Its cookie.
+    pub socket: u64,
 }
 
 /// Bytes that a TCP socket sent or received inside a TLS call. None of a socket that has a protocol of its own on

@@ -11,8 +11,8 @@ use crate::{
 
 /// How long a piece waits, in nanoseconds; and how long if something speaks for a name and something else
 /// against it: connections that began in step are told apart by their next few requests.
-const PATIENCE: u64 = 100_000_000;
-const PATIENCE_CONTESTED: u64 = 1_000_000_000;
+const PATIENCE: u64 = 250_000_000;
+const PATIENCE_CONTESTED: u64 = 2_000_000_000;
 /// What waits in all connections together, at most.
 const BYTES_MAX: usize = 4 << 20;
 const PIECES_MAX: usize = 4096;
@@ -77,28 +77,34 @@ impl Backlog {
         pieces
     }
 
-    /// Whose first piece has waited long enough.
-    pub fn overdue(&self, now: u64, is_contested: impl Fn(&HandleId) -> bool) -> Vec<HandleId> {
+    /// Whose first piece has waited long enough, and since when.
+    pub fn overdue(
+        &self,
+        now: u64,
+        is_contested: impl Fn(&HandleId) -> bool,
+    ) -> Vec<(u64, HandleId)> {
         let mut overdue = self.since(now.saturating_sub(PATIENCE));
         let limit = now.saturating_sub(PATIENCE_CONTESTED);
-        overdue.retain(|id| self.waiting[id][0].time < limit || !is_contested(id));
+        overdue.retain(|(first, id)| *first < limit || !is_contested(id));
         overdue
     }
 
     /// Everybody.
     pub fn all(&self) -> Vec<HandleId> {
-        self.since(u64::MAX)
+        let all = self.since(u64::MAX).into_iter();
+        all.map(|(_, id)| id).collect()
     }
 
     /// Whose first piece came before `limit`, in the order of these pieces.
-    fn since(&self, limit: u64) -> Vec<HandleId> {
+    fn since(&self, limit: u64) -> Vec<(u64, HandleId)> {
         let firsts = self.waiting.iter().filter_map(|(id, pieces)| {
             let first = pieces.first()?.time;
             (first < limit).then_some((first, id.handle, *id))
         });
         let mut firsts: Vec<_> = firsts.collect();
-        firsts.sort_unstable_by_key(|(first, handle, _)| (*first, *handle));
-        firsts.into_iter().map(|(_, _, id)| id).collect()
+        firsts.sort_unstable();
+        let firsts = firsts.into_iter();
+        firsts.map(|(first, _, id)| (first, id)).collect()
     }
 }
 
@@ -144,13 +150,14 @@ mod tests {
             [0, 1]
         );
         let due = backlog.overdue(6 + PATIENCE, |_| false);
+        assert_eq!(due[0].0, 5);
         let times: Vec<u64> = backlog
-            .take(&due[0])
+            .take(&due[0].1)
             .iter()
             .map(|piece| piece.time)
             .collect();
         assert_eq!(times, [5, 6, 7]);
-        assert!(!backlog.has(&due[0]) && backlog.all().len() == 1);
+        assert!(!backlog.has(&due[0].1) && backlog.all().len() == 1);
     }
 
     #[test]

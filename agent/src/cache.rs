@@ -19,7 +19,7 @@ use std::{
     path::Path,
 };
 
-use agent_ebpf::{Direction, Shape};
+use agent_ebpf::Shape;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     fs::{FileType, Mode, OFlags, fstat, mkdir, open, openat},
@@ -28,10 +28,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::locate::{self, Found, Instruction, Point, ReadAt, Refusal, Signature};
+use crate::locate::{self, Found, Point, ReadAt, Refusal, Signature, stored};
 
 /// Changes with all that decides what is found; an older file is emptied.
-const HEAD: &str = concat!("vortex-agent found 3 ", env!("CARGO_PKG_VERSION"), "\n");
+const HEAD: &str = concat!("vortex-agent found 4 ", env!("CARGO_PKG_VERSION"), "\n");
 const NAME: &str = "found";
 /// Some thousand libraries. A larger file is emptied.
 const SIZE_MAX: u64 = 1 << 20;
@@ -117,8 +117,9 @@ impl Opened {
     pub fn parse(self) -> Cache {
         let entries = self.bytes.get(HEAD.len()..).unwrap_or_default();
         let entries = frames(entries).filter_map(|entry| postcard::from_bytes::<Entry>(entry).ok());
+        let entries = entries.filter(|entry| can_be_asked(&entry.found));
         Cache {
-            entries: entries.filter_map(Entry::known).collect(),
+            entries: entries.map(|entry| (entry.key, entry.found)).collect(),
             file: Some(self.file),
         }
     }
@@ -173,9 +174,13 @@ impl Cache {
             return Ok(found.clone());
         }
         let found = locate::locate_as(file, path, signatures)?;
-        if signatures.is_empty() && known != Some(&found) {
+        if signatures.is_empty() && known != Some(&found) && can_be_asked(&found) {
             // Nothing depends on it.
-            let _ = append(output, Entry::new(key, &found));
+            let entry = Entry {
+                key,
+                found: found.clone(),
+            };
+            let _ = append(output, entry);
         }
         Ok(found)
     }
@@ -195,115 +200,21 @@ fn append(mut file: &File, entry: Entry) -> io::Result<()> {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     key: Key,
-    library: String,
-    version: Option<String>,
-    partly: Option<String>,
-    on_trial: bool,
-    points: Vec<Place>,
-    others: Vec<Place>,
+    #[serde(with = "stored")]
+    found: Found,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Place {
-    offset: u64,
-    function_offset: u64,
-    library: String,
-    function: String,
-    is_sent: bool,
-    shape: u8,
-    is_emulated: bool,
-    detail: u32,
-    bytes: [u8; 16],
-}
-
-impl Entry {
-    fn new(key: Key, found: &Found) -> Self {
-        let places = |points: &[Point]| points.iter().map(Place::new).collect();
-        Self {
-            key,
-            library: found.library.to_owned(),
-            version: found.version.clone(),
-            partly: found.partly.map(str::to_owned),
-            on_trial: found.on_trial,
-            points: places(&found.points),
-            others: places(&found.others),
-        }
-    }
-
-    fn known(self) -> Option<(Key, Found)> {
-        let points = |places: Vec<Place>| -> Option<Vec<Point>> {
-            places.into_iter().map(Place::known).collect()
-        };
-        let found = Found {
-            library: kept(self.library),
-            version: self.version,
-            points: points(self.points)?,
-            others: points(self.others)?,
-            partly: self.partly.map(kept),
-            on_trial: self.on_trial,
-        };
-        Some((self.key, found))
-    }
-}
-
-impl Place {
-    fn new(point: &Point) -> Self {
-        Self {
-            offset: point.offset,
-            function_offset: point.function_offset,
-            library: point.library.to_owned(),
-            function: point.function.to_owned(),
-            is_sent: point.direction == Direction::Sent,
-            shape: point.shape as u8,
-            is_emulated: point.instruction == Instruction::Emulated,
-            detail: point.detail,
-            bytes: point.bytes,
-        }
-    }
-
-    fn known(self) -> Option<Point> {
-        Some(Point {
-            offset: self.offset,
-            function_offset: self.function_offset,
-            library: kept(self.library),
-            function: kept(self.function),
-            direction: if self.is_sent {
-                Direction::Sent
-            } else {
-                Direction::Received
-            },
-            shape: SHAPES
-                .into_iter()
-                .find(|shape| *shape as u8 == self.shape)?,
-            instruction: if self.is_emulated {
-                Instruction::Emulated
-            } else {
-                Instruction::Stepped
-            },
-            detail: self.detail,
-            bytes: self.bytes,
-        })
-    }
-}
-
-const SHAPES: [Shape; 12] = [
-    Shape::Returned,
-    Shape::OutFourth,
-    Shape::OutFifth,
-    Shape::Peekable,
-    Shape::Handshake,
-    Shape::Control,
-    Shape::Cleared,
-    Shape::Sendfile,
-    Shape::Freed,
-    Shape::Created,
-    Shape::Flushed,
-    Shape::Rewired,
-];
-
-/// Names are what our own code calls things, and live as long as it does. Read once, from a file of bounded size.
-fn kept(text: String) -> &'static str {
-    text.leak()
+/// Can [`still_holds`] say it of each point? Where in a function of Go's the point is, and how rustls lays its
+/// messages out, takes the search to know.
+fn can_be_asked(found: &Found) -> bool {
+    let is_of_search = |point: &Point| {
+        matches!(
+            point.shape,
+            Shape::Passed | Shape::Begun | Shape::Encrypted | Shape::Decrypted
+        )
+    };
+    let mut points = found.points.iter().chain(&found.others);
+    !points.any(is_of_search)
 }
 
 #[cfg(test)]
@@ -315,9 +226,12 @@ mod tests {
     };
 
     use super::*;
-    use crate::locate::image::{
-        Piece::{self, Bytes},
-        image,
+    use crate::locate::{
+        Instruction,
+        image::{
+            Piece::{self, Bytes},
+            image,
+        },
     };
 
     struct Scratch(PathBuf);
@@ -381,7 +295,7 @@ mod tests {
         assert_eq!(scratch.cache().locate(&file, "", &[]), Ok(found.clone()));
         assert_eq!(size(&scratch), once);
         // That it is asked shows in what a function can't prove.
-        scratch.doctored(|entry| entry.version = Some("kept".to_owned()));
+        scratch.doctored(|entry| entry.found.version = Some("kept".to_owned()));
         let known = scratch.cache().locate(&file, "", &[]).unwrap();
         assert_eq!(known.version.as_deref(), Some("kept"));
         // Another file, one without TLS, and none at all.
@@ -425,15 +339,15 @@ mod tests {
         let found = scratch.cache().locate(&file, "", &[]).unwrap();
         let right = fs::read(scratch.file()).unwrap();
         let changes: [fn(&mut Entry); 9] = [
-            |entry| entry.points[0].offset += 1,
-            |entry| entry.points[0].function_offset += 1,
-            |entry| entry.points[0].offset = entry.points[1].offset,
-            |entry| entry.points[0].offset = u64::MAX,
-            |entry| entry.points[0].bytes[15] ^= 1,
-            |entry| entry.points[0].shape = 31,
-            |entry| entry.points[0].is_emulated = false,
-            |entry| entry.others[0].function_offset = 0,
-            |entry| entry.points.clear(),
+            |entry| entry.found.points[0].offset += 1,
+            |entry| entry.found.points[0].function_offset += 1,
+            |entry| entry.found.points[0].offset = entry.found.points[1].offset,
+            |entry| entry.found.points[0].offset = u64::MAX,
+            |entry| entry.found.points[0].bytes[15] ^= 1,
+            |entry| entry.found.points[0].shape = Shape::Encrypted,
+            |entry| entry.found.points[0].instruction = Instruction::Stepped,
+            |entry| entry.found.others[0].function_offset = 0,
+            |entry| entry.found.points.clear(),
         ];
         for (number, change) in changes.into_iter().enumerate() {
             fs::write(scratch.file(), &right).unwrap();

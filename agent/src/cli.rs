@@ -3,9 +3,10 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
+use clap_complete::Shell;
 
 use crate::{
-    config::{Config, ConfigError, Settings},
+    config::{Color, Config, ConfigError, DAEMON_SOCKET, Output, Settings, Size},
     record::Kind,
     redact::Policy,
 };
@@ -21,11 +22,25 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Action {
     Run(Box<Run>),
+    Daemon(Daemon),
+    Health(Health),
+    Replay(Replay),
     Doctor(Doctor),
-    /// Print the default settings as a commented file for `run --config`
-    Config,
+    Config(Print),
+    /// Print what a shell completes the words of `vortex-agent` by
+    Completions {
+        shell: Shell,
+    },
+    /// Print the manual page, in roff
+    Man,
     #[command(hide = true)]
     Attach(Attach),
+    #[command(hide = true)]
+    Metadata(Metadata),
+    /// The process with a network. Started by the agent, of no use by itself
+    #[cfg(any(feature = "otlp", feature = "prometheus"))]
+    #[command(hide = true)]
+    Deliver,
     /// Print the points that would be probed in FILE, one JSON object a line
     #[command(hide = true)]
     Locate {
@@ -45,7 +60,8 @@ pub enum Action {
 /// user, watches it and its children only, and ends with its exit status.
 ///
 /// Filters: the same one twice means "or", different ones mean "and". --pid, --comm, --uid, --cgroup and
-/// --container act in the kernel: what they turn away is never copied. --exe acts on what was copied.
+/// --container with an id act in the kernel: what they turn away is never copied. --exe, --container with a name,
+/// --pod, --namespace and --label act on what was copied.
 #[derive(Debug, Args)]
 #[command(after_help = RUN_AFTER, after_long_help = RUN_AFTER)]
 pub struct Run {
@@ -95,6 +111,112 @@ impl Run {
             return Err(ConfigError::PidAndCommand);
         }
         Ok(config)
+    }
+}
+
+/// Watch the machine as a service, until it is told to end
+///
+/// What is watched, shown and written is in FILE, as for `run --config`. On SIGHUP, and when FILE changes, it is read
+/// again. One daemon watches a machine: a second one does not start.
+#[derive(Debug, Args)]
+#[command(after_help = DAEMON_AFTER, after_long_help = DAEMON_AFTER)]
+pub struct Daemon {
+    /// Read settings from FILE. `vortex-agent config` prints one
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, action = ArgAction::Count)]
+    pub verbose: u8,
+}
+
+const DAEMON_AFTER: &str = "\
+Exit status: 0 told to end; 1 failed, or there is another daemon; 2 misuse";
+
+/// Ask the daemon of this machine how it is
+///
+/// Prints its answer, one JSON object in a line.
+#[derive(Debug, Args)]
+#[command(after_help = HEALTH_AFTER, after_long_help = HEALTH_AFTER)]
+pub struct Health {
+    /// Only whether it moves, also if it is not ready yet
+    #[arg(long)]
+    pub live: bool,
+
+    /// Where it answers
+    #[arg(long, value_name = "PATH", default_value = DAEMON_SOCKET)]
+    pub socket: PathBuf,
+}
+
+const HEALTH_AFTER: &str = "\
+Exit status: 0 ready, or with --live alive; 1 not; 2 misuse";
+
+/// Print the default settings as a commented file for --config
+#[derive(Debug, Args)]
+pub struct Print {
+    /// Print a JSON schema of such files instead
+    #[arg(long, conflicts_with = "check")]
+    pub schema: bool,
+
+    /// Read FILE instead, and say what is wrong with it
+    #[arg(long, value_name = "FILE")]
+    pub check: Option<PathBuf>,
+}
+
+/// Show once more what a run recorded with --record, on any machine and without root
+///
+/// The same settings give the same records. Without --content secrets are redacted, whatever the run showed.
+#[derive(Debug, Args)]
+#[command(after_help = REPLAY_AFTER, after_long_help = REPLAY_AFTER)]
+pub struct Replay {
+    /// What `vortex-agent run --record FILE` wrote
+    pub file: PathBuf,
+
+    /// Show processes whose executable's path matches: `*` and `?` as in a shell [default: as in the run]
+    #[arg(long, value_name = "GLOB")]
+    pub exe: Option<Vec<String>>,
+
+    /// Kinds of records to write [default: all; `data` only of connections that nothing decodes]
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub emit: Option<Vec<Kind>>,
+
+    /// What of the plaintext to write [default: redacted]
+    #[arg(long)]
+    pub content: Option<Policy>,
+
+    /// How much of each body to write: 4096, 64KiB, 10MiB, unlimited; what is longer is cut, and its length said
+    /// [default: 1MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub body_limit: Option<Size>,
+
+    /// Form of the records [default: text]
+    #[arg(long)]
+    pub output: Option<Output>,
+
+    /// Write records to FILE, created for its owner alone [default: stdout]
+    #[arg(short, long, value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+
+    /// Colours in text output [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    pub color: Option<Color>,
+}
+
+const REPLAY_AFTER: &str = "\
+Exit status: 0 done, also if the recording was cut; 1 failed; 2 misuse";
+
+impl Replay {
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        Config::try_from(Settings {
+            exe: self.exe.clone(),
+            emit: self.emit.clone(),
+            content: self.content,
+            body_limit: self.body_limit,
+            output: self.output,
+            output_file: self.output_file.clone(),
+            color: self.color,
+            ..Settings::default()
+        })
     }
 }
 
@@ -149,6 +271,35 @@ impl Attach {
             args.push("--no-multi".into());
         }
         args
+    }
+}
+
+/// Who asks container runtimes. Started by the agent, of no use by itself
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Metadata {
+    /// Socket of a runtime that speaks the Container Runtime Interface
+    #[arg(long, value_name = "PATH")]
+    pub cri: Vec<PathBuf>,
+
+    /// Socket of a runtime that speaks Docker's API
+    #[arg(long, value_name = "PATH")]
+    pub docker: Vec<PathBuf>,
+}
+
+impl Metadata {
+    /// The arguments that parse to this.
+    pub fn to_args(&self) -> Vec<OsString> {
+        let flag = |name: &str, path: &PathBuf| {
+            let mut flag = OsString::from(format!("--{name}="));
+            flag.push(path);
+            flag
+        };
+        let cri = self.cri.iter().map(|path| flag("cri", path));
+        let docker = self.docker.iter().map(|path| flag("docker", path));
+        std::iter::once("metadata".into())
+            .chain(cri)
+            .chain(docker)
+            .collect()
     }
 }
 
@@ -210,7 +361,7 @@ mod tests {
     use clap::{CommandFactory as _, error::ErrorKind};
 
     use super::*;
-    use crate::config::{Color, Output};
+    use crate::sink::{File, Type};
 
     fn parse(line: &str) -> Result<Action, clap::Error> {
         let words = std::iter::once("vortex-agent").chain(line.split_whitespace());
@@ -224,6 +375,23 @@ mod tests {
         }
     }
 
+    /// What the one output of `config` writes to.
+    fn written(config: &Config) -> Type {
+        let [sink] = &config.sinks[..] else {
+            panic!("{:?}", config.sinks)
+        };
+        sink.to.clone()
+    }
+
+    fn file(path: &str) -> Type {
+        Type::File(File {
+            path: path.into(),
+            output: Output::Json,
+            color: Color::Never,
+            rotate: None,
+        })
+    }
+
     #[test]
     fn consistent() {
         Cli::command().debug_assert();
@@ -233,28 +401,53 @@ mod tests {
     fn every_flag_arrives() {
         let run = run(
             "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container abcd \
+             --container web --pod web-* --namespace shop --label a=b=c \
              --emit data,gap --emit stats --content full --output json -o f --ring-size 262144 \
-             --stats-interval 500ms --no-hold --color never -vv",
+             --record r --stats-interval 500ms --no-hold --color never -vv",
         );
         let config = run.config().unwrap();
         assert_eq!(config.filter.pids, [1, 2]);
         assert_eq!(config.filter.uids, [0, 0]);
         assert_eq!(config.filter.comms, ["a"]);
         assert_eq!(config.filter.exes, ["/usr/*"]);
-        assert_eq!(config.filter.containers, ["abcd"]);
+        // A name stands beside it: none of both is for the kernel.
+        assert_eq!(config.filter.containers, [""; 0]);
+        let names = &config.filter.names;
+        assert_eq!(
+            (&names.ids[..], &names.containers[..]),
+            (&["abcd".into()][..], &["web".into()][..])
+        );
+        assert_eq!((&*names.pods[0], &*names.namespaces[0]), ("web-*", "shop"));
+        assert_eq!(names.labels, [("a".into(), "b=c".into())]);
         assert_eq!(config.filter.cgroups, [PathBuf::from("/x")]);
         assert_eq!(
-            config.emit.into_iter().collect::<Vec<_>>(),
+            config.emit().into_iter().collect::<Vec<_>>(),
             [Kind::Data, Kind::Gap, Kind::Stats]
         );
         assert_eq!(config.content, Policy::Full);
-        assert_eq!(config.output, Output::Json);
-        assert_eq!(config.output_file, Some(PathBuf::from("f")));
+        assert_eq!(written(&config), file("f"));
+        assert_eq!(config.record, Some(PathBuf::from("r")));
         assert_eq!(config.ring_size, 262144);
         assert_eq!(config.stats_interval.as_millis(), 500);
-        assert_eq!(config.color, Color::Never);
         assert!(!config.hold);
         assert_eq!(run.verbose, 2);
+    }
+
+    #[test]
+    fn a_replay_is_told_what_to_show() {
+        let replay = |line: &str| match parse(&format!("replay {line}")).unwrap() {
+            Action::Replay(replay) => replay,
+            other => panic!("{other:?}"),
+        };
+        let default = replay("f").config().unwrap();
+        assert_eq!(default, Config::try_from(Settings::default()).unwrap());
+        let all = "f --exe /usr/* --emit data --emit gap,stats --content full --body-limit 5 \
+                   --output json -o g --color never";
+        let config = replay(all).config().unwrap();
+        assert_eq!(config.filter.exes, ["/usr/*"]);
+        assert_eq!(config.emit().len(), 3);
+        assert_eq!((config.content, config.body_limit), (Policy::Full, 5));
+        assert_eq!(written(&config), file("g"));
     }
 
     #[test]
@@ -278,6 +471,14 @@ mod tests {
             "run --ring-size 8M",
             "run --nonsense",
             "doctor --pid x",
+            "daemon",
+            "daemon --config f -- true",
+            "health f",
+            "config --schema --check f",
+            "completions csh",
+            "replay",
+            "replay f --pid 1",
+            "replay f --record g",
             "nonsense",
         ] {
             let error = parse(line).expect_err(line);
@@ -304,12 +505,20 @@ mod tests {
             ("--version", ErrorKind::DisplayVersion),
             ("--help", ErrorKind::DisplayHelp),
             ("run --help", ErrorKind::DisplayHelp),
+            ("daemon --help", ErrorKind::DisplayHelp),
+            ("health --help", ErrorKind::DisplayHelp),
         ] {
             let answer = parse(line).unwrap_err();
             assert_eq!((answer.kind(), answer.exit_code()), (kind, 0));
         }
         let help = parse("--help").unwrap_err().to_string();
-        for hidden in ["attach", "load-check", "tls-self-test"] {
+        for hidden in [
+            "attach",
+            "deliver",
+            "metadata",
+            "load-check",
+            "tls-self-test",
+        ] {
             assert!(!help.contains(hidden), "{help}");
         }
     }
@@ -318,11 +527,40 @@ mod tests {
     fn hidden_actions() {
         assert!(matches!(parse("load-check"), Ok(Action::LoadCheck)));
         assert!(matches!(parse("tls-self-test"), Ok(Action::TlsSelfTest)));
-        assert!(matches!(parse("config"), Ok(Action::Config)));
+        assert!(matches!(parse("config"), Ok(Action::Config(_))));
         let Ok(Action::Doctor(doctor)) = parse("doctor --pid 7 --json") else {
             panic!("doctor")
         };
         assert_eq!((doctor.pid, doctor.json), (Some(7), true));
+    }
+
+    #[test]
+    fn what_asks_runtimes_is_told_their_sockets() {
+        let sent = Metadata {
+            cri: vec!["/run/a.sock".into()],
+            docker: vec!["/run/b.sock".into(), "/run/c.sock".into()],
+        };
+        for metadata in [sent, Metadata::default()] {
+            let words = std::iter::once("vortex-agent".into()).chain(metadata.to_args());
+            match Cli::try_parse_from(words).unwrap().action {
+                Action::Metadata(read) => assert_eq!(read, metadata),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_daemon_and_who_asks_it_meet() {
+        let Ok(Action::Daemon(daemon)) = parse("daemon --config f -v") else {
+            panic!("daemon")
+        };
+        assert_eq!((daemon.config, daemon.verbose), ("f".into(), 1));
+        let Ok(Action::Health(health)) = parse("health --live") else {
+            panic!("health")
+        };
+        assert!(health.live);
+        let config = Config::try_from(Settings::default()).unwrap();
+        assert_eq!(health.socket, config.daemon.socket);
     }
 
     #[test]

@@ -17,9 +17,12 @@ use serde::{Deserialize, Deserializer, de};
 use agent_ebpf::{Direction, Shape};
 
 use crate::{
+    input::Show,
     locate::{Named, Signature, Which},
+    metadata::{Names, Sockets},
     record::Kind,
     redact::Policy,
+    sink::{self, Selection, Type},
     user::User,
 };
 
@@ -27,15 +30,13 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub filter: Filter,
-    pub emit: BTreeSet<Kind>,
-    /// `data` of connections that nothing decodes is written, too: nobody chose kinds.
-    pub undecoded: bool,
+    /// Where records go. At least one.
+    pub sinks: Vec<sink::Settings>,
     pub content: Policy,
     /// So much of each body is written, in bytes.
     pub body_limit: usize,
-    pub output: Output,
-    /// `None`: stdout, or stderr if there is a CMD.
-    pub output_file: Option<PathBuf>,
+    /// Where everything that comes in is kept for a replay; with [`Policy::Full`] only.
+    pub record: Option<PathBuf>,
     /// A power of two.
     pub ring_size: u32,
     pub stats_interval: Duration,
@@ -44,7 +45,18 @@ pub struct Config {
     /// Where what was found in files is kept for later runs.
     pub cache_directory: Option<PathBuf>,
     pub signatures: Vec<Signature>,
-    pub color: Color,
+    /// The sockets of container runtimes; `None`: those that are found.
+    pub runtimes: Option<Sockets>,
+    pub daemon: Daemon,
+}
+
+/// What concerns `vortex-agent daemon` alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    /// Whom the pipeline becomes; `None`: [`DAEMON_USER`] if there is such a user, else nobody.
+    pub user: Option<String>,
+    /// Where it answers `vortex-agent health`. Absolute.
+    pub socket: PathBuf,
 }
 
 /// Which processes are watched. An empty list filters nothing; a process passes if it is on each of
@@ -58,8 +70,10 @@ pub struct Filter {
     pub uids: Vec<u32>,
     /// Absolute, without `..`: as `/proc/PID/cgroup` has them, or directories.
     pub cgroups: Vec<PathBuf>,
-    /// Beginnings of ids, at least [`CONTAINER_MIN`] bytes each.
+    /// Beginnings of ids, at least [`CONTAINER_MIN`] bytes each, if the kernel is to filter by them.
     pub containers: Vec<String>,
+    /// What only a container's runtime knows.
+    pub names: Names,
 }
 
 /// For whom the output is.
@@ -71,9 +85,10 @@ pub enum Output {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Color {
     /// If the output is a terminal
+    #[default]
     Auto,
     Always,
     Never,
@@ -82,12 +97,95 @@ pub enum Color {
 impl Config {
     /// The defaults as a file for `--config`, with what each key means.
     pub const DEFAULTS: &'static str = include_str!("config.toml");
+    /// What may stand in such a file, as a JSON schema: for editors, and for who checks files elsewhere.
+    pub const SCHEMA: &'static str = include_str!("config.schema.json");
+
+    /// What of it holds for a run that goes on; the rest of `new` needs a new one. Also the names of that rest, as
+    /// far as it would be another.
+    pub fn change(&self, new: Config) -> (Config, Vec<&'static str>) {
+        let mut kept = Vec::new();
+        let mut config = new;
+        macro_rules! keep {
+            ($name:literal, $($field:ident).+) => {
+                if config.$($field).+ != self.$($field).+ {
+                    kept.push($name);
+                    config.$($field).+.clone_from(&self.$($field).+);
+                }
+            };
+        }
+        keep!("pid", filter.pids);
+        keep!("exe", filter.exes);
+        keep!("cgroup", filter.cgroups);
+        keep!("container", filter.containers);
+        keep!("pod, namespace or label", filter.names);
+        keep!("metadata", runtimes);
+        keep!("record", record);
+        keep!("ring-size", ring_size);
+        keep!("hold", hold);
+        keep!("cache-directory", cache_directory);
+        keep!("daemon", daemon);
+        // Less can be shown at once, more can't: of what is under way the beginning was not looked into, and it may
+        // name a secret. And what is known of processes already was cleared of secrets, or it was not.
+        let is_less = self.content == Policy::Redacted && config.content == Policy::None;
+        if config.content != self.content && !is_less {
+            kept.push("content");
+            config.content = self.content;
+        }
+        // An output takes other kinds, and no more than that.
+        let places = |config: &Config| -> Vec<_> {
+            let sinks = config.sinks.iter();
+            sinks
+                .map(|sink| (sink.name.clone(), sink.to.clone()))
+                .collect()
+        };
+        if places(&config) != places(self) {
+            kept.push("sink");
+            config.sinks.clone_from(&self.sinks);
+        }
+        // What was not decoded from its beginning can't be later.
+        if config.show().decodes() && !self.show().decodes() {
+            kept.push("emit");
+            config.sinks.clone_from(&self.sinks);
+        }
+        (config, kept)
+    }
+
+    /// What of it the line is told.
+    pub fn show(&self) -> Show {
+        Show {
+            emit: self.emit(),
+            undecoded: self.is_undecoded_told(),
+            live: self.is_live(),
+            body_limit: self.body_limit as u64,
+            content: self.content,
+        }
+    }
+
+    /// What any output wants.
+    pub fn emit(&self) -> BTreeSet<Kind> {
+        let kinds = self.sinks.iter().flat_map(|sink| &sink.selection.kinds);
+        kinds.copied().collect()
+    }
+
+    /// Does any output want the `data` of connections that nothing decodes?
+    pub fn is_undecoded_told(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.selection.undecoded)
+    }
+
+    /// Is any output told of exchanges while they go on?
+    pub fn is_live(&self) -> bool {
+        self.sinks.iter().any(sink::Settings::is_live)
+    }
 }
 
 /// The kernel's TASK_COMM_LEN without the final NUL.
 pub const COMM_MAX: usize = 15;
 /// A shorter beginning would be shared by too many.
 pub const CONTAINER_MIN: usize = 4;
+
+/// Made by the packages.
+pub const DAEMON_USER: &str = "vortex-agent";
+pub const DAEMON_SOCKET: &str = "/run/vortex-agent/agent.sock";
 
 /// Some of the largest records must fit.
 const RING_MIN: u64 = 256 << 10;
@@ -101,40 +199,57 @@ impl TryFrom<Settings> for Config {
     type Error = ConfigError;
 
     fn try_from(settings: Settings) -> Result<Self, ConfigError> {
-        let undecoded = settings.emit.is_none();
-        let emit = settings.emit.map_or_else(
-            // `data` would say once more what the others say.
-            || {
-                let all = Kind::value_variants().iter().copied();
-                all.filter(|kind| *kind != Kind::Data).collect()
-            },
-            BTreeSet::from_iter,
-        );
+        if settings.record.is_some() && settings.content != Some(Policy::Full) {
+            return Err(ConfigError::Record);
+        }
+        let sinks = settings.sinks()?;
+        let (ids, named) = containers(settings.container)?;
+        let names = Names {
+            pods: each(settings.pod, |name| pattern("--pod", name))?,
+            namespaces: each(settings.namespace, |name| pattern("--namespace", name))?,
+            labels: each(settings.label, label)?,
+            ..Names::default()
+        };
+        // A name beside them is another way to pass, of which the kernel knows nothing.
+        let (containers, names) = match named.is_empty() {
+            true => (ids, names),
+            false => {
+                let containers = named;
+                (
+                    Vec::new(),
+                    Names {
+                        containers,
+                        ids,
+                        ..names
+                    },
+                )
+            }
+        };
         Ok(Self {
             filter: Filter {
                 pids: settings.pid.unwrap_or_default(),
                 comms: each(settings.comm, comm)?,
-                exes: each(settings.exe, glob)?,
+                exes: each(settings.exe, |glob| pattern("--exe", glob))?,
                 uids: each(settings.uid, uid)?,
                 cgroups: each(settings.cgroup, cgroup)?,
-                containers: each(settings.container, container)?,
+                containers,
+                names,
             },
-            emit,
-            undecoded,
+            sinks,
             content: settings.content.unwrap_or(Policy::Redacted),
-            body_limit: settings.body_limit.unwrap_or(BODY_LIMIT),
-            output: settings.output.unwrap_or(Output::Text),
-            output_file: settings.output_file,
+            body_limit: settings.body_limit.map_or(BODY_LIMIT, Size::in_memory),
+            record: settings.record,
             ring_size: settings
                 .ring_size
-                .map_or(Ok(agent_ebpf::RING_BYTES), ring_size)?,
+                .map_or(Ok(agent_ebpf::RING_BYTES), |size| ring_size(size.0))?,
             stats_interval: settings
                 .stats_interval
                 .map_or(STATS_INTERVAL, |interval| interval.0),
             hold: settings.hold.unwrap_or(true),
             cache_directory: settings.cache_directory,
             signatures: each(settings.signature, signature)?,
-            color: settings.color.unwrap_or(Color::Auto),
+            runtimes: settings.metadata.map(sockets).transpose()?,
+            daemon: daemon(settings.daemon.unwrap_or_default())?,
         })
     }
 }
@@ -160,11 +275,26 @@ fn comm(name: String) -> Result<String, ConfigError> {
     Ok(name)
 }
 
-fn glob(pattern: String) -> Result<String, ConfigError> {
+fn pattern(flag: &'static str, pattern: String) -> Result<String, ConfigError> {
     if pattern.is_empty() {
-        return Err(ConfigError::Empty("--exe"));
+        return Err(ConfigError::Empty(flag));
     }
     Ok(pattern)
+}
+
+fn label(text: String) -> Result<(String, String), ConfigError> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(ConfigError::Label(text)),
+    }
+}
+
+fn sockets(written: WrittenMetadata) -> Result<Sockets, ConfigError> {
+    let WrittenMetadata { cri, docker } = written;
+    match cri.iter().chain(&docker).find(|path| !path.is_absolute()) {
+        Some(path) => Err(ConfigError::Socket(path.clone())),
+        None => Ok(Sockets { cri, docker }),
+    }
 }
 
 fn uid(owner: Owner) -> Result<u32, ConfigError> {
@@ -187,14 +317,25 @@ fn cgroup(path: PathBuf) -> Result<PathBuf, ConfigError> {
     Ok(path)
 }
 
-/// An id as runtimes print it, shortened or not. A name would wait forever for a container.
-fn container(id: String) -> Result<String, ConfigError> {
-    // Fargate's have a number behind a hyphen.
+/// Ids as runtimes print them, shortened or not, and names.
+fn containers(written: Option<Vec<String>>) -> Result<(Vec<String>, Vec<String>), ConfigError> {
+    // Fargate's ids have a number behind a hyphen.
     let is_part = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
-    if id.len() < CONTAINER_MIN || !id.bytes().all(is_part) {
-        return Err(ConfigError::Container(id));
+    let is_id = |text: &String| text.len() >= CONTAINER_MIN && text.bytes().all(is_part);
+    let written = each(written, |name| pattern("--container", name))?;
+    Ok(written.into_iter().partition(is_id))
+}
+
+fn daemon(written: WrittenDaemon) -> Result<Daemon, ConfigError> {
+    let socket = written.socket.unwrap_or_else(|| DAEMON_SOCKET.into());
+    // It is found by other processes, whose directory is another one.
+    if !socket.is_absolute() {
+        return Err(ConfigError::DaemonSocket(socket));
     }
-    Ok(id)
+    Ok(Daemon {
+        user: written.user,
+        socket,
+    })
 }
 
 /// Text that lives as long as the process, as a configuration does.
@@ -315,9 +456,22 @@ pub struct Settings {
     pub cgroup: Option<Vec<PathBuf>>,
 
     /// Watch processes of the container whose id begins so (4 characters or more), also one that starts
-    /// later. Filters in the kernel, by a set that processes join when they start or call exec
-    #[arg(long, value_name = "ID", help_heading = FILTERS)]
+    /// later. Filters in the kernel, by a set that processes join when they start or call exec. A name (`*` and `?`
+    /// as in a shell) filters after the copy: only the runtime knows it
+    #[arg(long, value_name = "ID|NAME", help_heading = FILTERS)]
     pub container: Option<Vec<String>>,
+
+    /// Watch processes of the pod of this name, with `*` and `?` as in a shell. Filters after the copy
+    #[arg(long, value_name = "NAME", help_heading = FILTERS)]
+    pub pod: Option<Vec<String>>,
+
+    /// Watch processes of pods in this namespace, with `*` and `?` as in a shell. Filters after the copy
+    #[arg(long, value_name = "NAME", help_heading = FILTERS)]
+    pub namespace: Option<Vec<String>>,
+
+    /// Watch processes whose container or pod has this label. Filters after the copy
+    #[arg(long, value_name = "KEY=VALUE", help_heading = FILTERS)]
+    pub label: Option<Vec<String>>,
 
     /// Kinds of records to write [default: all; `data` only of connections that nothing decodes]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
@@ -329,22 +483,30 @@ pub struct Settings {
     #[serde(default, deserialize_with = "name")]
     pub content: Option<Policy>,
 
-    /// How much of each body to write; what is longer is cut, and its length said [default: 1048576]
-    #[arg(long, value_name = "BYTES")]
-    pub body_limit: Option<usize>,
+    /// How much of each body to write: 4096, 64KiB, 10MiB, unlimited; what is longer is cut, and its length said
+    /// [default: 1MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub body_limit: Option<Size>,
 
     /// Form of the records [default: text]
     #[arg(long)]
     #[serde(default, deserialize_with = "name")]
     pub output: Option<Output>,
 
-    /// Write records to FILE, created for its owner alone [default: stdout; with CMD: stderr]
+    /// Write records to FILE, created for its owner alone [default: stdout; with CMD: stderr]. This,
+    /// --output, --emit and --color describe one output, which is then the only one: those of `[[sink]]` in
+    /// the file of --config are left aside
     #[arg(short, long, value_name = "FILE")]
     pub output_file: Option<PathBuf>,
 
-    /// Buffer between kernel and agent: a power of two from 262144 to 1073741824 [default: 8388608]
-    #[arg(long, value_name = "BYTES")]
-    pub ring_size: Option<u64>,
+    /// Keep everything that comes in in FILE, created for its owner alone: raw plaintext, for `vortex-agent
+    /// replay`. Needs --content full
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+
+    /// Buffer between kernel and agent: a power of two from 256KiB to 1GiB [default: 8MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub ring_size: Option<Size>,
 
     /// Time between two `stats` records: 500ms, 10s, 5m [default: 10s]
     #[arg(long, value_name = "DUR")]
@@ -363,56 +525,167 @@ pub struct Settings {
     #[arg(skip)]
     pub signature: Option<Vec<WrittenSignature>>,
 
+    /// In a file only.
+    #[arg(skip)]
+    pub sink: Option<Vec<sink::Settings>>,
+
+    /// In a file only.
+    #[arg(skip)]
+    pub metadata: Option<WrittenMetadata>,
+
     /// Colours in text output [default: auto]
     #[arg(long, value_name = "WHEN")]
     #[serde(default, deserialize_with = "name")]
     pub color: Option<Color>,
+
+    /// In a file only.
+    #[arg(skip)]
+    pub daemon: Option<WrittenDaemon>,
 }
 
 const FILTERS: &str = "Filters";
 
 impl Settings {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, path)
+        Self::parse(&Self::text(path)?, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    pub fn text(path: &Path) -> Result<String, ConfigError> {
+        fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start);
             ConfigError::Parse {
                 path: path.to_owned(),
                 line: 1 + text.bytes().take(start).filter(|b| *b == b'\n').count(),
-                why: error.message().to_owned(),
+                why: unknown_key(error.message()).unwrap_or_else(|| error.message().to_owned()),
             }
         })
     }
 
-    /// Takes from `other` what is not set here. A list is taken or left as a whole.
+    /// The outputs: those of `[[sink]]`, or the one that the settings without a table make.
+    fn sinks(&self) -> Result<Vec<sink::Settings>, ConfigError> {
+        let Some(sinks) = self.sink.as_ref().filter(|sinks| !sinks.is_empty()) else {
+            return Ok(vec![self.one_sink()]);
+        };
+        if let Some(key) = self.key_of_one_sink() {
+            return Err(ConfigError::KeyBesideSinks(key));
+        }
+        let mut names = BTreeSet::new();
+        let mut paths = BTreeSet::new();
+        for sink in sinks {
+            if let Some(name) = &sink.name
+                && !names.insert(name)
+            {
+                return Err(ConfigError::SinkTwice(name.clone()));
+            }
+            if let Type::File(file) = &sink.to
+                && !paths.insert(&file.path)
+            {
+                return Err(ConfigError::SinkFileTwice(file.path.clone()));
+            }
+        }
+        Ok(sinks.clone())
+    }
+
+    fn one_sink(&self) -> sink::Settings {
+        let output = self.output.unwrap_or(Output::Text);
+        let color = self.color.unwrap_or_default();
+        let to = match self.output_file.clone() {
+            Some(path) => Type::File(sink::File {
+                path,
+                output,
+                color,
+                rotate: None,
+            }),
+            None => Type::Stdout(sink::Stdout { output, color }),
+        };
+        sink::Settings {
+            name: None,
+            selection: Selection::new(self.emit.clone()),
+            to,
+        }
+    }
+
+    /// What only says how the one output is.
+    fn key_of_one_sink(&self) -> Option<&'static str> {
+        let keys = [
+            ("output", self.output.is_some()),
+            ("output-file", self.output_file.is_some()),
+            ("emit", self.emit.is_some()),
+            ("color", self.color.is_some()),
+        ];
+        let mut set = keys.into_iter().filter(|(_, is_set)| *is_set);
+        set.next().map(|(key, _)| key)
+    }
+
+    /// Takes from `other` what is not set here. A list is taken or left as a whole; that of outputs is left where
+    /// one output is described here.
     pub fn or(self, other: Self) -> Self {
+        let sink = match self.key_of_one_sink() {
+            Some(_) => self.sink,
+            None => self.sink.or(other.sink),
+        };
         Self {
+            sink,
             pid: self.pid.or(other.pid),
             comm: self.comm.or(other.comm),
             exe: self.exe.or(other.exe),
             uid: self.uid.or(other.uid),
             cgroup: self.cgroup.or(other.cgroup),
             container: self.container.or(other.container),
+            pod: self.pod.or(other.pod),
+            namespace: self.namespace.or(other.namespace),
+            label: self.label.or(other.label),
             emit: self.emit.or(other.emit),
             content: self.content.or(other.content),
             body_limit: self.body_limit.or(other.body_limit),
             output: self.output.or(other.output),
             output_file: self.output_file.or(other.output_file),
+            record: self.record.or(other.record),
             ring_size: self.ring_size.or(other.ring_size),
             stats_interval: self.stats_interval.or(other.stats_interval),
             hold: self.hold.or(other.hold),
             cache_directory: self.cache_directory.or(other.cache_directory),
             signature: self.signature.or(other.signature),
+            metadata: self.metadata.or(other.metadata),
             color: self.color.or(other.color),
+            daemon: self.daemon.or(other.daemon),
         }
     }
+}
+
+/// What serde says of a key that there is not, in the words of this file. It says which there are: no second list of
+/// them is kept.
+fn unknown_key(message: &str) -> Option<String> {
+    let (key, known) = message
+        .strip_prefix("unknown field `")?
+        .split_once("`, expected ")?;
+    let known: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
+    let nearest = known
+        .iter()
+        .map(|name| (strsim::osa_distance(key, name), *name))
+        .min()
+        // Of a short key a third, lest anything is near.
+        .filter(|(distance, _)| *distance <= 1 + key.len() / 4);
+    let key = key.escape_debug();
+    Some(match nearest {
+        Some((_, name)) => format!("unknown key `{key}`, did you mean `{name}`?"),
+        None => format!("unknown key `{key}`; there are {}", known.join(", ")),
+    })
+}
+
+/// The table `[daemon]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenDaemon {
+    pub user: Option<String>,
+    pub socket: Option<PathBuf>,
 }
 
 /// Functions of a library that we don't know.
@@ -435,6 +708,16 @@ pub struct WrittenFunction {
     /// In the file.
     pub offset: u64,
     pub count: Count,
+}
+
+/// The sockets of container runtimes; what is not written is none.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenMetadata {
+    #[serde(default)]
+    pub cri: Vec<PathBuf>,
+    #[serde(default)]
+    pub docker: Vec<PathBuf>,
 }
 
 /// Where a call's number of bytes is.
@@ -464,7 +747,7 @@ impl FromStr for Owner {
     }
 }
 
-/// A time with its unit: `500ms`, `10s`, `5m`, `1h`. Not zero.
+/// A time with its unit: `500ms`, `10s`, `5m`, `1h`, `7d`. Not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Interval(pub Duration);
@@ -475,20 +758,21 @@ impl FromStr for Interval {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unit_at = text
             .find(|c: char| !c.is_ascii_digit())
-            .ok_or("a unit is missing: 500ms, 10s, 5m or 1h")?;
+            .ok_or("a unit is missing: 500ms, 10s, 5m, 1h or 7d")?;
         let (number, unit) = text.split_at(unit_at);
         let milliseconds = match unit {
             "ms" => 1,
             "s" => 1_000,
             "m" => 60_000,
             "h" => 3_600_000,
-            _ => return Err("write a whole number and ms, s, m or h"),
+            "d" => 86_400_000,
+            _ => return Err("write a whole number and ms, s, m, h or d"),
         };
         let total = number
             .parse::<u64>()
             .ok()
             .and_then(|n| n.checked_mul(milliseconds))
-            .ok_or("write a whole number and ms, s, m or h")?;
+            .ok_or("write a whole number and ms, s, m, h or d")?;
         if total == 0 {
             return Err("zero is no interval");
         }
@@ -504,19 +788,85 @@ impl TryFrom<String> for Interval {
     }
 }
 
-/// The file spells values as the flags do.
-fn name<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<Option<T>, D::Error> {
-    let text = String::deserialize(from)?;
-    value(&text).map(Some).map_err(de::Error::custom)
+/// A number of bytes: `4096`, `64KiB`, `10MiB`, `1GiB`; `unlimited` is the largest there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Written")]
+pub struct Size(pub u64);
+
+/// A file may have it as a number, too.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Number(u64),
+    Text(String),
 }
 
-fn names<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<Option<Vec<T>>, D::Error> {
+impl Size {
+    pub fn in_memory(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl FromStr for Size {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const HOW: &str = "write a whole number of bytes, or one with KiB, MiB or GiB";
+        if text == "unlimited" {
+            return Ok(Self(u64::MAX));
+        }
+        let unit_at = text.find(|c: char| !c.is_ascii_digit());
+        let (number, unit) = text.split_at(unit_at.unwrap_or(text.len()));
+        let bytes: u64 = match unit {
+            "" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(HOW),
+        };
+        let number: u64 = number.parse().map_err(|_| HOW)?;
+        number.checked_mul(bytes).map(Self).ok_or(HOW)
+    }
+}
+
+impl TryFrom<Written> for Size {
+    type Error = &'static str;
+
+    fn try_from(written: Written) -> Result<Self, Self::Error> {
+        match written {
+            Written::Number(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => text.parse(),
+        }
+    }
+}
+
+/// The file spells values as the flags do.
+fn name<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<Option<T>, D::Error> {
+    word(from).map(Some)
+}
+
+pub(crate) fn names<'de, D: Deserializer<'de>, T: ValueEnum>(
+    from: D,
+) -> Result<Option<Vec<T>>, D::Error> {
     let list = Vec::<String>::deserialize(from)?;
     let values = list
         .iter()
         .map(|text| value(text))
         .collect::<Result<_, _>>();
     values.map(Some).map_err(de::Error::custom)
+}
+
+/// The same of a list that was read already.
+pub(crate) fn names_of<T: ValueEnum>(list: toml::Value) -> Result<Vec<T>, String> {
+    let list = list.try_into::<Vec<String>>();
+    let list = list.map_err(|error| error.message().to_owned())?;
+    list.iter().map(|text| value(text)).collect()
+}
+
+/// A name that can't be left out.
+pub(crate) fn word<'de, D: Deserializer<'de>, T: ValueEnum>(from: D) -> Result<T, D::Error> {
+    let text = String::deserialize(from)?;
+    value(&text).map_err(de::Error::custom)
 }
 
 fn value<T: ValueEnum>(text: &str) -> Result<T, String> {
@@ -547,6 +897,8 @@ pub enum ConfigError {
         line: usize,
         why: String,
     },
+    #[error("--record keeps every secret that was sent: it needs --content full, too")]
+    Record,
     #[error("--pid and CMD exclude each other: with CMD, it and its children are watched")]
     PidAndCommand,
     #[error("{0} needs a value that is not empty")]
@@ -562,13 +914,25 @@ pub enum ConfigError {
     },
     #[error("--cgroup {}: write the path as in /proc/PID/cgroup, such as /system.slice", .0.display())]
     Cgroup(PathBuf),
-    #[error(
-        "--container {0}: write the container's id, or at least {CONTAINER_MIN} characters of its \
-         beginning, as `docker ps` or `crictl ps` shows it"
-    )]
-    Container(String),
+    #[error("--label {0}: write it as KEY=VALUE")]
+    Label(String),
+    #[error("[metadata] {}: write the socket's path from the root", .0.display())]
+    Socket(PathBuf),
     #[error("signature {0:?}: {1}")]
     Signature(String, &'static str),
+    #[error(
+        "`{0}` beside `[[sink]]`: it describes the one output that there is without `[[sink]]`; write it in the \
+         tables of those that it is for"
+    )]
+    KeyBesideSinks(&'static str),
+    #[error("sink `{0}`: there are two of this name; `name` another one")]
+    SinkTwice(String),
+    #[error("sink {}: two write to this file; `path` another one", .0.display())]
+    SinkFileTwice(PathBuf),
+    #[error("[daemon] socket = {0:?}: write an absolute path")]
+    DaemonSocket(PathBuf),
+    #[error("[daemon] user = {0:?}: there is no such user")]
+    NoDaemonUser(String),
     #[error("--ring-size {0}: must be a power of two from {RING_MIN} to {RING_MAX}")]
     RingSize(u64),
 }
@@ -591,8 +955,11 @@ mod tests {
         assert_eq!(config(Config::DEFAULTS).unwrap(), defaults);
         assert_eq!(defaults.ring_size, 8 << 20);
         assert_eq!(defaults.content, Policy::Redacted);
-        assert_eq!(defaults.emit.len(), 10);
-        assert!(defaults.undecoded && !defaults.emit.contains(&Kind::Data));
+        let [sink] = &defaults.sinks[..] else {
+            panic!("{:?}", defaults.sinks)
+        };
+        assert_eq!(sink.selection.kinds.len(), 10);
+        assert!(sink.selection.undecoded && !defaults.emit().contains(&Kind::Data));
         assert!(defaults.hold);
     }
 
@@ -601,12 +968,169 @@ mod tests {
     fn printed_examples_are_valid() {
         let examples: String = Config::DEFAULTS
             .lines()
-            .filter_map(|line| line.strip_prefix("#"))
-            .filter(|line| line.contains(" = ") && !line.starts_with(' '))
+            .filter_map(|line| {
+                line.strip_prefix("#")
+                    .or(line.starts_with('[').then_some(line))
+            })
+            .filter(|line| line.starts_with("[d") || line.contains(" = ") && !line.starts_with(' '))
             .map(|line| format!("{line}\n"))
             .collect();
         let settings = parse(&examples).unwrap();
-        assert!(settings.output_file.is_some());
+        assert!(settings.output_file.is_some() && settings.record.is_some());
+        assert!(settings.daemon.is_some_and(|daemon| daemon.user.is_some()));
+    }
+
+    /// The keys of a table, as serde lists them for a wrong one.
+    fn keys(table: &str) -> BTreeSet<String> {
+        let error = toml::from_str::<Settings>(&format!("{table}\nno-such-key = 1")).unwrap_err();
+        let (_, known) = error.message().split_once("expected ").unwrap();
+        let known = known.split('`').skip(1).step_by(2);
+        known.map(str::to_owned).collect()
+    }
+
+    #[track_caller]
+    fn check_schema(schema: &serde_json::Value, table: &str) {
+        let properties = schema["properties"].as_object().expect("a table");
+        let listed: BTreeSet<String> = properties.keys().cloned().collect();
+        assert_eq!(listed, keys(table), "{table:?}");
+        assert_eq!(schema["additionalProperties"], false, "{table:?}");
+        for (key, what) in properties {
+            assert!(what["description"].is_string(), "{key} says nothing");
+        }
+    }
+
+    #[test]
+    fn the_schema_has_the_keys_of_the_file() {
+        let schema: serde_json::Value = serde_json::from_str(Config::SCHEMA).unwrap();
+        check_schema(&schema, "");
+        check_schema(&schema["properties"]["daemon"], "[daemon]");
+        check_schema(&schema["properties"]["metadata"], "[metadata]");
+        let signature = &schema["properties"]["signature"]["items"];
+        check_schema(signature, "[[signature]]");
+        let function = &schema["$defs"]["function"];
+        check_schema(
+            function,
+            "[[signature]]\nlibrary = \"a\"\n[[signature.read]]",
+        );
+        let file = "[[sink]]\ntype = \"file\"\npath = \"/a\"\n";
+        check_schema(&schema["$defs"]["rotate"], &format!("{file}[sink.rotate]"));
+        for (name, table) in [
+            ("stdout", "[[sink]]\ntype = \"stdout\""),
+            ("file", file),
+            #[cfg(feature = "otlp")]
+            (
+                "otlp",
+                "[[sink]]\ntype = \"otlp\"\nendpoint = \"http://a:1\"",
+            ),
+            #[cfg(feature = "prometheus")]
+            ("prometheus", "[[sink]]\ntype = \"prometheus\""),
+        ] {
+            let mut schema = schema["$defs"][name].clone();
+            let properties = schema["properties"].as_object_mut().unwrap();
+            // Of every sink.
+            assert!(properties.remove("type").unwrap()["const"] == name);
+            assert!(properties.remove("name").is_some());
+            assert_eq!(properties.remove("emit").is_some(), name != "prometheus");
+            check_schema(&schema, table);
+        }
+    }
+
+    #[test]
+    fn what_is_shipped_is_valid() {
+        for text in [
+            include_str!("../../deploy/debian/config.toml"),
+            include_str!("../../deploy/kubernetes/base/config.toml"),
+            #[cfg(feature = "otlp")]
+            include_str!("../../deploy/kubernetes/overlays/otlp/config.toml"),
+            #[cfg(feature = "prometheus")]
+            include_str!("../../deploy/kubernetes/overlays/prometheus/config.toml"),
+        ] {
+            config(text).expect(text);
+        }
+    }
+
+    #[test]
+    fn the_schema_has_the_words_of_the_file() {
+        let schema: serde_json::Value = serde_json::from_str(Config::SCHEMA).unwrap();
+        let of = |words: &serde_json::Value| -> Vec<String> {
+            let words = words["enum"].as_array().expect("words").iter();
+            words
+                .map(|word| word.as_str().unwrap().to_owned())
+                .collect()
+        };
+        fn known<T: ValueEnum>() -> Vec<String> {
+            let values = T::value_variants().iter();
+            let names = values.filter_map(|value| value.to_possible_value());
+            names.map(|name| name.get_name().to_owned()).collect()
+        }
+        let properties = &schema["properties"];
+        assert_eq!(of(&schema["$defs"]["kinds"]["items"]), known::<Kind>());
+        assert_eq!(of(&properties["content"]), known::<Policy>());
+        assert_eq!(of(&properties["output"]), known::<Output>());
+        assert_eq!(of(&properties["color"]), known::<Color>());
+        for count in of(&schema["$defs"]["function"]["properties"]["count"]) {
+            let text = format!(
+                "[[signature]]\nlibrary = \"a\"\nread = [{{ name = \"r\", offset = 1, count = \"{count}\" }}]"
+            );
+            parse(&text).unwrap();
+        }
+    }
+
+    /// Each key is one that changes or one that is named: none changes in silence to what it was.
+    #[test]
+    fn what_can_not_change_is_named() {
+        let old = config("emit = [\"http\"]").unwrap();
+        for (text, name) in [
+            ("pid = [1]", Some("pid")),
+            ("comm = [\"a\"]", None),
+            ("exe = [\"/a\"]", Some("exe")),
+            ("uid = [1]", None),
+            ("cgroup = [\"/a\"]", Some("cgroup")),
+            ("container = [\"abcd\"]", Some("container")),
+            ("emit = [\"gap\"]", None),
+            ("content = \"none\"", None),
+            ("content = \"full\"", Some("content")),
+            ("body-limit = 1", None),
+            ("output = \"json\"", Some("sink")),
+            ("output-file = \"a\"", Some("sink")),
+            ("ring-size = \"1MiB\"", Some("ring-size")),
+            ("stats-interval = \"1s\"", None),
+            ("hold = false", Some("hold")),
+            ("cache-directory = \"/a\"", Some("cache-directory")),
+            ("color = \"never\"", Some("sink")),
+            ("[daemon]\nuser = \"a\"", Some("daemon")),
+            ("[metadata]", Some("metadata")),
+            ("pod = [\"a\"]", Some("pod, namespace or label")),
+        ] {
+            let new = match text.starts_with("emit") {
+                true => config(text).unwrap(),
+                false => config(&format!("emit = [\"http\"]\n{text}")).unwrap(),
+            };
+            let (changed, kept) = old.change(new.clone());
+            assert_eq!(kept, Vec::from_iter(name), "{text:?}");
+            assert_eq!(changed == old, name.is_some(), "{text:?}");
+            assert_eq!(changed == new, name.is_none(), "{text:?}");
+        }
+        let (_, kept) = config("content = \"none\"")
+            .unwrap()
+            .change(config("").unwrap());
+        assert_eq!(kept, ["content"]);
+        let (changed, kept) = config("emit = [\"gap\"]").unwrap().change(old);
+        assert_eq!((kept, changed.emit().len()), (vec!["emit"], 1));
+    }
+
+    #[test]
+    fn a_daemon_has_a_socket_of_its_own() {
+        let daemon = config("").unwrap().daemon;
+        assert_eq!(
+            (daemon.user, daemon.socket.as_path()),
+            (None, Path::new(DAEMON_SOCKET))
+        );
+        let daemon = config("[daemon]\nuser = \"nobody\"\nsocket = \"/run/a\"")
+            .unwrap()
+            .daemon;
+        assert_eq!(daemon.user.as_deref(), Some("nobody"));
+        assert_eq!(daemon.socket, Path::new("/run/a"));
     }
 
     #[test]
@@ -632,6 +1156,89 @@ mod tests {
         );
     }
 
+    /// What only a runtime knows is not for the kernel, nor is an id beside it.
+    #[test]
+    fn containers_by_id_and_by_name() {
+        let filter = |text: &str| config(text).unwrap().filter;
+        let ids = filter("container = [\"c0ffee\", \"cafe-1\"]");
+        assert_eq!(ids.containers, ["c0ffee", "cafe-1"]);
+        assert!(ids.names.is_empty());
+        let both = filter("container = [\"c0ffee\", \"db\", \"web-*\"]");
+        assert!(both.containers.is_empty());
+        assert_eq!(both.names.ids, ["c0ffee"]);
+        assert_eq!(both.names.containers, ["db", "web-*"]);
+        // An id still filters in the kernel where a namespace is asked for as well.
+        let more = filter("container = [\"c0ffee\"]\nnamespace = [\"shop\"]");
+        assert_eq!(more.containers, ["c0ffee"]);
+        assert_eq!(more.names.namespaces, ["shop"]);
+    }
+
+    #[test]
+    fn sockets_of_runtimes() {
+        let sockets = |text: &str| config(text).unwrap().runtimes;
+        assert_eq!(sockets(""), None);
+        assert!(sockets("[metadata]").is_some_and(|sockets| sockets.is_empty()));
+        let named = sockets("[metadata]\ncri = [\"/run/a.sock\"]\n").unwrap();
+        assert_eq!(named.cri, [Path::new("/run/a.sock")]);
+    }
+
+    #[test]
+    fn sinks() {
+        let config = config(SINKS).unwrap();
+        let [audit, screen] = &config.sinks[..] else {
+            panic!("{:?}", config.sinks)
+        };
+        assert_eq!(audit.name.as_deref(), Some("audit"));
+        assert_eq!(audit.selection.kinds, [Kind::Data, Kind::Gap].into());
+        assert!(!audit.selection.undecoded && !audit.is_live());
+        let Type::File(file) = &audit.to else {
+            panic!("{audit:?}")
+        };
+        assert_eq!((&*file.path, file.output), (Path::new("/a"), Output::Json));
+        assert!(screen.name.is_none() && screen.selection.undecoded && screen.is_live());
+        let never = sink::Stdout {
+            output: Output::Text,
+            color: Color::Never,
+        };
+        assert_eq!(screen.to, Type::Stdout(never));
+        assert_eq!(config.emit().len(), 11);
+        assert!(config.is_undecoded_told() && config.is_live());
+    }
+
+    const SINKS: &str = "[[sink]]\nname = \"audit\"\ntype = \"file\"\npath = \"/a\"\n\
+        emit = [\"data\", \"gap\"]\n[[sink]]\ntype = \"stdout\"\ncolor = \"never\"\n";
+
+    #[test]
+    fn a_flag_about_the_output_leaves_the_sinks_of_the_file_aside() {
+        let file = parse(SINKS).unwrap();
+        let with = |flags: Settings| Config::try_from(flags.or(file.clone())).unwrap().sinks;
+        let flag = Settings::default;
+        assert_eq!(with(flag()).len(), 2);
+        let hold = Some(false);
+        assert_eq!(with(Settings { hold, ..flag() }).len(), 2);
+        for flags in [
+            Settings {
+                output: Some(Output::Json),
+                ..flag()
+            },
+            Settings {
+                output_file: Some("/b".into()),
+                ..flag()
+            },
+            Settings {
+                emit: Some(vec![Kind::Gap]),
+                ..flag()
+            },
+            Settings {
+                color: Some(Color::Never),
+                ..flag()
+            },
+        ] {
+            let alone = Config::try_from(flags.clone()).unwrap().sinks;
+            assert_eq!(with(flags), alone);
+        }
+    }
+
     #[test]
     fn flags_win_over_the_file() {
         let file = parse("ring-size = 262144\nuid = [0, \"root\"]\ncontent = \"full\"\n").unwrap();
@@ -648,10 +1255,25 @@ mod tests {
     #[test]
     fn errors_name_key_line_and_way_out() {
         for (text, parts) in [
-            ("\n\ncolour = \"never\"\n", &["line 3", "colour"][..]),
+            (
+                "\n\ncolour = \"never\"\n",
+                &["line 3", "unknown key `colour`, did you mean `color`?"][..],
+            ),
+            ("\nemti = [\"gap\"]", &["line 2", "did you mean `emit`?"]),
+            ("x = 1", &["unknown key `x`; there are pid, comm"]),
+            (
+                "[daemon]\n\nsoket = \"/a\"",
+                &["line 3", "`soket`, did you mean `socket`?"],
+            ),
+            ("[daemon]\nsocket = \"a\"", &["absolute"]),
             ("pid = [\"x\"]", &["line 1"]),
             ("\nemit = [\"date\"]", &["line 2", "date", "data, http"]),
             ("content = \"some\"", &["line 1", "some", "redacted"]),
+            ("record = \"f\"", &["--record", "--content full"]),
+            (
+                "record = \"f\"\ncontent = \"redacted\"",
+                &["--content full"],
+            ),
             ("stats-interval = \"10\"", &["line 1", "unit"]),
             ("ring-size = 65537", &["65537", "power of two"]),
             ("ring-size = 32768", &["power of two"]),
@@ -661,15 +1283,53 @@ mod tests {
             ("uid = [\"no-such-user-here\"]", &["no-such-user-here"]),
             ("cgroup = [\"/a/../b\"]", &["/proc/PID/cgroup"]),
             ("cgroup = [\"a\"]", &["/proc/PID/cgroup"]),
+            ("container = [\"\"]", &["--container"]),
+            ("label = [\"a\"]", &["--label a", "KEY=VALUE"]),
+            ("label = [\"=a\"]", &["KEY=VALUE"]),
+            ("pod = [\"\"]", &["--pod"]),
             (
-                "container = [\"\"]",
-                &["--container", "4 characters", "docker ps"],
+                "[metadata]\ncri = [\"a.sock\"]",
+                &["a.sock", "from the root"],
+            ),
+            ("[[sink]]\npath = \"/a\"", &["line 1", "sink", "type"]),
+            (
+                "hold = true\n[[sink]]\ntype = \"fil\"",
+                &["line 2", "sink", "fil", "`file`"],
             ),
             (
-                "container = [\"c0f\"]",
-                &["--container c0f", "4 characters"],
+                "[[sink]]\nname = \"a\"\ntype = \"file\"\npth = \"/a\"",
+                &["sink `a`", "pth", "`path`"],
             ),
-            ("container = [\"my-web\"]", &["--container my-web", "id"]),
+            (
+                "[[sink]]\nname = \"a\"\ntype = \"file\"\npath = \"/a\"\nrotate = { keep = 3 }",
+                &["sink `a`", "`rotate`", "`age`"],
+            ),
+            (
+                "[[sink]]\nname = \"a\"\ntype = \"stdout\"\nemit = [\"date\"]",
+                &["sink `a`", "`emit`", "date", "data, http"],
+            ),
+            (
+                "[[sink]]\nname = \"a\"\ntype = \"stdout\"\ncolor = \"red\"",
+                &["sink `a`", "red", "always"],
+            ),
+            (
+                "[[sink]]\nname = \"\"\ntype = \"stdout\"",
+                &["sink", "`name`"],
+            ),
+            (
+                "output = \"json\"\n[[sink]]\ntype = \"stdout\"",
+                &["`output`", "[[sink]]"],
+            ),
+            (
+                "[[sink]]\nname = \"a\"\ntype = \"stdout\"\n\
+                 [[sink]]\nname = \"a\"\ntype = \"file\"\npath = \"/a\"",
+                &["sink `a`", "two of this name"],
+            ),
+            (
+                "[[sink]]\ntype = \"file\"\npath = \"/a\"\n[[sink]]\ntype = \"file\"\npath = \"/a\"",
+                &["sink /a", "`path`"],
+            ),
+            ("[metadata]\nsocket = []", &["line 2", "socket"]),
             (
                 "[[signature]]\nlibrary = \"a\\u001b\"",
                 &["signature", "`library`"],
@@ -713,6 +1373,7 @@ mod tests {
             ("10s", Some(10_000)),
             ("5m", Some(300_000)),
             ("1h", Some(3_600_000)),
+            ("7d", Some(604_800_000)),
             ("0s", None),
             ("10", None),
             ("s", None),
@@ -726,5 +1387,31 @@ mod tests {
             let got = text.parse::<Interval>().ok().map(|i| i.0);
             assert_eq!(got, milliseconds.map(Duration::from_millis), "{text:?}");
         }
+    }
+
+    #[test]
+    fn sizes_may_have_a_unit() {
+        for (text, bytes) in [
+            ("0", Some(0)),
+            ("4096", Some(4096)),
+            ("64KiB", Some(64 << 10)),
+            ("10MiB", Some(10 << 20)),
+            ("1GiB", Some(1 << 30)),
+            ("unlimited", Some(u64::MAX)),
+            ("", None),
+            ("MiB", None),
+            ("10MB", None),
+            ("10 MiB", None),
+            ("-1", None),
+            ("1.5MiB", None),
+            ("99999999999999GiB", None),
+        ] {
+            let got = text.parse::<Size>().ok().map(|size| size.0);
+            assert_eq!(got, bytes, "{text:?}");
+        }
+        let limit = |line: &str| parse(line).map(|settings| settings.body_limit);
+        assert_eq!(limit("body-limit = 5").unwrap(), Some(Size(5)));
+        assert_eq!(limit("body-limit = \"5KiB\"").unwrap(), Some(Size(5120)));
+        limit("body-limit = \"much\"").unwrap_err();
     }
 }

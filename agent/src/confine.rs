@@ -4,10 +4,11 @@
 //! socket, starts no program, traces nobody and cannot become anybody else, not even by a bug. Sudo
 //! and CMD must have been started before, for they would inherit it.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{collections::BTreeMap, fs, io, os::fd::BorrowedFd};
 
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetError, RulesetStatus,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, NetPort, PathBeneath, PathFd, Ruleset,
+    RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, RulesetStatus, make_bitflags,
 };
 use rustix::{
     process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit},
@@ -20,6 +21,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Is, SeccompCondition,
     SeccompFilter, SeccompRule,
 };
+use serde::{Deserialize, Serialize};
 
 /// The user and group `nobody`, on every distribution.
 pub const NOBODY: u32 = 65534;
@@ -31,6 +33,7 @@ pub const NOBODY: u32 = 65534;
 ///
 /// Returns the core limit that CMD is to get back.
 pub fn harden() -> io::Result<Rlimit> {
+    use_up_first_times();
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let before = getrlimit(Resource::Core);
     let none = Rlimit {
@@ -88,8 +91,26 @@ pub enum Mode {
 /// What could be had on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Confinement {
-    /// `full`, `partial`, or `none` where the kernel has no Landlock (before 5.13, or switched off).
-    pub landlock: &'static str,
+    pub landlock: Landlock,
+}
+
+/// How far our Landlock rules are enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Landlock {
+    Full,
+    Partial,
+    /// The kernel has none (before 5.13, or switched off).
+    None,
+}
+
+impl Landlock {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Landlock::Full => "full",
+            Landlock::Partial => "partial",
+            Landlock::None => "none",
+        }
+    }
 }
 
 /// Locks this process in. The order matters: each step needs a right that a later one takes.
@@ -97,11 +118,36 @@ pub struct Confinement {
 /// Call it while there is one thread. Capabilities and Landlock belong to threads; one that exists
 /// already would keep its own. Those started later inherit everything.
 pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineError> {
-    let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads != 1 {
-        return Err(ConfineError::Threads(threads));
-    }
-    use_up_first_times();
+    become_nobody(identity)?;
+    give_up(mode, Reach::Held)
+}
+
+/// The same for the process that delivers: it may make connections, and nothing else that the pipeline may not.
+pub fn lock_in_with_network(
+    identity: Identity,
+    mode: Mode,
+    network: &Network,
+) -> Result<Confinement, ConfineError> {
+    become_nobody(identity)?;
+    give_up(mode, Reach::Network(network))
+}
+
+/// Locks the process in that asks container runtimes. Their sockets are root's, so it keeps that name, without a
+/// single capability; it makes sockets of this machine and connects them, and reaches nothing else.
+pub fn lock_in_asking(mode: Mode) -> Result<Confinement, ConfineError> {
+    stay()?;
+    give_up(mode, Reach::UnixSockets)
+}
+
+/// Locks a process in that keeps the files of one directory: it stays who it is, and there it may make, rename and
+/// remove them.
+pub fn keep_to(directory: BorrowedFd<'_>, mode: Mode) -> Result<Confinement, ConfineError> {
+    stay()?;
+    give_up(mode, Reach::Directory(directory))
+}
+
+fn become_nobody(identity: Identity) -> Result<(), ConfineError> {
+    check_threads()?;
     if rustix::process::geteuid().is_root() {
         if let Some(name) = missing().first() {
             return Err(ConfineError::Right(name));
@@ -109,15 +155,55 @@ pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineErr
         empty_bounding_set()?;
         become_user(identity)?;
     }
+    Ok(())
+}
+
+/// Who is root remains it by name.
+fn stay() -> Result<(), ConfineError> {
+    check_threads()?;
+    if rustix::process::geteuid().is_root() {
+        empty_bounding_set()?;
+    }
+    Ok(())
+}
+
+/// Every right but those of `reach`.
+fn give_up(mode: Mode, reach: Reach<'_>) -> Result<Confinement, ConfineError> {
+    use_up_first_times();
     set_capabilities(None, NO_CAPABILITIES).map_err(step("drop all capabilities"))?;
     set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     // Once more: a change of uid sets it to what the sysctl fs.suid_dumpable says.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(step("make the process undumpable"))?;
-    let landlock = forbid_files()?;
-    forbid_system_calls(mode)?;
+    let landlock = forbid_files(reach)?;
+    forbid_system_calls(mode, reach)?;
     Ok(Confinement { landlock })
 }
+
+/// What a locked-in process may get beside what it holds.
+#[derive(Clone, Copy)]
+enum Reach<'a> {
+    Held,
+    /// Whoever listens on a socket of this machine.
+    UnixSockets,
+    /// Collectors of records.
+    Network(&'a Network),
+    /// Its files.
+    Directory(BorrowedFd<'a>),
+}
+
+/// What the process that delivers keeps: connections, and what the search for an address reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// It connects to these and to no other, where Landlock knows TCP (6.7).
+    pub ports: Vec<u16>,
+}
+
+/// Where names are asked for, should an answer be too long for UDP.
+const DNS: u16 = 53;
+/// What says how a name becomes an address: `hosts`, `resolv.conf`, `nsswitch.conf`, `gai.conf`. They are replaced when
+/// a network comes or goes, so their directories are named; the first may be a link into one of the others.
+const NAMES: [&str; 3] = ["/etc", "/run/systemd/resolve", "/run/NetworkManager"];
 
 const NO_CAPABILITIES: CapabilitySets = CapabilitySets {
     effective: CapabilitySet::empty(),
@@ -132,7 +218,15 @@ fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ConfineErro
     }
 }
 
-/// Some calls ask the kernel once and remember: rustix reads the auxiliary vector by `prctl`.
+fn check_threads() -> Result<(), ConfineError> {
+    match fs::read_dir("/proc/self/task").map_or(1, Iterator::count) {
+        1 => Ok(()),
+        threads => Err(ConfineError::Threads(threads)),
+    }
+}
+
+/// Some calls ask the kernel once and remember: rustix reads the auxiliary vector by `prctl`, which is forbidden later,
+/// and before Linux 6.4 from /proc/self/auxv, which an ordinary user's undumpable process may not open.
 fn use_up_first_times() {
     rustix::param::page_size();
     rustix::param::clock_ticks_per_second();
@@ -173,27 +267,41 @@ fn become_user(identity: Identity) -> Result<(), ConfineError> {
     )
 }
 
-/// Every right on files is handled and none is given, likewise for TCP. Signals are not scoped: the
+/// Every right on files is handled and none is given, likewise for TCP; but for what is reached. Signals are not scoped: the
 /// pipeline has to pass SIGTERM on to CMD.
-fn forbid_files() -> Result<&'static str, ConfineError> {
+fn forbid_files(reach: Reach<'_>) -> Result<Landlock, ConfineError> {
     const NEWEST: ABI = ABI::V5;
+    let kept: BitFlags<AccessFs> =
+        make_bitflags!(AccessFs::{ReadFile | WriteFile | MakeReg | RemoveFile});
     let ruleset = || -> Result<_, RulesetError> {
-        Ruleset::default()
+        let mut rules = Ruleset::default()
             .handle_access(AccessFs::from_all(NEWEST))?
             .handle_access(AccessNet::from_all(NEWEST))?
-            .create()?
-            .restrict_self()
+            .create()?;
+        if let Reach::Network(Network { ports }) = reach {
+            for port in ports.iter().chain(&[DNS]) {
+                rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+            }
+            // One that is not there is asked by nobody.
+            for names in NAMES.iter().filter_map(|path| PathFd::new(path).ok()) {
+                rules = rules.add_rule(PathBeneath::new(names, AccessFs::ReadFile))?;
+            }
+        }
+        if let Reach::Directory(directory) = reach {
+            rules = rules.add_rule(PathBeneath::new(directory, kept))?;
+        }
+        rules.restrict_self()
     };
     Ok(match ruleset()?.ruleset {
-        RulesetStatus::FullyEnforced => "full",
-        RulesetStatus::PartiallyEnforced => "partial",
-        RulesetStatus::NotEnforced => "none",
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::None,
     })
 }
 
 /// Three filters, since each knows two answers. The kernel takes the strictest: a call passes if
 /// all of them let it.
-fn forbid_system_calls(mode: Mode) -> Result<(), ConfineError> {
+fn forbid_system_calls(mode: Mode, reach: Reach<'_>) -> Result<(), ConfineError> {
     let missing = filter(
         // Its flags are behind a pointer, where no filter can look. libc falls back to `clone`.
         [(libc::SYS_clone3, vec![])],
@@ -201,12 +309,12 @@ fn forbid_system_calls(mode: Mode) -> Result<(), ConfineError> {
         SeccompAction::Errno(libc::ENOSYS as u32),
     )?;
     let refused = filter(
-        refused()?,
+        refused(reach)?,
         SeccompAction::Allow,
         SeccompAction::Errno(libc::EPERM as u32),
     )?;
     let known = filter(
-        known()?,
+        known(reach)?,
         match mode {
             Mode::Enforce => SeccompAction::KillProcess,
             Mode::Log => SeccompAction::Log,
@@ -235,7 +343,7 @@ fn filter(
 
 /// An error for these: libraries try them and go on without. A panic's backtrace wants to open our
 /// own executable; the message must come all the same.
-fn refused() -> Result<Rules, ConfineError> {
+fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
     let argument = |index, is, value| SeccompCondition::new(index, Width::Dword, is, value);
     let one = |condition| SeccompRule::new(vec![condition]);
     let masked = |mask: i32| Is::MaskedEq(mask as u64);
@@ -254,37 +362,95 @@ fn refused() -> Result<Rules, ConfineError> {
         argument(1, Is::Ne, libc::SIGCONT as u64)?,
         argument(1, Is::Ne, 0)?,
     ])?;
-    // The question whether it is a terminal, its size, and non-blocking sockets.
-    let not_asking = SeccompRule::new(vec![
-        argument(1, Is::Ne, libc::TCGETS)?,
-        argument(1, Is::Ne, libc::TIOCGWINSZ)?,
-        argument(1, Is::Ne, libc::FIONBIO)?,
-    ])?;
+    // The question whether it is a terminal, its size, and non-blocking sockets. Requests have 32 bits, and another
+    // type with each libc.
+    let mut asking = vec![
+        argument(1, Is::Ne, u64::from(libc::TCGETS as u32))?,
+        argument(1, Is::Ne, u64::from(libc::TIOCGWINSZ as u32))?,
+        argument(1, Is::Ne, u64::from(libc::FIONBIO as u32))?,
+    ];
+    if let Reach::Network(_) = reach {
+        // How long the answer of a name server is.
+        asking.push(argument(1, Is::Ne, u64::from(libc::FIONREAD as u32))?);
+    }
+    let not_asking = SeccompRule::new(asking)?;
 
-    let mut rules: Rules = REFUSED.iter().map(|call| (*call, vec![])).collect();
+    let more = reach.calls();
+    let refused = REFUSED.iter().filter(|call| !more.contains(call));
+    let mut rules: Rules = refused.map(|call| (*call, vec![])).collect();
     rules.extend([
         (libc::SYS_mmap, vec![executable.clone()]),
         (libc::SYS_mprotect, vec![executable]),
         // Threads, but no processes.
         (libc::SYS_clone, vec![not_a_thread]),
-        (libc::SYS_socketpair, vec![not_unix]),
+        (libc::SYS_socketpair, vec![not_unix.clone()]),
         (libc::SYS_prctl, vec![not_about_itself]),
         // By number only to continue what was held for a probe, should the half have died. CMD gets
         // its signals through its descriptor.
         (libc::SYS_kill, vec![not_continue]),
         (libc::SYS_ioctl, vec![not_asking]),
     ]);
+    match reach {
+        Reach::Held | Reach::Directory(_) => {
+            rules.extend([(libc::SYS_socket, vec![]), (libc::SYS_connect, vec![])]);
+        }
+        Reach::UnixSockets => rules.push((libc::SYS_socket, vec![not_unix])),
+        Reach::Network(_) => {
+            // Two conditions of one rule hold together: neither IPv4 nor IPv6.
+            let no_internet = SeccompRule::new(vec![
+                argument(0, Is::Ne, libc::AF_INET as u64)?,
+                argument(0, Is::Ne, libc::AF_INET6 as u64)?,
+            ])?;
+            rules.push((libc::SYS_socket, vec![no_internet]));
+        }
+    }
     Ok(rules)
 }
 
-fn known() -> Result<Rules, ConfineError> {
-    let refused = refused()?.into_iter().map(|(call, _)| call);
+impl Reach<'_> {
+    /// System calls beside [`ALLOWED`].
+    fn calls(self) -> &'static [libc::c_long] {
+        match self {
+            Reach::Held => &[],
+            Reach::UnixSockets => &[libc::SYS_connect],
+            Reach::Network(_) => NETWORK,
+            Reach::Directory(_) => FILES,
+        }
+    }
+}
+
+fn known(reach: Reach<'_>) -> Result<Rules, ConfineError> {
+    let refused = refused(reach)?.into_iter().map(|(call, _)| call);
     let known = ALLOWED.iter().copied().chain(refused);
+    let known = known.chain(reach.calls().iter().copied());
     Ok(known
         .chain([libc::SYS_clone3])
         .map(|call| (call, vec![]))
         .collect())
 }
+
+/// What the process that delivers does more: connections, and files that say where a name is. Landlock says which.
+const NETWORK: &[libc::c_long] = &[
+    libc::SYS_connect,
+    // Of UDP, by one of the C libraries when it asks for a name.
+    libc::SYS_bind,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_sendmmsg,
+    libc::SYS_openat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+];
+
+/// For who keeps the files of a directory, Landlock says of which one, and compresses them when others rest.
+const FILES: &[libc::c_long] = &[
+    libc::SYS_setpriority,
+    libc::SYS_openat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat,
+    libc::SYS_renameat2,
+];
 
 /// What the pipeline does, and what libc, std and tokio do for it.
 const ALLOWED: &[libc::c_long] = &[
@@ -310,6 +476,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_shutdown,
     libc::SYS_getsockopt,
+    // A daemon's own socket, whose listener it holds: none can be made.
+    libc::SYS_accept4,
     // Waiting.
     libc::SYS_ppoll,
     libc::SYS_epoll_create1,
@@ -381,11 +549,8 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_memfd_create,
     libc::SYS_statfs,
     // Other people's sockets.
-    libc::SYS_socket,
-    libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_listen,
-    libc::SYS_accept4,
     // Programs, other processes, the kernel.
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -630,6 +795,36 @@ mod tests {
         });
     }
 
+    #[test]
+    fn who_asks_runtimes_reaches_their_sockets_only() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let path = std::env::temp_dir().join(format!("vortex-confine-{}", std::process::id()));
+        let _ = fs::remove_file(&path);
+        let _listener = UnixListener::bind(&path).unwrap();
+        check(|| {
+            let status = File::open("/proc/thread-self/status")?;
+            lock_in_asking(Mode::Enforce)?;
+            UnixStream::connect(&path)?;
+            let file = c"/etc/passwd".as_ptr() as libc::c_long;
+            for (number, arguments) in [
+                (libc::SYS_openat, [libc::AT_FDCWD.into(), file, 0, 0]),
+                (libc::SYS_socket, [libc::AF_INET.into(), 1, 0, 0]),
+                (libc::SYS_socket, [libc::AF_NETLINK.into(), 3, 0, 0]),
+                (libc::SYS_execve, [file, 0, 0, 0]),
+                (libc::SYS_kill, [1, 15, 0, 0]),
+                (libc::SYS_bpf, [0; 4]),
+            ] {
+                let error = system_call(number, arguments);
+                anyhow::ensure!(error == libc::EPERM, "system call {number} gave {error}");
+            }
+            for name in ["CapPrm:", "CapEff:", "CapAmb:"] {
+                anyhow::ensure!(field(&status, name)? == ["0000000000000000"], "{name}");
+            }
+            Ok(())
+        });
+        let _ = fs::remove_file(&path);
+    }
+
     /// `Name: value` of our own status, from a descriptor that was opened before.
     fn field(status: &File, name: &str) -> anyhow::Result<Vec<String>> {
         let mut text = vec![0; 8192];
@@ -784,5 +979,86 @@ mod tests {
             assert!(text.contains("first words"), "{text}");
             assert!(text.contains("last words"), "{text}");
         }
+    }
+
+    #[test]
+    fn who_delivers_reaches_its_collectors_and_no_other() {
+        use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [known, other] = listeners.each_ref().map(|one| one.local_addr().unwrap());
+        check(|| {
+            let ports = vec![known.port()];
+            let network = Network { ports };
+            let confined = lock_in_with_network(Identity::default(), Mode::Enforce, &network)?;
+            TcpStream::connect(known)?;
+            anyhow::ensure!(("localhost", 1).to_socket_addrs()?.count() > 0);
+            File::open("/etc/hosts")?;
+            if confined.landlock != Landlock::None {
+                anyhow::ensure!(
+                    File::open("/proc/self/status").is_err(),
+                    "a file was opened"
+                );
+                anyhow::ensure!(File::create("/tmp/vortex-confined").is_err());
+            }
+            if confined.landlock == Landlock::Full {
+                anyhow::ensure!(TcpStream::connect(other).is_err(), "another port");
+                anyhow::ensure!(
+                    TcpListener::bind("127.0.0.1:0").is_err(),
+                    "a port to listen on"
+                );
+            }
+            let path = c"/etc/passwd".as_ptr() as libc::c_long;
+            for (number, arguments) in [
+                (libc::SYS_socket, [libc::AF_UNIX.into(), 1, 0, 0]),
+                (libc::SYS_socket, [libc::AF_NETLINK.into(), 3, 0, 0]),
+                (libc::SYS_listen, [0; 4]),
+                (libc::SYS_execve, [path, 0, 0, 0]),
+                (libc::SYS_ptrace, [16, 1, 0, 0]),
+                (libc::SYS_bpf, [0; 4]),
+                (libc::SYS_perf_event_open, [0; 4]),
+                (libc::SYS_kill, [1, 15, 0, 0]),
+                (libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]),
+            ] {
+                let error = system_call(number, arguments);
+                anyhow::ensure!(error == libc::EPERM, "system call {number} gave {error}");
+            }
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn files_are_kept_in_one_directory() {
+        let directory = std::env::temp_dir().join(format!("vortex-keep-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        check(|| {
+            use rustix::fs::{AtFlags, CWD, Mode as Bits, OFlags, openat, renameat, unlinkat};
+            let held = File::open(&directory)?;
+            let outside = directory.join("../vortex-keep-outside");
+            let confinement = keep_to(held.as_fd(), Mode::Enforce)?;
+            let new = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+            openat(&held, "one", new, Bits::RUSR | Bits::WUSR)?;
+            renameat(&held, "one", &held, "two")?;
+            openat(&held, "two", OFlags::RDONLY, Bits::empty())?;
+            unlinkat(&held, "two", AtFlags::empty())?;
+            if confinement.landlock != Landlock::None {
+                let refused = openat(CWD, "/etc/passwd", OFlags::RDONLY, Bits::empty());
+                anyhow::ensure!(refused.err() == Some(Errno::ACCESS), "a file was opened");
+                let refused = openat(CWD, &outside, new, Bits::RUSR);
+                anyhow::ensure!(refused.err() == Some(Errno::ACCESS), "a file was made");
+            }
+            for call in [
+                libc::SYS_socket,
+                libc::SYS_execve,
+                libc::SYS_bpf,
+                libc::SYS_mkdirat,
+            ] {
+                anyhow::ensure!(
+                    system_call(call, [0; 4]) == libc::EPERM,
+                    "system call {call}"
+                );
+            }
+            Ok(())
+        });
+        fs::remove_dir(directory).unwrap();
     }
 }

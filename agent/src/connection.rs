@@ -1,8 +1,8 @@
 //! The live connections, whose they are, and between which addresses.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher as _},
 };
 
 use agent_ebpf::Direction;
@@ -23,20 +23,17 @@ pub struct Entry {
     pub received: Stream,
     pub sent: Stream,
     socket: u64,
-    /// How often its data waited for a name in vain.
-    pub waits: u32,
+    /// How long its data waited for a name in vain, in nanoseconds.
+    pub waited: u64,
     /// Its program closed it, and may still read what is left.
     pub is_left: bool,
     pub protocol: Protocol,
 }
 
 impl Entry {
-    /// The stream of this direction, and what is said about it.
-    pub fn stream(&mut self, direction: Direction) -> (&mut Stream, &Connection) {
-        match direction {
-            Direction::Received => (&mut self.received, &self.facts),
-            Direction::Sent => (&mut self.sent, &self.facts),
-        }
+    /// Bytes that are missing of each stream so far, by direction.
+    pub fn lost(&self) -> [u64; 2] {
+        [self.received.lost(), self.sent.lost()]
     }
 
     /// The stream of this direction, what is said about it, and what it is decoded by.
@@ -54,7 +51,7 @@ impl Entry {
 pub struct Connections {
     entries: HashMap<HandleId, Entry>,
     /// The live ones of each process, by handle: an address means one connection at a time.
-    current: HashMap<u32, HashMap<u64, HandleId>>,
+    current: HashMap<u32, BTreeMap<u64, HandleId>>,
     retired: Retired,
     sockets: Sockets,
     key: u128,
@@ -75,9 +72,11 @@ impl Connections {
         }
     }
 
-    fn name(&self, id: &HandleId) -> String {
+    /// An id for the next one, made of what tells it from others.
+    fn name(&mut self, what: impl Hash) -> String {
+        self.opened += 1;
         let mut hasher = DefaultHasher::new();
-        (self.key, id, self.opened).hash(&mut hasher);
+        (self.key, what, self.opened).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
     }
 
@@ -90,17 +89,19 @@ impl Connections {
         self.current.get(&pid)?.get(&handle).copied()
     }
 
-    /// All connections, in no order.
+    /// All connections, in order.
     pub fn all(&self) -> Vec<HandleId> {
-        self.entries.keys().copied().collect()
+        let mut all: Vec<HandleId> = self.entries.keys().copied().collect();
+        all.sort_unstable();
+        all
     }
 
-    /// All live connections of a process.
+    /// All live connections of a process, in order.
     pub fn of(&self, pid: u32) -> Vec<HandleId> {
         self.current
             .get(&pid)
             .into_iter()
-            .flat_map(HashMap::values)
+            .flat_map(BTreeMap::values)
             .copied()
             .collect()
     }
@@ -111,9 +112,9 @@ impl Connections {
         joined: Joined,
         library: Option<(&'static str, Option<&Clear>)>,
     ) {
-        self.opened += 1;
         let mut facts = Connection {
-            id: self.name(&id),
+            id: self.name(id),
+            number: self.opened,
             attribution: Attribution::None,
             joined,
             has_unseen: false,
@@ -131,7 +132,7 @@ impl Connections {
             received: Stream::default(),
             sent: Stream::default(),
             socket: 0,
-            waits: 0,
+            waited: 0,
             is_left: false,
             protocol: Protocol::new(joined == Joined::Start),
         };
@@ -144,11 +145,9 @@ impl Connections {
 
     /// What is known of a connection of which nothing but its beginning is seen.
     pub fn unseen(&mut self, connected: &Connected, greeting: Greeting) -> Connection {
-        self.opened += 1;
-        let mut hasher = DefaultHasher::new();
-        (self.key, connected, self.opened).hash(&mut hasher);
         Connection {
-            id: format!("{:016x}", hasher.finish()),
+            id: self.name(connected),
+            number: self.opened,
             attribution: Attribution::Exact,
             joined: Joined::Start,
             has_unseen: true,
@@ -354,6 +353,22 @@ mod tests {
         assert_eq!(connections.at(1, 3), Some(again));
         connections.close(&again);
         assert!(connections.of(1).is_empty() && !connections.contains(&again));
+    }
+
+    /// What is said of all of them at the end must not depend on where a hash puts them.
+    #[test]
+    fn all_come_in_order() {
+        let mut connections = Connections::new(0);
+        let id = |pid, handle| HandleId { pid, handle, ..ID };
+        // 37 is coprime to 100: each number once.
+        let scrambled = (0..100).map(|i| i * 37 % 100);
+        for handle in scrambled {
+            connections.open(id(2, handle), Joined::Start, None);
+            connections.open(id(1, handle), Joined::Start, None);
+        }
+        let of = |pid| (0..100).map(move |handle| id(pid, handle));
+        assert_eq!(connections.all(), of(1).chain(of(2)).collect::<Vec<_>>());
+        assert_eq!(connections.of(2), of(2).collect::<Vec<_>>());
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Which file is probed where, and which process is seen through it from when.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use agent_ebpf::{DETAIL, cookie};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     half::{FileId, Site},
@@ -14,21 +15,25 @@ use crate::{
 /// What is known of the files and who maps them.
 #[derive(Debug, Default)]
 pub struct Table {
-    files: HashMap<FileId, File>,
+    files: BTreeMap<FileId, File>,
     /// Who maps a file that is still being looked at.
     early: HashMap<FileId, Vec<Waiter>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
     points: Vec<Placed>,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
-    seen: HashMap<(u32, FileId), Option<u64>>,
+    seen: BTreeMap<(u32, FileId), Option<u64>>,
     /// Processes with calls through a file that nobody sees.
     switching: HashSet<(u32, FileId)>,
+    /// Processes without the breakpoints of a file, and whether these were placed again.
+    silent: HashSet<(u32, FileId, bool)>,
 }
 
 #[derive(Debug)]
 struct File {
     path: Clear,
     library: Option<(&'static str, Option<Clear>)>,
+    /// By what its functions were found.
+    located: Option<&'static str>,
     functions: Vec<Probed>,
     partly: Option<&'static str>,
     state: State,
@@ -54,7 +59,7 @@ pub struct Placed {
 }
 
 /// A process that maps a file.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct User {
     pub pid: u32,
     /// When, in nanoseconds since boot; `None`: before we looked.
@@ -79,6 +84,29 @@ pub struct Said {
     pub gone: Option<Box<Process>>,
     pub coverage: Coverage,
 }
+
+/// How many coverage records there were, by their status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub probed: u64,
+    pub partly: u64,
+    pub refused: u64,
+    pub unknown: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, status: CoverageStatus) {
+        *match status {
+            CoverageStatus::Probed => &mut self.probed,
+            CoverageStatus::Partly => &mut self.partly,
+            CoverageStatus::Refused => &mut self.refused,
+            CoverageStatus::Unknown => &mut self.unknown,
+        } += 1;
+    }
+}
+
+/// What holds for every process that ran before its probes were in place.
+pub const LATE: &str = "its calls before `seen_from` were not seen";
 
 /// Why nothing can be shown of who is no more.
 const LEFT: &str = "the process ended, or became another program, before the probes were in place";
@@ -110,6 +138,7 @@ impl Coverage {
             library_path: Some(path),
             library_name: None,
             library_version: None,
+            library_located: None,
             functions: Vec::new(),
             seen_from: None,
         }
@@ -125,6 +154,7 @@ impl Coverage {
             library_path: None,
             library_name: None,
             library_version: None,
+            library_located: None,
             functions: Vec::new(),
             seen_from: None,
         }
@@ -153,14 +183,17 @@ impl Table {
         }
     }
 
-    /// Probes of the file were out of the memory of a process.
-    pub fn silent(&self, pid: u32, id: FileId, is_placed_again: bool) -> Option<Coverage> {
+    /// Probes of the file were out of the memory of a process. Said once.
+    pub fn silent(&mut self, pid: u32, id: FileId, is_placed_again: bool) -> Option<Coverage> {
         let from = *self.seen.get(&(pid, id))?;
+        if !self.silent.insert((pid, id, is_placed_again)) {
+            return None;
+        }
         let why = match is_placed_again {
             true => {
-                "its breakpoints were gone from this process' memory, calls passed by: they are placed again"
+                "breakpoints were gone from this process' memory, calls passed by: they are placed again"
             }
-            false => "its breakpoints are gone from this process' memory: its calls pass by",
+            false => "breakpoints are gone from this process' memory: calls pass by",
         };
         Some(Coverage {
             status: CoverageStatus::Partly,
@@ -199,6 +232,7 @@ impl Table {
         let file = File {
             path,
             library,
+            located: Some(found.located),
             functions,
             partly,
             state,
@@ -232,6 +266,7 @@ impl Table {
             File {
                 path,
                 library: None,
+                located: None,
                 functions,
                 partly: None,
                 state,
@@ -284,6 +319,25 @@ impl Table {
         self.settle(id, State::Attached(at))
     }
 
+    /// The process is watched from now on: its calls so far were not seen, or were not told of.
+    pub fn begins(&mut self, pid: u32, now: u64) -> Vec<Said> {
+        let known = self.seen.range_mut((pid, FileId::MIN)..=(pid, FileId::MAX));
+        let files: Vec<FileId> = known
+            .map(|((_, file), from)| {
+                let is_attached = matches!(self.files[file].state, State::Attached(_));
+                *from = is_attached.then_some(now);
+                *file
+            })
+            .collect();
+        let files = files.into_iter();
+        files
+            .map(|file| {
+                let from = self.seen[&(pid, file)];
+                Said::of(pid, self.coverage(pid, file, from))
+            })
+            .collect()
+    }
+
     /// A process waits no longer: what is attached now came too late for it.
     pub fn continued(&mut self, pid: u32) {
         for waiter in self.waiting(pid) {
@@ -310,9 +364,10 @@ impl Table {
         if was_probed {
             // Its probes are gone, and who was told that it is seen is told that it is not.
             let users = self.seen.iter().filter(|((_, file), _)| *file == id);
-            said.extend(
-                users.map(|((pid, _), from)| Said::of(*pid, self.coverage(*pid, id, *from))),
-            );
+            let mut users: Vec<_> = users.map(|((pid, _), from)| (*pid, *from)).collect();
+            users.sort_unstable();
+            let users = users.into_iter();
+            said.extend(users.map(|(pid, from)| Said::of(pid, self.coverage(pid, id, from))));
         }
         said
     }
@@ -345,7 +400,7 @@ impl Table {
         let switching = self.switching.contains(&(pid, id)).then_some(
             "it makes TLS calls while one is open on another stack, as coroutines do: those are not seen",
         );
-        let late = seen_from.map(|_| "its calls before `seen_from` were not seen");
+        let late = seen_from.map(|_| LATE);
         let (status, reason) = match (&file.state, switching.or(file.partly).or(late)) {
             (State::Attached(_), None) => (CoverageStatus::Probed, None),
             (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(Clear::ours(why))),
@@ -361,6 +416,7 @@ impl Table {
                 .library
                 .as_ref()
                 .and_then(|(_, version)| version.clone()),
+            library_located: file.located,
             functions: file.functions.clone(),
             // In nanoseconds since boot until the pipeline turns it into wall clock.
             seen_from: seen_from.map(WallTime),
@@ -414,6 +470,7 @@ impl Table {
     pub fn left(&mut self, pid: u32, who: Option<&Process>) {
         self.seen.retain(|(known, _), _| *known != pid);
         self.switching.retain(|(known, _)| *known != pid);
+        self.silent.retain(|(known, ..)| *known != pid);
         let Some(who) = who else {
             let files = self.files.values_mut().map(|file| &mut file.waiting);
             for waiting in files.chain(self.early.values_mut()) {
@@ -432,7 +489,8 @@ impl Table {
             .files
             .iter_mut()
             .map(|(id, file)| (*id, std::mem::take(&mut file.waiting)));
-        let asked: Vec<(FileId, Vec<Waiter>)> = asked.collect();
+        let mut asked: Vec<(FileId, Vec<Waiter>)> = asked.collect();
+        asked.sort_unstable_by_key(|(id, _)| *id);
         let said = asked
             .into_iter()
             .flat_map(|(id, waiting)| waiting.into_iter().map(move |waiter| (id, waiter)));

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, POINT, REJOINED,
-    SEVERAL_SOCKETS, Socket, Touch, Transfer, Unseen, cause, kind, side,
+    Bound, Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, POINT,
+    REJOINED, SEVERAL_SOCKETS, Socket, Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
 
@@ -60,6 +60,8 @@ pub enum Event<'a> {
         place: Place,
         time: u64,
     },
+    /// The handle uses this socket, by its handshake.
+    Bound { handle: HandleId, cookie: u64 },
     /// The handle's connection is to be with a server of this name.
     Name { handle: HandleId, name: &'a [u8] },
     /// The two ends of a socket.
@@ -122,6 +124,7 @@ impl Event<'_> {
             Event::Opened { handle, .. }
             | Event::Unseen { handle, .. }
             | Event::Touch { handle, .. }
+            | Event::Bound { handle, .. }
             | Event::Freed { handle, .. }
             | Event::Left { handle, .. }
             | Event::Name { handle, .. } => Some(handle.pid),
@@ -135,14 +138,14 @@ impl Event<'_> {
 }
 
 /// One direction of one TLS object of one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId {
     pub handle: HandleId,
     pub direction: Direction,
 }
 
 /// A TLS object of a process that may share its number with a dead one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleId {
     pub pid: u32,
     pub born: u64,
@@ -165,6 +168,32 @@ impl HandleId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed ring record")]
 pub struct Malformed;
+
+/// What the kernel side wrote of a ring record, without the old content of the ring behind it. Nothing, if it makes no
+/// sense.
+pub fn written(record: &[u8]) -> &[u8] {
+    let Ok((head, _)) = Head::read_from_prefix(record) else {
+        return &[];
+    };
+    let payload = head.len as usize;
+    let length = match head.kind {
+        kind::DATA => size_of::<Data>() + payload,
+        kind::NAME => size_of::<Name>() + payload,
+        kind::HELLO => size_of::<Hello>() + payload,
+        kind::GAP => size_of::<Gap>(),
+        kind::OPENED | kind::CLEARED => size_of::<Opened>(),
+        kind::FREED | kind::LEFT => size_of::<Freed>(),
+        kind::UNSEEN | kind::SENSELESS => size_of::<Unseen>(),
+        kind::CARRIED => size_of::<Carried>(),
+        kind::SOCKET => size_of::<Socket>(),
+        kind::TOUCH => size_of::<Touch>(),
+        kind::BOUND => size_of::<Bound>(),
+        kind::TRANSFER => size_of::<Transfer>(),
+        kind::CLOSED => size_of::<Closed>(),
+        _ => return &[],
+    };
+    record.get(..length).unwrap_or_default()
+}
 
 pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
     let (head, _) = Head::read_from_prefix(record).map_err(|_| Malformed)?;
@@ -302,6 +331,18 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                 },
                 place: place(tid, touch.place),
                 time: head.time,
+            })
+        }
+        kind::BOUND => {
+            let (bound, _) = Bound::read_from_prefix(record).map_err(|_| Malformed)?;
+            let (pid, _) = ids(bound.pid_tgid);
+            Ok(Event::Bound {
+                handle: HandleId {
+                    pid,
+                    born: bound.born,
+                    handle: bound.handle,
+                },
+                cookie: bound.socket,
             })
         }
         kind::NAME => {
@@ -451,6 +492,40 @@ mod tests {
             }
         );
         assert_eq!(stream.direction, Direction::Sent);
+    }
+
+    #[test]
+    fn what_is_behind_a_record_is_not_kept_and_not_missed() {
+        const OLD: [u8; 64] = [0xff; 64];
+        let mut known = 0;
+        for kind in 0..=u16::MAX {
+            let mut record = [0; 512];
+            let head = Head {
+                kind,
+                direction: 1,
+                len: 5,
+                time: 6,
+            };
+            record[..size_of::<Head>()].copy_from_slice(head.as_bytes());
+            if matches!(kind, kind::SOCKET | kind::HELLO) {
+                record[core::mem::offset_of!(Socket, family)] = 2;
+            }
+            let written = written(&record);
+            if decode(&record).is_err() {
+                assert!(written.is_empty(), "kind {kind}");
+                continue;
+            }
+            known += 1;
+            let end = written.len();
+            let with_old = [written, &OLD].concat();
+            assert_eq!(super::written(&with_old), written, "kind {kind}");
+            assert_eq!(decode(&with_old), decode(written), "kind {kind}");
+            let cut = decode(&record[..end - 1]);
+            assert_eq!(cut, Err(Malformed), "kind {kind}");
+            assert!(super::written(&record[..end - 1]).is_empty());
+        }
+        assert_eq!(known, 16);
+        assert_eq!(written(&data(3, b"abcOLD")), data(3, b"abc"));
     }
 
     #[test]

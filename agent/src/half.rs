@@ -93,6 +93,11 @@ pub enum Report {
         connected: Connected,
         finding: Finding,
     },
+    /// Answers [`Order::Examine`], if there is something to say.
+    Silent {
+        pid: u32,
+        silent: Silent,
+    },
     /// A line for the log.
     Warning(String),
 }
@@ -101,6 +106,14 @@ pub enum Report {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Filter(Filter),
+    /// Others are wanted; with [`Filter::may_change`] only. Who is wanted before and after passes all the time, and who is
+    /// neither never does: first those leave who are wanted no more. Then the pipeline changes the control word.
+    Change {
+        uids: Vec<u32>,
+        comms: Vec<String>,
+    },
+    /// It has: now those come who are wanted from now on. As the other, answered by `FilterSet`.
+    Changed,
     /// One descriptor: a directory of the cgroup v2 hierarchy. Before `Filter`.
     Cgroup,
     /// Answers `Opened`: probe these points; without points nothing is there, let go of the file. Or, with
@@ -125,6 +138,10 @@ pub enum Order {
     },
     /// What can be said of this connection, which began with TLS that no probe saw?
     Inspect(Connected),
+    /// Are all breakpoints where this process maps the files that are probed?
+    Examine {
+        pid: u32,
+    },
     /// `pending`: look for holes at the end of streams, too.
     Survey {
         pending: bool,
@@ -290,10 +307,14 @@ pub struct Filter {
     pub containers: Vec<String>,
     /// The kernel side is told who is in `groups` and `containers`: it can't find out itself.
     pub members: bool,
+    /// A daemon's may.
+    pub may_change: bool,
     /// Look at what is mapped already.
     pub scan: bool,
     /// Hold processes of the tree while a new file of theirs is looked at.
     pub hold: bool,
+    /// Processes of the agent that the half does not know by itself: they are never looked at.
+    pub own: Vec<u32>,
 }
 
 impl Filter {

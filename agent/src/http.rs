@@ -6,11 +6,14 @@
 use crate::{
     plaintext::Plaintext,
     protocol::{
-        exchange::{Body, Exchange, Half},
-        head::{Fields, Request},
+        charset,
+        exchange::{Body, Exchange, Extent, Half},
+        head::{Fields, Request, Response},
         sse, websocket,
     },
-    record::{Grpc, Header, Http, HttpBody, HttpHalf, Messages, Sse, Url, WallTime, WebSocket},
+    record::{
+        Grpc, Header, Http, HttpBody, HttpHalf, Interim, Messages, Sse, Url, WallTime, WebSocket,
+    },
     redact::{Clear, Policy, Redactor},
 };
 
@@ -22,6 +25,8 @@ pub struct Teller<'a> {
     pub server: Option<&'a str>,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
+    /// What was told of an exchange while it was open is not told again.
+    pub live: bool,
 }
 
 /// Lines of heads that say what a body is, and nothing about who sends it or why.
@@ -34,53 +39,54 @@ const PLAIN: [&str; 5] = [
 ];
 
 impl Teller<'_> {
-    pub fn http(&self, exchange: &Exchange) -> Http {
-        let request = exchange.request.as_ref();
-        let response = exchange.response.as_ref();
-        let head = request.and_then(|half| half.head.as_ref());
+    pub fn http(&self, exchange: &Exchange, is_open: bool) -> Http {
+        let asked = exchange.asked();
+        let half = |half: &Half| self.half(half, exchange, is_open);
         Http {
-            method: head
+            exchange: exchange.id,
+            is_open,
+            is_continued: self.live && exchange.is_told,
+            method: asked
                 .and_then(|head| head.method.as_deref())
                 .map(|method| self.text(method)),
-            url: head.map(|head| self.url(head)).unwrap_or_default(),
-            status: response.and_then(|half| half.head.as_ref()?.status),
-            request: request
-                .map(|half| self.half(half, half.head.as_ref().map(|head| &head.fields))),
-            response: response
-                .map(|half| self.half(half, half.head.as_ref().map(|head| &head.fields))),
-            interim: exchange.interim,
+            url: asked.map(|head| self.url(head)).unwrap_or_default(),
+            status: exchange.answered().and_then(|head| head.status),
+            request: exchange.request().map(half),
+            response: exchange.response().map(half),
+            events: exchange.events,
+            interim: exchange
+                .interim
+                .iter()
+                .map(|head| self.interim(head))
+                .collect(),
         }
     }
 
     /// A call of gRPC, if the exchange is one.
-    pub fn grpc(&self, exchange: &Exchange) -> Option<Grpc> {
-        let of = |body: Option<&Body>| {
-            let messages = body.and_then(|body| body.messages.as_ref());
-            messages.map(|messages| Messages {
+    pub fn grpc(&self, exchange: &Exchange, is_open: bool) -> Option<Grpc> {
+        let of = |half: Option<&Half>| {
+            let messages = half?.body.messages.as_ref()?;
+            Some(Messages {
                 count: messages.count,
                 sizes: messages.sizes.clone(),
             })
         };
-        let sent = of(exchange.request.as_ref().map(|half| &half.body));
-        let received = of(exchange.response.as_ref().map(|half| &half.body));
+        let (sent, received) = (of(exchange.request()), of(exchange.response()));
         if sent.is_none() && received.is_none() {
             return None;
         }
-        let path = exchange
-            .request
-            .as_ref()
-            .and_then(|half| half.head.as_ref()?.target.as_deref());
+        let path = exchange.asked().and_then(|head| head.target.as_deref());
         let mut names = path.unwrap_or_default().split(|byte| *byte == b'/').skip(1);
         let (service, method) = (names.next(), names.next());
         let trailer = |name| {
-            let half = exchange.response.as_ref()?;
+            let half = exchange.response()?;
             // A call that fails at once has only one head, and its trailers are in there.
-            let in_head = || half.head.as_ref().and_then(|head| head.fields.get(name));
+            let in_head = || half.head.as_ref()?.fields().get(name);
             let in_body = || half.body.messages.as_ref()?.trailer(name);
             half.trailers.get(name).or_else(in_head).or_else(in_body)
         };
         Some(Grpc {
-            http: self.http(exchange),
+            http: self.http(exchange, is_open),
             service: service.map(|name| self.text(name)),
             method: method.map(|name| self.text(name)),
             status: trailer("grpc-status")
@@ -92,13 +98,13 @@ impl Teller<'_> {
     }
 
     pub fn event(&self, exchange: &Exchange, event: &sse::Event, number: u64) -> Sse {
-        let head = exchange
-            .request
-            .as_ref()
-            .and_then(|half| half.head.as_ref());
         let named = |text: &[u8]| (!text.is_empty()).then(|| self.text(text));
         Sse {
-            url: head.map(|head| self.url(head)).unwrap_or_default(),
+            exchange: exchange.id,
+            url: exchange
+                .asked()
+                .map(|head| self.url(head))
+                .unwrap_or_default(),
             number,
             name: named(&event.name),
             id: named(&event.id),
@@ -144,27 +150,53 @@ impl Teller<'_> {
         WallTime(time.wrapping_add(self.clock))
     }
 
-    fn half<H>(&self, half: &Half<H>, fields: Option<&Fields>) -> HttpHalf {
+    fn half(&self, half: &Half, exchange: &Exchange, is_open: bool) -> HttpHalf {
+        let head = half.head.as_ref();
+        let told = match self.live {
+            true => half.told,
+            false => Extent::Nothing,
+        };
+        // Events always, and messages once it was told that the exchange is open.
+        let is_told_in_pieces =
+            self.live && half.comes_in_pieces() && (exchange.is_told || half.is_event_stream());
+        let is_ready = !is_open || half.extent() == Extent::All;
         HttpHalf {
-            headers: fields
-                .map(|fields| self.headers(fields))
+            has_head: told == Extent::Nothing,
+            has_body: told < Extent::All && is_ready && !is_told_in_pieces,
+            headers: head
+                .map(|head| self.headers(head.fields()))
                 .unwrap_or_default(),
             trailers: self.headers(&half.trailers),
-            body: self.body(&half.body),
+            body: self.body(
+                &half.body,
+                head.and_then(|head| head.fields().get("content-type")),
+            ),
             began: self.wall(half.began),
             ended: self.wall(half.ended),
             is_whole: half.is_whole,
         }
     }
 
-    fn body(&self, body: &Body) -> HttpBody {
+    fn interim(&self, head: &Response) -> Interim {
+        Interim {
+            status: head.status,
+            headers: self.headers(&head.fields),
+        }
+    }
+
+    fn body(&self, body: &Body, media: Option<&[u8]>) -> HttpBody {
         let is_cut = body.is_cut || body.unreadable().is_some();
+        let whole = |bytes, holes: &[_]| self.redactor.whole(Plaintext::new(bytes), holes, is_cut);
+        let text = media.and_then(|media| text_of(media, body, is_cut));
+        let (content, charset) = match text {
+            Some(text) => (whole(text.read.as_bytes(), &text.holes), Some(text.charset)),
+            None => (whole(&body.kept, &body.holes), None),
+        };
         HttpBody {
             size: body.length,
             decoded_size: body.decoded,
-            content: self
-                .redactor
-                .whole(Plaintext::new(&body.kept), &body.holes, is_cut),
+            content,
+            charset,
             is_cut,
             unreadable: body.unreadable().map(|why| why.name()),
         }
@@ -238,6 +270,30 @@ impl Teller<'_> {
     fn text(&self, bytes: &[u8]) -> Clear {
         self.redactor.string(&String::from_utf8_lossy(bytes))
     }
+}
+
+/// A body that is text in another encoding than UTF-8.
+struct Text {
+    read: String,
+    /// Where something is missing in `read`, and how much.
+    holes: Vec<(usize, u64)>,
+    charset: &'static str,
+}
+
+fn text_of(media: &[u8], body: &Body, is_cut: bool) -> Option<Text> {
+    // A hole may end in the middle of a character.
+    if !body.holes.is_empty() && !charset::is_single_byte(media) {
+        return None;
+    }
+    let (read, charset) = charset::text_of(media, &body.kept, is_cut)?;
+    let before = |at: usize| read.chars().take(at).map(char::len_utf8).sum();
+    let holes = body.holes.iter();
+    let holes = holes.map(|(at, length)| (before(*at), *length)).collect();
+    Some(Text {
+        read,
+        holes,
+        charset,
+    })
 }
 
 /// `grpc-message` is percent-encoded (gRPC over HTTP/2, "Status-Message").

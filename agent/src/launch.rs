@@ -229,6 +229,12 @@ pub struct Pipeline {
 /// init or a closed pipe sends: it has probes to take out.
 pub fn become_half() -> Result<(), LaunchError> {
     harden().map_err(step("make the process undumpable"))?;
+    ignore_signals();
+    Ok(())
+}
+
+/// Whoever sends these means the pipeline, and that tells what to do.
+pub fn ignore_signals() {
     for signal in [
         libc::SIGINT,
         libc::SIGTERM,
@@ -240,7 +246,6 @@ pub fn become_half() -> Result<(), LaunchError> {
         // SAFETY: ignoring a signal installs no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    Ok(())
 }
 
 /// The way to the pipeline: stdin if it is a socket, else the address that sudo's caller listens on.

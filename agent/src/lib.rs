@@ -1,6 +1,7 @@
 //! Vortex: the plaintext of TLS traffic, from the kernel to a record.
 
 pub mod ahead;
+pub mod alive;
 pub mod attach;
 pub mod attribute;
 pub mod backlog;
@@ -15,23 +16,35 @@ pub mod confine;
 pub mod connection;
 pub mod container;
 pub mod coverage;
+pub mod daemon;
+#[cfg(any(feature = "otlp", feature = "prometheus"))]
+pub mod deliver;
 pub mod doctor;
 pub mod escape;
 pub mod event;
 pub mod glob;
 pub mod half;
+pub mod health;
 pub mod hello;
 pub mod http;
+pub mod input;
 pub mod launch;
 pub mod ledger;
 pub mod locate;
+pub mod metadata;
 pub mod namespace;
+pub mod notify;
+mod ours;
 pub mod pipeline;
 pub mod plaintext;
+mod planted;
 pub mod probe;
 pub mod protocol;
+pub mod reader;
 pub mod record;
+pub mod recording;
 pub mod redact;
+pub mod replay;
 pub mod ring;
 pub mod run;
 pub mod self_test;

@@ -9,15 +9,16 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
+use clap_mangen::Man;
 use vortex_agent::{
     attach,
-    cli::{Action, Cli},
+    cli::{Action, Cli, Print},
     complain::{self, complain},
-    config::Config,
-    doctor, locate,
+    config::{Config, Settings},
+    daemon, doctor, locate, metadata,
     probe::{self, Loaded, Walked},
-    run, self_test,
+    replay, run, self_test,
 };
 
 fn main() -> ExitCode {
@@ -27,8 +28,27 @@ fn main() -> ExitCode {
             log(arguments.verbose);
             run::run(&arguments)
         }
+        Action::Daemon(arguments) => {
+            log(arguments.verbose);
+            daemon::daemon(&arguments)
+        }
+        Action::Health(arguments) => daemon::health(&arguments),
+        Action::Replay(arguments) => replay::replay(&arguments),
         Action::Attach(options) => attach::attach(&options),
-        Action::Config => print(Config::DEFAULTS),
+        #[cfg(any(feature = "otlp", feature = "prometheus"))]
+        Action::Deliver => vortex_agent::deliver::deliver(),
+        Action::Metadata(options) => metadata::process::metadata(&options),
+        Action::Config(Print {
+            check: Some(file), ..
+        }) => check(&file),
+        Action::Config(Print { schema: true, .. }) => print(Config::SCHEMA),
+        Action::Config(_) => print(Config::DEFAULTS),
+        Action::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "vortex-agent", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Action::Man => man(),
         Action::Locate { file } => locate(&file),
         Action::LoadCheck => load_check(),
         Action::Doctor(arguments) => doctor::doctor(&arguments),
@@ -45,7 +65,7 @@ fn log(verbose: u8) {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(|| complain::Line)
+        .with_writer(complain::Lines)
         .with_ansi(false)
         .with_target(false)
         .without_time()
@@ -56,6 +76,49 @@ fn log(verbose: u8) {
 fn print(text: &str) -> ExitCode {
     let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+/// Is it a file that a daemon would take?
+fn check(file: &Path) -> ExitCode {
+    match Settings::read(file).and_then(Config::try_from) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(run::MISUSE)
+        }
+    }
+}
+
+fn man() -> ExitCode {
+    match page() {
+        Ok(page) => print(&String::from_utf8_lossy(&page)),
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One page with every command: nobody looks for a second one.
+fn page() -> io::Result<Vec<u8>> {
+    let mut command = Cli::command();
+    command.build();
+    let mut page = Vec::new();
+    let whole = Man::new(command.clone());
+    whole.render_title(&mut page)?;
+    whole.render_name_section(&mut page)?;
+    whole.render_synopsis_section(&mut page)?;
+    let commands = command.get_subcommands().filter(|one| !one.is_hide_set());
+    for one in commands {
+        let name = one.get_name().to_uppercase();
+        writeln!(page, ".SH VORTEX-AGENT {name}")?;
+        let one = Man::new(one.clone());
+        one.render_synopsis_section(&mut page)?;
+        one.render_description_section(&mut page)?;
+        one.render_options_section(&mut page)?;
+        one.render_extra_section(&mut page)?;
+    }
+    Ok(page)
 }
 
 /// For tests and benchmarks.

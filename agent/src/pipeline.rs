@@ -1,32 +1,45 @@
 //! The line, stage by stage: ring records and the half's reports in, output records out. Pure: no clock,
-//! no file, no socket. Time comes with the events.
+//! no file, no socket. Time comes with the events, and the same [`Input`] gives the same records: where there are
+//! several in one moment, their order is not that of a hash table.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
 
 use agent_ebpf::Direction;
 
 use crate::{
     attribute::{Attention, Call, Solver, Verdict},
     backlog::{Backlog, Piece, What},
+    confine::Landlock,
     connection::Connections,
-    coverage::{Placed, Said, Table, User},
+    coverage::{Counts, Placed, Said, Table, User},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::glob,
-    half::{Connected, Facts, FileId, Finding, Pending, Runtime, Silent, Site},
+    half::{Connected, Facts, Features, FileId, Finding, Pending, Silent, Site, Sockets},
+    health::Health,
     hello,
-    ledger::Tally,
+    input::{Count, Input, Show},
+    ledger::{Tally, ledger},
     locate::Found,
+    metadata::{
+        Container, Names,
+        known::{Known, Meeting},
+    },
+    ours::Ours,
     plaintext::Plaintext,
     protocol::{
-        self, Limit,
+        self, Limit, Protocol,
         exchange::{Bounds, Keep},
     },
     record::{
-        Attribution, Body, Cause, Connection, Content, Coverage, Joined, Kind, Process, Record,
-        Role, Stats, WallTime,
+        self, Attribution, Body, Cause, Connection, Coverage, Joined, Kind, Process, Record, Role,
+        Stats, WallTime,
     },
-    redact::{self, Clear, Key, Policy, Redactor},
-    speaker::{Speaker, Voice, emit},
+    redact::{self, Clear, Key, Policy, Redactor, Told, View},
+    speaker::{Asked, Speaker, Voice, emit},
     stream::{Output, Stream},
     trial::{Trials, Verdict as Judgement},
     unclaimed::{Greeting, Library, Unclaimed},
@@ -39,8 +52,11 @@ pub type Out<'a> = &'a mut dyn FnMut(&Record<'_>);
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub emit: BTreeSet<Kind>,
-    /// Bytes that nothing decodes are told as data, also where `emit` has no data.
+    /// Bytes that nothing decodes are told as data by themselves ([`View::Undecoded`]), whatever `emit` says of
+    /// data.
     pub undecoded: bool,
+    /// Somebody reads along: exchanges are told of when they take long, and once more when they are over.
+    pub live: bool,
     /// How much of bodies is kept.
     pub bounds: Bounds,
     pub content: Policy,
@@ -49,6 +65,8 @@ pub struct Wanted {
     /// What the kernel filters by; here for coverage only.
     pub uids: Vec<u32>,
     pub comms: Vec<String>,
+    /// What a process' container must be called to pass.
+    pub names: Names,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
     /// Makes the hashes of secrets; random.
@@ -59,7 +77,9 @@ pub struct Wanted {
 pub struct Pipeline {
     wanted: Wanted,
     processes: HashMap<u32, Who>,
+    containers: Known,
     coverage: Table,
+    covered: Counts,
     connections: Connections,
     /// Anything that decoders say is wanted.
     decodes: bool,
@@ -67,17 +87,27 @@ pub struct Pipeline {
     keep: Keep,
     /// How often a bound of a decoder was reached.
     limits: BTreeMap<Limit, u64>,
+    /// The requests of the last moment, if somebody reads along.
+    asked: VecDeque<Asked>,
     redactor: Redactor,
     solver: Solver,
     backlog: Backlog,
     trials: Trials,
+    /// Where probes are to be placed in the file that was found last.
+    sites: Vec<Site>,
     /// Files whose probes are to be taken out, and why.
     withdrawals: Vec<(FileId, &'static str)>,
     /// The kernel side sees which sockets are used, so connections get names.
     sees_sockets: bool,
     /// Streams in which something waits for a hole to be explained.
-    waiting: HashSet<StreamId>,
+    waiting: BTreeSet<StreamId>,
     parked: HashMap<u32, Parked>,
+    /// Bytes of all that waits there.
+    parked_bytes: usize,
+    /// Sockets that were closed since something has waited: its own may be among them.
+    parked_closed: Vec<u64>,
+    /// How far the streams of processes are that the filter turned away because nobody had told who they are.
+    passed_by: HashMap<StreamId, u64>,
     /// Connections whose handle is gone, and since when.
     freed: VecDeque<(u64, HandleId)>,
     /// The same of those that their programs closed: these may still be read.
@@ -85,8 +115,15 @@ pub struct Pipeline {
     /// Handles that the kernel side need not remember.
     forgotten: Vec<HandleId>,
     unclaimed: Unclaimed,
+    /// Connections about which the half is to be asked.
+    questions: Vec<Connected>,
+    health: Health,
+    /// Processes whose breakpoints the half is to look at.
+    suspects: Vec<u32>,
     /// Processes of which nothing is known but that they speak TLS.
     strangers: Vec<u32>,
+    /// A file whose probes were out of a process' memory.
+    silent: Option<Clear>,
     /// TLS was seen that no library is known of.
     has_unknown: bool,
     tally: Tally,
@@ -98,29 +135,64 @@ pub struct Pipeline {
     sequence: u64,
     /// Wall clock minus time since boot, in nanoseconds.
     clock: u64,
+    ours: Ours,
+    /// What this machine can do, and in words what not: for `stats`.
+    features: Vec<(&'static str, &'static str)>,
+    lacks: Vec<Clear>,
 }
 
 struct Who {
     facts: Process,
     /// The user-space filters want it.
     passes: bool,
+    /// Of these the one by executables.
+    passes_by_exe: bool,
+    /// Its container's name is not known yet and may let it pass.
+    is_undecided: bool,
+    /// As the runtime has it.
+    container_id: Option<String>,
+    /// Its records wait for that name.
+    awaits: bool,
     /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
     covered: bool,
     /// It is not in the control groups that are watched.
     is_outside: bool,
 }
 
-/// Records of a process that nobody has told us about: its facts are on their way by the other channel.
+/// What happened to a process that nobody has told us about, or not in which container it is: that is on its way by
+/// another channel.
 #[derive(Default)]
 struct Parked {
     since: u64,
     bytes: usize,
-    records: Vec<Vec<u8>>,
+    happened: Vec<Happened>,
 }
 
-/// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait.
+enum Happened {
+    Record(Vec<u8>),
+    Said(Said, u64),
+    Renamed(String),
+    Pending(Pending, u64),
+    Ended(u64),
+}
+
+/// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait: of one, and in
+/// all.
 const PARKED_TIME: u64 = 250_000_000;
 const PARKED_BYTES: usize = 1 << 20;
+const PARKED_BYTES_ALL: usize = 16 << 20;
+const PARKED_CLOSED: usize = 4096;
+
+impl Happened {
+    /// What it keeps, about.
+    fn bytes(&self) -> usize {
+        size_of::<Happened>()
+            + match self {
+                Happened::Record(raw) => raw.len(),
+                _ => 0,
+            }
+    }
+}
 
 /// How long a connection outlives its handle, in nanoseconds: what tells its name, and what the half says of
 /// its end, may come later.
@@ -130,40 +202,50 @@ const FREED_TIME: u64 = 1_000_000_000;
 /// at once, or never.
 const LEFT_TIME: u64 = 3_000_000_000;
 
-/// How often a connection waits for a name in vain before it waits no more.
-const WAITS_MAX: u32 = 16;
+/// How long a request waits for its response before who reads along is told of it, in nanoseconds.
+const MOMENT: u64 = 1_000_000_000;
+
+/// How long a connection waits for a name in vain before it waits no more, in nanoseconds.
+const WAITED_MAX: u64 = 4_000_000_000;
 
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
         let is_any = |kinds: &[Kind]| kinds.iter().any(|kind| wanted.emit.contains(kind));
         let decodes =
             wanted.undecoded || is_any(&[Kind::Http, Kind::Sse, Kind::Websocket, Kind::Grpc]);
-        // No payload is shown: none needs to be looked at.
-        let policy = match wanted.content {
-            Policy::Redacted if !decodes && !is_any(&[Kind::Data]) => Policy::None,
-            policy => policy,
-        };
+        let policy = policy(wanted.content, &wanted.emit, decodes);
         Pipeline {
             decodes,
             keep: Keep::new(wanted.bounds),
             limits: BTreeMap::new(),
+            asked: VecDeque::new(),
             connections: Connections::new(wanted.key),
             redactor: Redactor::new(policy, wanted.secret_key.clone()),
             solver: Solver::default(),
             backlog: Backlog::default(),
             trials: Trials::default(),
+            sites: Vec::new(),
             withdrawals: Vec::new(),
             sees_sockets: false,
             wanted,
             processes: HashMap::new(),
+            containers: Known::default(),
             coverage: Table::default(),
-            waiting: HashSet::new(),
+            covered: Counts::default(),
+            waiting: BTreeSet::new(),
             parked: HashMap::new(),
+            parked_bytes: 0,
+            parked_closed: Vec::new(),
+            passed_by: HashMap::new(),
             freed: VecDeque::new(),
             left: VecDeque::new(),
             forgotten: Vec::new(),
             unclaimed: Unclaimed::default(),
+            questions: Vec::new(),
+            health: Health::default(),
+            suspects: Vec::new(),
             strangers: Vec::new(),
+            silent: None,
             has_unknown: false,
             tally: Tally::default(),
             told_late: 0,
@@ -172,17 +254,131 @@ impl Pipeline {
             used: false,
             sequence: 0,
             clock: 0,
+            ours: Ours::default(),
+            features: Vec::new(),
+            lacks: Vec::new(),
         }
     }
 
-    /// Wall clock minus time since boot, in nanoseconds; changes when somebody sets the clock.
-    pub fn set_clock(&mut self, offset: u64) {
-        self.clock = offset;
+    /// One thing that happens; `now` is nanoseconds since boot.
+    pub fn take(&mut self, input: Input<'_>, now: u64, out: Out<'_>) {
+        let mut ours = std::mem::take(&mut self.ours);
+        if let Input::Ours { local, peer } = input {
+            ours.made(local, peer);
+        }
+        let is_ours = |record: &Record<'_>| record.connection.is_some_and(|one| ours.hold(one));
+        self.told(input, now, &mut |record| {
+            if !is_ours(record) {
+                out(record);
+            }
+        });
+        self.ours = ours;
     }
 
-    /// Uses of sockets will be told: what has no name yet may wait for one.
-    pub fn expect_sockets(&mut self) {
-        self.sees_sockets = true;
+    fn told(&mut self, input: Input<'_>, now: u64, out: Out<'_>) {
+        match input {
+            // Before anything else was.
+            Input::Ours { .. } => {}
+            Input::Clock(offset) => self.clock = offset,
+            Input::Machine {
+                landlock,
+                features,
+                limits,
+            } => self.machine(landlock, features, &limits),
+            Input::Record(raw) => self.record(event::written(raw), now, out),
+            Input::Idle => self.expire(now, out),
+            Input::NoNames => self.wait_for_no_names(out),
+            Input::Process(facts) => self.process(facts, now, out),
+            Input::Runtimes { are_asked } => self.containers.is_asked(are_asked),
+            Input::Container { id, container } => self.container(id, container, now, out),
+            Input::Renamed { pid, comm } => self.renamed(pid, comm, now, out),
+            Input::Continued { pid } => self.coverage.continued(pid),
+            Input::Ended { pid } => self.ended(pid, now, out),
+            Input::Watch { uids, comms } => self.watch(uids, comms, now, out),
+            Input::Show(show) => self.follow(show, now, out),
+            Input::Found { file, path, found } => self.found(file, path, &found),
+            Input::Refused { file, path, why } => self.refused(file, path, why, now, out),
+            Input::Nothing { file } => self.coverage.nothing(file),
+            Input::Mapped { file, user } => self.mapped(file, user, now, out),
+            Input::Attached { file, at } => self.attached(file, at, now, out),
+            Input::Failed { file, why } => self.failed(file, why, now, out),
+            Input::Same { file, known } => self.same(file, known, now, out),
+            Input::Missed { pid, path } => self.missed(pid, path, now, out),
+            Input::Runtime { pid, runtime } => self.unclaimed.is_runtime(pid, runtime),
+            Input::Inspected { connected, finding } => {
+                self.silent = self.inspected(&connected, finding, now, out);
+            }
+            Input::Silent { pid, silent } => {
+                self.silent = self.lost_breakpoints(pid, silent, now, out);
+            }
+            Input::Pending(pending) => self.pending(&pending, now, out),
+            Input::Count(count) => self.stats(count, now, out),
+            Input::Finish => self.finish(now, out),
+        }
+    }
+
+    fn machine(&mut self, landlock: Landlock, features: Features, limits: &[String]) {
+        // What has no name yet may wait for one.
+        self.sees_sockets = features.sockets != Sockets::Unseen;
+        self.features = vec![("landlock", landlock.name())];
+        self.features.extend(features.words());
+        let limits = limits.iter();
+        self.lacks = limits.map(|limit| self.redactor.string(limit)).collect();
+    }
+
+    /// Who is watched from here on hears of it.
+    fn watch(&mut self, uids: Vec<u32>, comms: Vec<String>, now: u64, out: Out<'_>) {
+        self.wanted.uids = uids;
+        self.wanted.comms = comms;
+        let mut begin = Vec::new();
+        for (pid, who) in &mut self.processes {
+            let facts = &who.facts;
+            let is_covered = is_covered(
+                &self.wanted,
+                facts.owner_uid,
+                facts.comm.as_deref(),
+                who.is_outside,
+            );
+            let was_covered = std::mem::replace(&mut who.covered, is_covered);
+            if is_covered && !was_covered {
+                begin.push(*pid);
+            }
+        }
+        // Not in the order of a hash table.
+        begin.sort_unstable();
+        for pid in begin {
+            let said = self.coverage.begins(pid, now);
+            self.say(said, now, out);
+        }
+    }
+
+    /// What is held back goes out under the old policy. It may be half a secret: what is doubtful is one.
+    fn follow(&mut self, show: Show, now: u64, out: Out<'_>) {
+        self.decodes |= show.decodes();
+        let policy = policy(show.content, &show.emit, self.decodes);
+        if policy != self.redactor.policy() {
+            for id in self.redactor.all_holding() {
+                self.show_held(id, now, out, |redactor, out| redactor.gap(id, 0, out));
+            }
+            self.redactor.follow(policy);
+        }
+        let Show {
+            emit,
+            undecoded,
+            live,
+            body_limit,
+            content,
+        } = show;
+        let bounds = Bounds::of(usize::try_from(body_limit).unwrap_or(usize::MAX));
+        self.keep.bound(bounds);
+        self.wanted = Wanted {
+            emit,
+            undecoded,
+            live,
+            bounds,
+            content,
+            ..self.wanted.clone()
+        };
     }
 
     /// What the kernel side should know of sockets since the last time.
@@ -193,6 +389,11 @@ impl Pipeline {
     /// Must the kernel side tell what sockets move inside calls?
     pub fn is_any_on_trial(&self) -> bool {
         self.trials.is_any_open()
+    }
+
+    /// Where the half is to place probes in the file that was found last.
+    pub fn sites(&mut self) -> Vec<Site> {
+        std::mem::take(&mut self.sites)
     }
 
     /// Files whose functions turned out to be others, and why, since the last time.
@@ -210,8 +411,12 @@ impl Pipeline {
         !self.backlog.is_empty()
     }
 
-    /// Nothing more will come that could name anybody.
-    pub fn wait_for_no_names(&mut self, out: Out<'_>) {
+    /// Does anybody wait for the facts about a process, or for its container's name?
+    pub fn is_anybody_parked(&self) -> bool {
+        !self.parked.is_empty()
+    }
+
+    fn wait_for_no_names(&mut self, out: Out<'_>) {
         for id in self.backlog.all() {
             self.let_go(id, out);
         }
@@ -227,11 +432,16 @@ impl Pipeline {
     }
 
     /// How often each bound of what decoders keep was reached.
-    pub fn bounds(&self) -> Vec<(&'static str, u64)> {
+    fn bounds(&self) -> Vec<(&'static str, u64)> {
         let count = |limit| self.limits.get(&limit).copied().unwrap_or_default();
         Limit::ALL
             .map(|limit| (limit.name(), count(limit)))
             .to_vec()
+    }
+
+    /// Coverage records so far, whether they were wanted or not.
+    pub fn covered(&self) -> Counts {
+        self.covered
     }
 
     /// Did anything come at all?
@@ -255,64 +465,141 @@ impl Pipeline {
     }
 
     /// Connections about which the half is to be asked, because nobody's plaintext has claimed them.
-    pub fn questions(&mut self, now: u64) -> Vec<Connected> {
+    pub fn questions(&mut self) -> std::vec::Drain<'_, Connected> {
+        self.questions.drain(..)
+    }
+
+    /// Processes of which one way only is seen: the half is to look at their breakpoints.
+    pub fn suspects(&mut self) -> std::vec::Drain<'_, u32> {
+        self.suspects.drain(..)
+    }
+
+    /// The path of the file whose probes were out of a process' memory, if that is what was told last.
+    pub fn silent(&mut self) -> Option<Clear> {
+        self.silent.take()
+    }
+
+    /// Containers about which their runtimes are to be asked.
+    pub fn nameless(&mut self) -> std::vec::Drain<'_, String> {
+        self.containers.questions()
+    }
+
+    /// Forgets what the kernel side and the half would be asked: in a replay nobody is there.
+    pub fn ask_nobody(&mut self) {
+        self.nameless();
+        self.attentions();
+        self.sites.clear();
+        self.withdrawals.clear();
+        self.forgotten.clear();
+        self.questions.clear();
+        self.suspects.clear();
+        self.strangers.clear();
+        self.silent = None;
+    }
+
+    fn record(&mut self, raw: &[u8], now: u64, out: Out<'_>) {
+        let Ok(event) = decode(raw) else {
+            self.malformed += 1;
+            return;
+        };
+        if let Some(pid) = event.pid()
+            && self.processes.get(&pid).is_none_or(|who| who.awaits)
+        {
+            return self.park(pid, Happened::Record(raw.to_vec()), now, out);
+        }
+        match event {
+            Event::Closed { cookie } if !self.parked.is_empty() => {
+                self.parked_closed.push(cookie);
+                if self.parked_closed.len() > PARKED_CLOSED {
+                    self.forget_closed();
+                }
+            }
+            event => self.event(event, out),
+        }
+    }
+
+    fn forget_closed(&mut self) {
+        for cookie in std::mem::take(&mut self.parked_closed) {
+            self.solver.socket_ended(cookie);
+        }
+    }
+
+    fn awaits(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|who| who.awaits)
+    }
+
+    fn park(&mut self, pid: u32, happened: Happened, now: u64, out: Out<'_>) {
+        let parked = self.parked.entry(pid).or_insert_with(|| Parked {
+            since: now,
+            ..Parked::default()
+        });
+        let bytes = happened.bytes();
+        parked.bytes += bytes;
+        self.parked_bytes += bytes;
+        parked.happened.push(happened);
+        if parked.bytes > PARKED_BYTES || self.parked_bytes > PARKED_BYTES_ALL {
+            self.wait_no_longer(pid, now, out);
+        }
+    }
+
+    /// What happened to this process waits no longer: nothing but its id is known of it, or only its container's
+    /// name is not.
+    fn wait_no_longer(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        if self.processes.contains_key(&pid) {
+            return self.go_on(pid, now, out);
+        }
+        let facts = Facts {
+            pid,
+            ..Facts::default()
+        };
+        self.process(facts, now, out);
+    }
+
+    fn go_on(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        if let Some(who) = self.processes.get_mut(&pid) {
+            who.awaits = false;
+        }
+        let parked = self.parked.remove(&pid).unwrap_or_default();
+        self.parked_bytes -= parked.bytes;
+        for happened in parked.happened {
+            match happened {
+                Happened::Record(raw) => {
+                    if let Ok(event) = decode(&raw) {
+                        self.event(event, out);
+                    }
+                }
+                Happened::Said(said, at) => self.say(vec![said], at, out),
+                Happened::Renamed(comm) => self.renamed(pid, &comm, now, out),
+                Happened::Pending(hole, at) => self.pending(&[hole], at, out),
+                Happened::Ended(at) => self.ended(pid, at, out),
+            }
+        }
+        if self.parked.is_empty() {
+            self.forget_closed();
+        }
+    }
+
+    /// Lets records go that waited long enough, and gives up on holes.
+    fn expire(&mut self, now: u64, out: Out<'_>) {
         let Pipeline {
             unclaimed,
             coverage,
             processes,
             ..
         } = self;
-        unclaimed.questions(now, |pid| library_of(coverage, processes, pid))
-    }
-
-    /// One ring record. `now` is nanoseconds since boot.
-    pub fn record(&mut self, raw: &[u8], now: u64, out: Out<'_>) {
-        let Ok(event) = decode(raw) else {
-            self.malformed += 1;
-            return;
-        };
-        if let Some(pid) = event.pid()
-            && self.must_wait(pid, raw, now, out)
-        {
-            return;
-        }
-        self.event(event, out);
-    }
-
-    fn must_wait(&mut self, pid: u32, raw: &[u8], now: u64, out: Out<'_>) -> bool {
-        if self.processes.contains_key(&pid) {
-            return false;
-        }
-        let parked = self.parked.entry(pid).or_insert_with(|| Parked {
-            since: now,
-            ..Parked::default()
-        });
-        parked.bytes += raw.len();
-        parked.records.push(raw.to_vec());
-        if parked.bytes > PARKED_BYTES {
-            self.wait_no_longer(pid, out);
-        }
-        true
-    }
-
-    /// Nothing but its id is known of this process, and its records wait no longer for more.
-    fn wait_no_longer(&mut self, pid: u32, out: Out<'_>) {
-        let facts = Facts {
-            pid,
-            ..Facts::default()
-        };
-        self.process(facts, out);
-    }
-
-    /// Lets records go that waited long enough, and gives up on holes.
-    pub fn expire(&mut self, now: u64, out: Out<'_>) {
+        let questions = unclaimed.questions(now, |pid| library_of(coverage, processes, pid));
+        self.questions.extend(questions);
+        self.suspects.extend(self.health.suspects(now));
         for pid in self.parked_since(now.saturating_sub(PARKED_TIME)) {
-            self.wait_no_longer(pid, out);
+            if self.awaits(pid) {
+                self.containers.is_late();
+            }
+            self.wait_no_longer(pid, now, out);
         }
         let is_contested = |id: &HandleId| self.solver.is_contested(*id);
-        for id in self.backlog.overdue(now, is_contested) {
+        for (since, id) in self.backlog.overdue(now, is_contested) {
             if let Some(entry) = self.connections.get(&id) {
-                entry.waits += 1;
+                entry.waited += now.saturating_sub(since);
             }
             self.let_go(id, out);
         }
@@ -336,6 +623,14 @@ impl Pipeline {
             }
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
+        while let Some(asked) = self.asked.front().copied()
+            && now.saturating_sub(asked.time) > MOMENT
+        {
+            self.asked.pop_front();
+            self.decode(asked.handle, now, out, |decoder, _, out| {
+                decoder.show(asked.exchange, out);
+            });
+        }
         for id in self.redactor.due(now) {
             self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
         }
@@ -352,10 +647,9 @@ impl Pipeline {
         parked.into_iter().map(|(_, pid)| pid).collect()
     }
 
-    /// The end of the input: whatever waits comes out.
-    pub fn finish(&mut self, now: u64, out: Out<'_>) {
+    fn finish(&mut self, now: u64, out: Out<'_>) {
         for pid in self.parked_since(u64::MAX) {
-            self.wait_no_longer(pid, out);
+            self.wait_no_longer(pid, now, out);
         }
         self.wait_for_no_names(out);
         for piece in self.trials.take_all() {
@@ -373,16 +667,16 @@ impl Pipeline {
         }
     }
 
-    /// Must [`Pipeline::expire`] be called soon, though nothing comes?
+    /// Must [`Input::Idle`] come soon, though nothing else does?
     pub fn is_holding(&self) -> bool {
-        self.redactor.is_holding()
+        self.redactor.is_holding() || self.is_anybody_parked()
     }
 
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
         let mut due: Vec<StreamId> = self.waiting.iter().copied().collect();
         due.retain(|id| {
             let entry = self.connections.get(&id.handle);
-            entry.is_some_and(|entry| is_due(entry.stream(id.direction).0))
+            entry.is_some_and(|entry| is_due(entry.parts(id.direction).0))
         });
         for id in due {
             self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
@@ -431,6 +725,12 @@ impl Pipeline {
             } => {
                 if !self.is_filtered(handle.pid) {
                     self.solver.call(handle, place, time, Call::Touch);
+                    self.judge(out);
+                }
+            }
+            Event::Bound { handle, cookie } => {
+                if !self.is_filtered(handle.pid) {
+                    self.bind(handle, cookie, out);
                     self.judge(out);
                 }
             }
@@ -504,10 +804,12 @@ impl Pipeline {
                 self.captured = true;
                 if self.is_filtered(stream.handle.pid) {
                     self.tally.filtered += bytes.len() as u64;
+                    self.pass_by(stream, offset + bytes.len() as u64);
                     return;
                 }
                 self.open(stream.handle, point, time, out);
                 let (handle, direction) = (stream.handle, stream.direction);
+                self.health.carried(handle.pid, direction);
                 if let Some(Placed { file, .. }) = self.coverage.point(point)
                     && !self.is_believed(file, stream, tid, offset, bytes, time, out)
                 {
@@ -536,18 +838,12 @@ impl Pipeline {
                         self.solver.call(handle, place, time, call);
                     }
                     Used::One(cookie) => {
-                        if self
-                            .connections
-                            .attribute(&handle, cookie, Attribution::Exact)
-                        {
-                            self.claim(&handle);
-                            self.solver.exact(handle, cookie);
-                            self.let_go(handle, out);
-                        }
+                        self.bind(handle, cookie, out);
                         self.solver.carried(handle, tid, direction, bytes.reveal());
                     }
                     Used::Several => {}
                 }
+                self.claim(&handle);
                 self.judge(out);
                 if socket == Used::Nothing && self.may_get_a_name(&handle) {
                     self.wait_for_name(
@@ -583,6 +879,9 @@ impl Pipeline {
                     } else {
                         0
                     };
+                    if let Some(offset) = offset {
+                        self.pass_by(stream, offset.saturating_add(length));
+                    }
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
@@ -705,23 +1004,28 @@ impl Pipeline {
         }
     }
 
-    /// Plaintext of this connection came, and its socket is known.
+    /// One socket was used inside a call of the handle.
+    fn bind(&mut self, handle: HandleId, cookie: u64, out: Out<'_>) {
+        let connections = &mut self.connections;
+        if connections.attribute(&handle, cookie, Attribution::Exact) {
+            self.solver.exact(handle, cookie);
+            self.let_go(handle, out);
+        }
+    }
+
+    /// Plaintext of this connection came. Its handshake alone says nothing of the calls that carry any.
     fn claim(&mut self, id: &HandleId) {
-        if let Some(entry) = self.connections.get(id)
+        // As a rule there is none, and each record of plaintext comes here.
+        if self.unclaimed.is_any_open()
+            && let Some(entry) = self.connections.get(id)
             && let (Some(local), Some(peer)) = (entry.facts.local, entry.facts.peer)
         {
             self.unclaimed.claimed(id.pid, local, peer);
         }
     }
 
-    /// What runs the code of a process.
-    pub fn runtime(&mut self, pid: u32, runtime: Option<Runtime>) {
-        self.unclaimed.is_runtime(pid, runtime);
-    }
-
-    /// What the half found out about a connection that nobody has claimed. The path of a file whose probes were
-    /// out of the process' memory.
-    pub fn inspected(
+    /// The path of a file whose probes were out of the process' memory.
+    fn inspected(
         &mut self,
         connected: &Connected,
         finding: Finding,
@@ -729,24 +1033,40 @@ impl Pipeline {
         out: Out<'_>,
     ) -> Option<Clear> {
         let pid = connected.pid;
-        if let Some(Silent {
-            file,
-            is_placed_again,
-        }) = finding.silent
-        {
+        if let Some(silent) = finding.silent {
             self.unclaimed.claimed(pid, connected.local, connected.peer);
-            let mut coverage = self.coverage.silent(pid, file, is_placed_again)?;
-            // Nobody knows since when.
-            coverage.seen_from = Some(WallTime(now));
-            let path = coverage.library_path.clone();
-            self.say(vec![Said::of(pid, coverage)], now, out);
-            return path;
+            return self.lost_breakpoints(pid, silent, now, out);
         }
         let library = library_of(&self.coverage, &self.processes, pid);
         if let Some((greeting, why)) = self.unclaimed.answered(connected, finding, library) {
             self.say_unseen(connected, greeting, why, now, out);
         }
         None
+    }
+
+    /// Probes of a file were out of the memory of a process: its path, unless that was said before.
+    fn lost_breakpoints(
+        &mut self,
+        pid: u32,
+        silent: Silent,
+        now: u64,
+        out: Out<'_>,
+    ) -> Option<Clear> {
+        let Silent {
+            file,
+            is_placed_again,
+        } = silent;
+        for id in self.connections.of(pid) {
+            if let Some(entry) = self.connections.get(&id) {
+                entry.facts.has_unseen = true;
+            }
+        }
+        let mut coverage = self.coverage.silent(pid, file, is_placed_again)?;
+        // Nobody knows since when.
+        coverage.seen_from = Some(WallTime(now));
+        let path = coverage.library_path.clone();
+        self.say(vec![Said::of(pid, coverage)], now, out);
+        path
     }
 
     /// The connections of a process, or of all, that nobody has claimed and nobody can be asked about any more.
@@ -765,8 +1085,8 @@ impl Pipeline {
         out: Out<'_>,
     ) {
         let pid = connected.pid;
-        if !self.processes.contains_key(&pid) {
-            self.wait_no_longer(pid, out);
+        if self.processes.get(&pid).is_none_or(|who| who.awaits) {
+            self.wait_no_longer(pid, now, out);
         }
         if self.is_filtered(pid) || !self.is_covered(pid) {
             return;
@@ -788,7 +1108,7 @@ impl Pipeline {
         let entry = self.connections.get(id);
         self.sees_sockets
             && entry.is_some_and(|entry| {
-                entry.facts.attribution == Attribution::None && entry.waits < WAITS_MAX
+                entry.facts.attribution == Attribution::None && entry.waited < WAITED_MAX
             })
     }
 
@@ -797,7 +1117,7 @@ impl Pipeline {
         if !self.backlog.push(piece) {
             // A flood: waiting costs more than the name is worth.
             if let Some(entry) = self.connections.get(&id) {
-                entry.waits = WAITS_MAX;
+                entry.waited = WAITED_MAX;
             }
             self.let_go(id, out);
         }
@@ -829,8 +1149,7 @@ impl Pipeline {
         });
     }
 
-    /// Holes at the end of streams that the half found in the kernel's map.
-    pub fn pending(&mut self, pending: &[Pending], now: u64, out: Out<'_>) {
+    fn pending(&mut self, pending: &[Pending], now: u64, out: Out<'_>) {
         for hole in pending {
             let Ok(direction) = event::direction(hole.direction as u16) else {
                 continue;
@@ -844,6 +1163,10 @@ impl Pipeline {
                 handle: hole.handle,
             };
             let stream = StreamId { handle, direction };
+            if self.awaits(hole.tgid) {
+                self.park(hole.tgid, Happened::Pending(*hole, now), now, out);
+                continue;
+            }
             if self.is_filtered(hole.tgid) {
                 continue;
             }
@@ -913,14 +1236,34 @@ impl Pipeline {
             self.left.push_back((time, id));
             return;
         }
-        let joined = placed.map_or(Joined::Middle, |placed| {
-            self.joined(id, placed.file, time, out)
+        let passed_by = [Direction::Received, Direction::Sent].map(|direction| {
+            let handle = id;
+            let position = self.passed_by.remove(&StreamId { handle, direction });
+            position.map(|position| (direction, position))
         });
+        let joined = match placed {
+            Some(placed) if passed_by == [None; 2] => self.joined(id, placed.file, time, out),
+            _ => Joined::Middle,
+        };
         if id.is_rejoined() {
             // Who used which socket meanwhile was not seen either.
             self.solver.lost(id.pid);
         }
         self.begin(id, joined, placed, time, out);
+        if let Some(entry) = self.connections.get(&id) {
+            for (direction, position) in passed_by.into_iter().flatten() {
+                entry.parts(direction).0.start_at(position);
+            }
+        }
+    }
+
+    /// Bytes of a process that is turned away. One of which nobody has told may turn out to be wanted.
+    fn pass_by(&mut self, stream: StreamId, end: u64) {
+        let who = self.processes.get(&stream.handle.pid);
+        if who.is_some_and(|who| who.facts.is_bare() || who.is_undecided) {
+            let known = self.passed_by.entry(stream).or_default();
+            *known = end.max(*known);
+        }
     }
 
     /// The handle means this connection from here on, and whatever it meant before is over.
@@ -954,16 +1297,27 @@ impl Pipeline {
         }
         // What it could not tell yet is data, which the redactor may hold back.
         self.decoded(id, now, out);
-        for stream in streams {
-            self.show_held(stream, now, out, |redactor, out| {
-                redactor.close(stream, out);
-            });
+        for told in streams.into_iter().flat_map(Told::of) {
+            self.show_held(told, now, out, |redactor, out| redactor.close(told, out));
         }
         self.connections.close(&id);
     }
 
     /// Says what the decoder of a connection is still in the middle of.
     fn decoded(&mut self, id: HandleId, now: u64, out: Out<'_>) {
+        self.decode(id, now, out, |decoder, keep, out| {
+            decoder.close(now, keep, out)
+        });
+    }
+
+    /// Asks the decoder of a connection to say something.
+    fn decode(
+        &mut self,
+        id: HandleId,
+        now: u64,
+        out: Out<'_>,
+        ask: impl FnOnce(&mut Protocol, &mut Keep, &mut dyn FnMut(protocol::Said<'_>)),
+    ) {
         let Pipeline {
             wanted,
             processes,
@@ -971,6 +1325,7 @@ impl Pipeline {
             redactor,
             keep,
             limits,
+            asked,
             sequence,
             clock,
             ..
@@ -978,6 +1333,7 @@ impl Pipeline {
         let Some(entry) = connections.get(&id) else {
             return;
         };
+        let lost = entry.lost();
         let (_, connection, decoder) = entry.parts(Direction::Sent);
         let mut speaker = Speaker {
             voice: Voice {
@@ -985,8 +1341,7 @@ impl Pipeline {
                 process: processes.get(&id.pid).map(|who| &who.facts),
                 tid: None,
                 function: None,
-                complete: true,
-                lost: 0,
+                lost,
                 connection,
                 time: now,
                 clock: *clock,
@@ -995,9 +1350,10 @@ impl Pipeline {
             },
             redactor,
             limits,
+            asked,
             handle: id,
         };
-        decoder.close(now, keep, &mut |said| speaker.heard(said));
+        ask(decoder, keep, &mut |said| speaker.heard(said));
     }
 
     /// Was the connection seen from its first byte? It was, if every call of the process was. A forked
@@ -1051,6 +1407,7 @@ impl Pipeline {
             decodes,
             keep,
             limits,
+            asked,
             sequence,
             clock,
             ..
@@ -1058,6 +1415,7 @@ impl Pipeline {
         let Some(entry) = connections.get(&id.handle) else {
             return;
         };
+        let mut lost = entry.lost();
         let (stream, connection, decoder) = entry.parts(id.direction);
         let process = processes.get(&id.handle.pid).map(|who| &who.facts);
         let function = coverage.point(point).map(|placed| placed.function);
@@ -1066,14 +1424,14 @@ impl Pipeline {
             Role::Server => Direction::Received,
         });
         step(stream, &mut |stream, output| {
+            lost[id.direction as usize] = stream.lost();
             let mut speaker = Speaker {
                 voice: Voice {
                     wanted,
                     process,
                     tid: (tid != 0).then_some(tid),
                     function,
-                    complete: is_complete(connection, stream),
-                    lost: stream.lost(),
+                    lost,
                     connection,
                     time,
                     clock: *clock,
@@ -1082,13 +1440,14 @@ impl Pipeline {
                 },
                 redactor,
                 limits,
+                asked,
                 handle: id.handle,
             };
             match output {
                 Output::Bytes { offset, bytes } => {
                     tally.delivered += bytes.len() as u64;
                     if wanted.emit.contains(&Kind::Data) {
-                        speaker.bytes(id.direction, offset, bytes, time);
+                        speaker.bytes(id.direction, View::All, offset, bytes, time);
                     }
                     if *decodes {
                         let piece = protocol::Piece {
@@ -1162,7 +1521,10 @@ impl Pipeline {
     /// Makes records of what the redactor has held back of a stream.
     fn show_held(
         &mut self,
-        id: StreamId,
+        Told {
+            stream: StreamId { handle, direction },
+            view,
+        }: Told,
         time: u64,
         out: Out<'_>,
         act: impl FnOnce(&mut Redactor, redact::Out<'_>),
@@ -1176,25 +1538,24 @@ impl Pipeline {
             clock,
             ..
         } = self;
-        let Some(entry) = connections.get(&id.handle) else {
+        let Some(entry) = connections.get(&handle) else {
             return;
         };
-        let (stream, connection) = entry.stream(id.direction);
-        let mut say = |body: Body<'_>| {
-            let record = &mut Record {
-                sequence: 0,
-                time: WallTime(time.wrapping_add(*clock)),
-                process: processes.get(&id.handle.pid).map(|who| &who.facts),
-                tid: None,
-                connection: Some(connection),
-                function: None,
-                complete: is_complete(connection, stream),
-                lost_bytes: stream.lost(),
-                body,
-            };
-            emit(wanted, sequence, out, record);
+        let mut voice = Voice {
+            wanted,
+            process: processes.get(&handle.pid).map(|who| &who.facts),
+            tid: None,
+            function: None,
+            lost: entry.lost(),
+            connection: &mut entry.facts,
+            time,
+            clock: *clock,
+            sequence,
+            out,
         };
-        act(redactor, &mut data(id.direction, &mut say));
+        act(redactor, &mut |offset, length, content| {
+            voice.data(direction, view, offset, length, content);
+        });
     }
 
     /// Bytes that the kernel could not place in a stream.
@@ -1238,58 +1599,145 @@ impl Pipeline {
         );
     }
 
-    /// Who a process is, or has become by exec.
-    pub fn process(&mut self, facts: Facts, out: Out<'_>) {
+    fn process(&mut self, facts: Facts, now: u64, out: Out<'_>) {
         let pid = facts.pid;
+        // Who has spoken before goes on.
+        let may_wait = self.processes.get(&pid).is_none_or(|who| who.awaits);
+        if self.awaits(pid) {
+            // That was of who it was.
+            self.go_on(pid, now, out);
+        }
+        let clear = self.clear(&facts);
         // Of one that was bare the facts are only late.
         if let Some(who) = self.processes.get(&pid)
             && !who.facts.is_bare()
         {
+            // It was asked about when it had ended, and is who it was.
+            if clear.is_bare() {
+                return;
+            }
             self.leave(pid);
             self.unclaimed.became_another(pid);
+            self.health.forget(pid);
         }
+        let meeting = self.meet(facts.container_id.as_deref());
         let who = Who {
-            passes: passes(&self.wanted, &facts),
-            covered: is_covered(&self.wanted, &facts),
+            passes: false,
+            passes_by_exe: passes(&self.wanted, &facts),
+            is_undecided: false,
+            covered: is_covered(
+                &self.wanted,
+                facts.owner_uid,
+                facts.comm.as_deref(),
+                facts.is_outside,
+            ),
             is_outside: facts.is_outside,
-            facts: self.clear(&facts),
+            facts: clear,
+            container_id: facts.container_id,
+            awaits: meeting == Meeting::Wait && may_wait,
         };
+        let awaits = who.awaits;
         self.processes.insert(pid, who);
-        for raw in self.parked.remove(&pid).unwrap_or_default().records {
-            if let Ok(event) = decode(&raw) {
-                self.event(event, out);
+        self.call(pid);
+        if !self.may_pass(pid) {
+            self.passed_by.retain(|stream, _| stream.handle.pid != pid);
+        }
+        match awaits {
+            // From now on, also where nothing has happened yet.
+            true => drop(self.parked.entry(pid).or_insert_with(|| Parked {
+                since: now,
+                ..Parked::default()
+            })),
+            false => self.go_on(pid, now, out),
+        }
+    }
+
+    /// A process is in this container.
+    fn meet(&mut self, id: Option<&str>) -> Meeting {
+        let Pipeline {
+            containers,
+            processes,
+            ..
+        } = self;
+        let is_in = |id: &str| {
+            let mut ids = processes.values().map(|who| who.container_id.as_deref());
+            ids.any(|one| one == Some(id))
+        };
+        id.map_or(Meeting::GoOn, |id| containers.meet(id, is_in))
+    }
+
+    /// Gives a process what is known of its container.
+    fn call(&mut self, pid: u32) {
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let id = who.container_id.as_deref();
+        let known = id.and_then(|id| self.containers.get(id));
+        let filters = !self.wanted.names.is_empty();
+        who.facts.container = known.map(|(container, _)| container.clone());
+        who.passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, passes)| passes));
+        who.is_undecided = who.passes_by_exe && filters && id.is_some() && known.is_none();
+    }
+
+    fn may_pass(&self, pid: u32) -> bool {
+        let who = self.processes.get(&pid);
+        who.is_some_and(|who| who.passes || who.is_undecided || who.facts.is_bare())
+    }
+
+    /// What a container is called: those in it wait no longer.
+    fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
+        let told = container.map(|container| {
+            let passes = self.wanted.names.pass(id, &container);
+            (Arc::new(self.clear_container(&container)), passes)
+        });
+        self.containers.told(id, told);
+        let members = self.processes.iter();
+        let mut members: Vec<(u64, u32)> = members
+            .filter(|(_, who)| who.container_id.as_deref() == Some(id))
+            .map(|(pid, _)| (self.parked.get(pid).map_or(0, |it| it.since), *pid))
+            .collect();
+        members.sort_unstable();
+        for (_, pid) in members {
+            self.call(pid);
+            if self.awaits(pid) {
+                self.go_on(pid, now, out);
             }
         }
     }
 
-    /// The process' leader calls itself something else, from the next record on.
-    pub fn renamed(&mut self, pid: u32, comm: &str) {
+    fn renamed(&mut self, pid: u32, comm: &str, now: u64, out: Out<'_>) {
+        if self.awaits(pid) {
+            return self.park(pid, Happened::Renamed(comm.to_owned()), now, out);
+        }
         let clear = self.redactor.string(comm);
         let Some(who) = self.processes.get_mut(&pid) else {
             return;
         };
         who.facts.comm = Some(clear);
-        let facts = Facts {
-            owner_uid: who.facts.owner_uid,
-            comm: Some(comm.to_owned()),
-            is_outside: who.is_outside,
-            ..Facts::default()
-        };
-        who.covered = is_covered(&self.wanted, &facts);
+        who.covered = is_covered(
+            &self.wanted,
+            who.facts.owner_uid,
+            Some(comm),
+            who.is_outside,
+        );
     }
 
-    /// The process is gone, and so are its connections.
-    pub fn ended(&mut self, pid: u32, now: u64, out: Out<'_>) {
+    fn ended(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        if self.awaits(pid) {
+            return self.park(pid, Happened::Ended(now), now, out);
+        }
         if self.parked.contains_key(&pid) {
-            self.wait_no_longer(pid, out);
+            self.wait_no_longer(pid, now, out);
         }
         for id in self.connections.of(pid) {
             self.close(id, now, out);
         }
         self.judge_unclaimed(Some(pid), now, out);
         self.unclaimed.forget(pid);
+        self.health.forget(pid);
         self.solver.ended(pid);
         self.leave(pid);
+        self.passed_by.retain(|stream, _| stream.handle.pid != pid);
         self.processes.remove(&pid);
     }
 
@@ -1304,35 +1752,28 @@ impl Pipeline {
         self.coverage.left(pid, is_wanted.then_some(who));
     }
 
-    /// Points were found in a file; what the half is asked to place.
-    pub fn found(&mut self, file: FileId, path: &str, found: &Found) -> Vec<Site> {
+    fn found(&mut self, file: FileId, path: &str, found: &Found) {
         let path = self.redactor.string(path);
         let version = found.version.as_deref();
         let version = version.map(|version| self.redactor.string(version));
         if found.on_trial {
             self.trials.open(file);
         }
-        self.coverage.found(file, path, version, found)
+        self.sites = self.coverage.found(file, path, version, found);
     }
 
-    /// A TLS library that can't be probed.
-    pub fn refused(&mut self, file: FileId, path: &str, why: &str, now: u64, out: Out<'_>) {
+    fn refused(&mut self, file: FileId, path: &str, why: &str, now: u64, out: Out<'_>) {
         let (path, why) = (self.redactor.string(path), self.redactor.string(why));
         let said = self.coverage.refused(file, path, why);
         self.say(said, now, out);
     }
 
-    /// There is nothing to probe in the file.
-    pub fn nothing(&mut self, file: FileId) {
-        self.coverage.nothing(file);
-    }
-
-    pub fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {
+    fn mapped(&mut self, file: FileId, user: User, now: u64, out: Out<'_>) {
         let said = self.coverage.mapped(file, user);
         self.say(said.into_iter().collect(), now, out);
     }
 
-    pub fn attached(&mut self, file: FileId, at: u64, now: u64, out: Out<'_>) {
+    fn attached(&mut self, file: FileId, at: u64, now: u64, out: Out<'_>) {
         // Its first calls may have come before this.
         if self.trials.is_condemned(file) {
             return;
@@ -1341,36 +1782,34 @@ impl Pipeline {
         self.say(said, now, out);
     }
 
-    /// A process that was held goes on, whether the probes are in place or not.
-    pub fn continued(&mut self, pid: u32) {
-        self.coverage.continued(pid);
-    }
-
-    pub fn failed(&mut self, file: FileId, why: &str, now: u64, out: Out<'_>) {
+    fn failed(&mut self, file: FileId, why: &str, now: u64, out: Out<'_>) {
         let why = self.redactor.string(why);
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);
     }
 
-    pub fn same(&mut self, file: FileId, known: FileId, now: u64, out: Out<'_>) {
+    fn same(&mut self, file: FileId, known: FileId, now: u64, out: Out<'_>) {
         let said = self.coverage.same(file, known);
         self.say(said, now, out);
     }
 
-    /// A process used what may be a TLS library, and nobody could look at either.
-    pub fn missed(&mut self, pid: u32, path: &str, now: u64, out: Out<'_>) {
+    fn missed(&mut self, pid: u32, path: &str, now: u64, out: Out<'_>) {
         let path = self.redactor.string(path);
         self.say(vec![Said::of(pid, Coverage::missed(path))], now, out);
     }
 
     fn say(&mut self, said: Vec<Said>, now: u64, out: Out<'_>) {
-        for Said {
-            pid,
-            gone,
-            mut coverage,
-        } in said
-        {
-            self.used |= !coverage.functions.is_empty();
+        for said in said {
+            self.used |= !said.coverage.functions.is_empty();
+            if said.gone.is_none() && self.awaits(said.pid) {
+                self.park(said.pid, Happened::Said(said, now), now, out);
+                continue;
+            }
+            let Said {
+                pid,
+                gone,
+                mut coverage,
+            } = said;
             if gone.is_none() && (self.is_filtered(pid) || !self.is_covered(pid)) {
                 continue;
             }
@@ -1392,6 +1831,7 @@ impl Pipeline {
         now: u64,
         out: Out<'_>,
     ) {
+        self.covered.add(coverage.status);
         let Pipeline {
             wanted,
             processes,
@@ -1429,15 +1869,69 @@ impl Pipeline {
             owner_uid: facts.owner_uid,
             parent_pid: facts.parent_pid,
             container_id: clear(&facts.container_id),
+            container: None,
         }
     }
 
-    /// A line that others wrote, for a record.
+    /// What may be shown of a container.
+    fn clear_container(&self, container: &Container) -> record::Container {
+        let clear = |text: &str| self.redactor.string(text);
+        let optional = |text: &Option<String>| text.as_deref().map(clear);
+        // A label's name may say that its value is a secret, as that of a header does.
+        let pair = |(key, value): (&String, &String)| {
+            let value = match value.contains(['\r', '\n']) {
+                true => clear(value),
+                false => self.redactor.header(key, value),
+            };
+            (clear(key), value)
+        };
+        let image = optional(&container.image);
+        let (image, image_tag) = image.as_ref().map_or((None, None), |image| {
+            let (name, tag) = image_and_tag(image);
+            (Some(image.part(name)), tag.map(|tag| image.part(tag)))
+        });
+        record::Container {
+            name: optional(&container.name),
+            image,
+            image_tag,
+            labels: container.labels.iter().map(pair).collect(),
+            pod: container.pod.as_ref().map(|pod| record::Pod {
+                namespace: clear(&pod.namespace),
+                name: clear(&pod.name),
+                uid: clear(&pod.uid),
+                container: optional(&pod.container),
+                labels: pod.labels.iter().map(pair).collect(),
+                annotations: pod.annotations.iter().map(pair).collect(),
+            }),
+        }
+    }
+
+    /// A line that others wrote, as it may be shown.
     pub fn string(&self, text: &str) -> Clear {
         self.redactor.string(text)
     }
 
-    pub fn stats(&mut self, stats: Stats, now: u64, out: Out<'_>) {
+    fn stats(&mut self, count: Count, now: u64, out: Out<'_>) {
+        let Count {
+            last,
+            kernel,
+            sinks,
+            cpu_seconds,
+            memory_bytes,
+        } = count;
+        let kernel = |index| kernel.get(index).copied().unwrap_or_default();
+        let stats = Stats {
+            last,
+            ledger: ledger(kernel, self.tally),
+            sinks,
+            cpu_seconds,
+            memory_bytes,
+            features: self.features.clone(),
+            content: self.wanted.content.name(),
+            limits: self.lacks.clone(),
+            bounds: self.bounds(),
+            containers: self.containers.counts(),
+        };
         let time = WallTime(now.wrapping_add(self.clock));
         emit(
             &self.wanted,
@@ -1486,15 +1980,15 @@ fn library_of(coverage: &Table, processes: &HashMap<u32, Who>, pid: u32) -> Libr
     Library::Nothing
 }
 
-/// Makes bodies of what the redactor lets out.
-fn data(direction: Direction, say: &mut impl FnMut(Body<'_>)) -> impl FnMut(u64, u64, Content<'_>) {
-    move |offset, length, content| {
-        say(Body::Data {
-            direction,
-            offset,
-            length,
-            content,
-        });
+/// Where the parts of an image's name are: a registry may have a port, and a digest has a colon, too. Taken of what
+/// is clear: a secret is not known by its halves.
+fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
+    let named = image.find('@').unwrap_or(image.len());
+    match image[..named].rsplit_once(':') {
+        Some((name, tag)) if !tag.contains(['/', ']']) && name != "sha256" => {
+            (0..name.len(), Some(name.len() + 1..named))
+        }
+        _ => (0..named, None),
     }
 }
 
@@ -1503,20 +1997,46 @@ fn passes(wanted: &Wanted, facts: &Facts) -> bool {
     wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe()))
 }
 
-/// Would the kernel's filters let its calls pass?
-fn is_covered(wanted: &Wanted, facts: &Facts) -> bool {
+/// Would the kernel's filters let the calls of such a process pass?
+fn is_covered(wanted: &Wanted, uid: Option<u32>, comm: Option<&str>, is_outside: bool) -> bool {
     let Wanted { uids, comms, .. } = wanted;
-    let has_uid = facts
-        .owner_uid
-        .is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-    let has_comm = facts
-        .comm
-        .as_ref()
-        .is_none_or(|comm| comms.is_empty() || comms.contains(comm));
-    has_uid && has_comm && !facts.is_outside
+    let has_uid = uid.is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
+    let has_comm =
+        comm.is_none_or(|comm| comms.is_empty() || comms.iter().any(|wanted| wanted == comm));
+    has_uid && has_comm && !is_outside
 }
 
-/// Was every byte of the connection seen so far?
-fn is_complete(connection: &Connection, stream: &Stream) -> bool {
-    connection.joined == Joined::Start && !connection.has_unseen && stream.lost() == 0
+/// Where no payload is shown, none needs to be looked at.
+fn policy(content: Policy, emit: &BTreeSet<Kind>, decodes: bool) -> Policy {
+    match content {
+        Policy::Redacted if !decodes && !emit.contains(&Kind::Data) => Policy::None,
+        policy => policy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_images() {
+        for (image, name, tag) in [
+            ("nginx", "nginx", None),
+            (
+                "docker.io/library/nginx:1.27",
+                "docker.io/library/nginx",
+                Some("1.27"),
+            ),
+            ("localhost:5000/nginx", "localhost:5000/nginx", None),
+            ("localhost:5000/nginx:1", "localhost:5000/nginx", Some("1")),
+            ("nginx:1@sha256:00ff", "nginx", Some("1")),
+            ("nginx@sha256:00ff", "nginx", None),
+            ("sha256:00ff", "sha256:00ff", None),
+            ("a/[redacted:token:00ff]", "a/[redacted:token:00ff]", None),
+            ("", "", None),
+        ] {
+            let (this, that) = image_and_tag(image);
+            assert_eq!((&image[this], that.map(|it| &image[it])), (name, tag));
+        }
+    }
 }

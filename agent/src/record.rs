@@ -3,12 +3,13 @@
 //! A record borrows from the pipeline's state and is turned into bytes by a [`crate::sink`]. Names of
 //! JSON fields are the dotted paths of OpenTelemetry attributes wherever one exists.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use agent_ebpf::Direction;
+use serde::{Deserialize, Serialize};
 
 use crate::locate::Instruction;
-pub use crate::redact::{Clear, Content, OwnedContent};
+pub use crate::redact::{Clear, Content, OwnedContent, View};
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -56,7 +57,9 @@ impl WallTime {
 }
 
 /// The kinds of the contract. `--emit` accepts all of them; some have no producer yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Kind {
     Data,
     Http,
@@ -103,6 +106,41 @@ pub struct Process {
     pub owner_uid: Option<u32>,
     pub parent_pid: Option<u32>,
     pub container_id: Option<Clear>,
+    /// What the container's runtime said of it.
+    pub container: Option<Arc<Container>>,
+}
+
+/// A container, as far as its runtime told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    pub name: Option<Clear>,
+    /// `docker.io/library/nginx`, and `1.27`.
+    pub image: Option<Clear>,
+    pub image_tag: Option<Clear>,
+    pub labels: Vec<(Clear, Clear)>,
+    pub pod: Option<Pod>,
+}
+
+/// A pod of Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pod {
+    pub namespace: Clear,
+    pub name: Clear,
+    pub uid: Clear,
+    /// What the pod calls the container.
+    pub container: Option<Clear>,
+    pub labels: Vec<(Clear, Clear)>,
+    pub annotations: Vec<(Clear, Clear)>,
+}
+
+/// How often runtimes were asked about containers, and what came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Containers {
+    pub named: u64,
+    /// No runtime has it, or there are too many.
+    pub unknown: u64,
+    /// Records went without, because there was no answer in time.
+    pub late: u64,
 }
 
 impl Process {
@@ -144,6 +182,8 @@ pub enum Joined {
 pub struct Connection {
     /// Unique on the host.
     pub id: String,
+    /// Counts the connections of the run, from 1: a short name, for people.
+    pub number: u64,
     pub attribution: Attribution,
     pub joined: Joined,
     /// Calls of it passed by: bytes are missing, nobody knows how many.
@@ -219,6 +259,8 @@ pub struct Coverage {
     pub library_path: Option<Clear>,
     pub library_name: Option<Clear>,
     pub library_version: Option<Clear>,
+    /// By what its functions were found, in a word.
+    pub library_located: Option<&'static str>,
     pub functions: Vec<Probed>,
     /// From when it is seen, if it is. `None`: from the first call of the process.
     pub seen_from: Option<WallTime>,
@@ -318,6 +360,10 @@ pub struct HttpHalf {
     pub ended: WallTime,
     /// Its end was seen.
     pub is_whole: bool,
+    /// This record tells its head, and its body as it is in the end; not so if an earlier one of the exchange did,
+    /// or if a later one will.
+    pub has_head: bool,
+    pub has_body: bool,
 }
 
 /// A body, without its codings where they could be taken away.
@@ -328,6 +374,8 @@ pub struct HttpBody {
     /// Bytes without it, as far as it could be read.
     pub decoded_size: u64,
     pub content: OwnedContent,
+    /// What it was written in, if it was text in another encoding.
+    pub charset: Option<&'static str>,
     /// There is more of it than is shown.
     pub is_cut: bool,
     /// Why not all of it could be read.
@@ -337,18 +385,35 @@ pub struct HttpBody {
 /// One exchange.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
+    /// Counts the exchanges of its connection, from 0.
+    pub exchange: u64,
+    /// It goes on. Only who reads along is told of it before it is over.
+    pub is_open: bool,
+    /// An earlier record told that it was open.
+    pub is_continued: bool,
     pub method: Option<Clear>,
     pub url: Url,
     pub status: Option<u16>,
     pub request: Option<HttpHalf>,
     pub response: Option<HttpHalf>,
     /// Responses before the response.
-    pub interim: u32,
+    pub interim: Vec<Interim>,
+    /// Server-sent events of the response so far, each of which is a record.
+    pub events: u64,
+}
+
+/// One response before the response, such as `103 Early Hints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interim {
+    pub status: Option<u16>,
+    pub headers: Vec<Header>,
 }
 
 /// One event of a stream of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sse {
+    /// The exchange of its connection.
+    pub exchange: u64,
     pub url: Url,
     /// Counts the events of its response, from 0.
     pub number: u64,
@@ -392,8 +457,19 @@ pub struct Messages {
     pub sizes: Vec<u32>,
 }
 
+/// A message of a call that goes on: for who reads along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The exchange of its connection.
+    pub exchange: u64,
+    pub direction: Direction,
+    /// Counts the messages of its side, from 0.
+    pub number: u64,
+    pub size: u32,
+}
+
 /// What became of the records at one sink.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkCount {
     pub name: String,
     pub sent: u64,
@@ -418,6 +494,8 @@ pub struct Stats {
     pub limits: Vec<Clear>,
     /// How often each bound of what decoders keep was reached.
     pub bounds: Vec<(&'static str, u64)>,
+    /// `None`: no runtime is asked.
+    pub containers: Option<Containers>,
 }
 
 /// What a record says.
@@ -427,6 +505,7 @@ pub enum Body<'a> {
     Sse(&'a Sse),
     WebSocket(&'a WebSocket),
     Grpc(&'a Grpc),
+    Message(&'a Message),
     Data {
         direction: Direction,
         /// Position in the stream, on the wire.
@@ -434,6 +513,7 @@ pub enum Body<'a> {
         /// Bytes on the wire, whatever the content policy left of them.
         length: u64,
         content: Content<'a>,
+        view: View,
     },
     Gap {
         direction: Direction,
@@ -452,7 +532,7 @@ impl Body<'_> {
             Body::Http(_) => Kind::Http,
             Body::Sse(_) => Kind::Sse,
             Body::WebSocket(_) => Kind::Websocket,
-            Body::Grpc(_) => Kind::Grpc,
+            Body::Grpc(_) | Body::Message(_) => Kind::Grpc,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,
             Body::Coverage(_) => Kind::Coverage,

@@ -138,6 +138,15 @@ impl Counters {
         })
     }
 
+    /// All of them. The totals last, as the ledger wants it: they are in front.
+    pub fn all(&self) -> Vec<u64> {
+        let mut all = vec![0; counter::ROW];
+        for (index, value) in all.iter_mut().enumerate().rev() {
+            *value = self.get(index);
+        }
+        all
+    }
+
     /// The sum over all CPUs.
     pub fn get(&self, index: usize) -> u64 {
         assert!(index < counter::ROW);

@@ -39,30 +39,33 @@ use crate::{
     clock::{nanoseconds, since_boot as now, to_wall},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
     complain::complain,
-    config::{Color, Config, Output},
-    confine::{Identity, Mode as SeccompMode, harden, lock_in},
+    config::Config,
+    confine::{Identity, Landlock, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
+    daemon::{Service, mention_another},
     half::{
         self, Connected, FileId, Filter, Finding, Hello, OWN_FILE, Order, Pending, Received,
         Report, Silent, Sockets,
     },
+    input::{Count, Input},
     launch::{self, Half},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
+    metadata::{self, Answer, Asked, Question, Sockets as Runtimes},
     namespace,
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
-    record::Stats,
-    redact::{Clear, Key, Policy},
+    recording::{Header, Recorder},
+    redact::{Key, Policy},
     ring::{Control, Counters, Next, Ring},
-    sink::{Format, Origin, Sink, Target},
+    sink::{End as OutputsEnd, Origin, Ready, Sinks, Target},
     user::User,
     worker::Workers,
 };
 
 /// Exit statuses without CMD.
-const FAILED: u8 = 1;
-const MISUSE: u8 = 2;
+pub const FAILED: u8 = 1;
+pub const MISUSE: u8 = 2;
 
 /// The whole command; returns the exit status.
 pub fn run(arguments: &Run) -> ExitCode {
@@ -73,7 +76,16 @@ pub fn run(arguments: &Run) -> ExitCode {
             return MISUSE.into();
         }
     };
-    match watch(&config, &arguments.command) {
+    told(watch(&config, &arguments.command, None))
+}
+
+/// The whole machine, for a daemon.
+pub fn serve(config: &Config, service: Service) -> ExitCode {
+    told(watch(config, &[], Some(service)))
+}
+
+fn told(ended: Result<u8, Failed>) -> ExitCode {
+    match ended {
         Ok(code) => code.into(),
         Err(Failed { code, error }) => {
             complain(&error);
@@ -88,7 +100,7 @@ struct Failed {
 }
 
 /// Everything up to the lock-in, in the order that `ARCHITECTURE.md` explains.
-fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
+fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Result<u8, Failed> {
     let failed = |code| move |error: anyhow::Error| Failed { code, error };
     let agent_failed = failed(if words.is_empty() {
         FAILED
@@ -110,7 +122,11 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
     let core = harden()
         .context("make the process undumpable")
         .map_err(agent_failed)?;
-    let target = open_target(config, !words.is_empty()).map_err(agent_failed)?;
+    let is_machine_wide = words.is_empty() && config.filter.pids.is_empty();
+    if is_machine_wide && service.is_none() {
+        mention_another(config);
+    }
+    let outputs = Outputs::open(config, !words.is_empty()).map_err(agent_failed)?;
     let program = match words {
         [] => None,
         words => Some(program(words).map_err(|(code, error)| Failed { code, error })?),
@@ -118,6 +134,7 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
     let watched = open_watched(config).map_err(agent_failed)?;
     let cache = config.cache_directory.as_deref();
     let cache = cache.map(Opened::open).transpose().map_err(agent_failed)?;
+    let asked = ask_runtimes(config, words).map_err(agent_failed)?;
     let options = Attach {
         ring_size: config.ring_size,
         ..Attach::default()
@@ -149,7 +166,8 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
         .map_err(agent_failed)?;
     runtime
         .block_on(async {
-            Session::start(config, target, half, command, watched, cache)?
+            let beside = Beside { asked, service };
+            Session::start(config, outputs, half, command, watched, cache, beside)?
                 .run()
                 .await
         })
@@ -158,9 +176,38 @@ fn watch(config: &Config, words: &[OsString]) -> Result<u8, Failed> {
 
 /// An output file that reaches RLIMIT_FSIZE is an error of the output, not our end. CMD exists already and
 /// keeps the default.
-fn ignore_file_limit() {
+pub fn ignore_file_limit() {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Starts the process that asks container runtimes, if there are any to be asked: on behalf of root, whose sockets
+/// they are.
+fn ask_runtimes(config: &Config, words: &[OsString]) -> Result<Option<Asked>> {
+    let is_root = rustix::process::geteuid().is_root();
+    let runtimes = match &config.runtimes {
+        Some(named) => named.clone(),
+        None if is_root && words.is_empty() => Runtimes::found(),
+        None => Runtimes::default(),
+    };
+    let is_needed = !config.filter.names.is_empty();
+    if !is_root && (is_needed || !runtimes.is_empty()) {
+        bail!(
+            "names of containers are asked of their runtimes, whose sockets are root's: run as root"
+        );
+    }
+    if runtimes.is_empty() {
+        if is_needed {
+            bail!(
+                "--container, --pod, --namespace and --label ask a container runtime, and no socket of one was \
+                 found: name it below [metadata] in a file for --config"
+            );
+        }
+        return Ok(None);
+    }
+    metadata::start(&runtimes)
+        .context("start the process that asks container runtimes")
+        .map(Some)
 }
 
 /// CMD, with the errors that have an exit status of their own.
@@ -174,24 +221,37 @@ fn program(words: &[OsString]) -> Result<Program, (u8, anyhow::Error)> {
     Ok(program)
 }
 
-fn open_target(config: &Config, with_command: bool) -> Result<(Target, Format)> {
-    let target = match &config.output_file {
-        Some(path) => Target::file(path)?,
-        // As strace does: stdout is CMD's.
-        None if with_command => Target::stderr()?,
-        None => Target::stdout()?,
-    };
-    let format = match config.output {
-        Output::Json => Format::Json,
-        Output::Text => Format::Text {
-            colour: match config.color {
-                Color::Always => true,
-                Color::Never => false,
-                Color::Auto => target.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-            },
-        },
-    };
-    Ok((target, format))
+/// What is written.
+struct Outputs {
+    origin: Origin,
+    records: Ready,
+    recording: Option<Target>,
+}
+
+impl Outputs {
+    fn open(config: &Config, with_command: bool) -> Result<Outputs> {
+        let origin = Origin::new().context("make an id for this run")?;
+        let records = Ready::open(&config.sinks, with_command, &origin)?;
+        let recording = config.record.as_deref().map(Target::file).transpose();
+        let recording = recording.context("--record")?;
+        if let Some(recording) = &recording
+            && records.writes_to(recording)?
+        {
+            bail!("--record: records go to the same file; name another one");
+        }
+        Ok(Outputs {
+            origin,
+            records,
+            recording,
+        })
+    }
+}
+
+/// What a run of the whole machine may have besides.
+struct Beside {
+    /// Who asks container runtimes.
+    asked: Option<Asked>,
+    service: Option<Service>,
 }
 
 /// What the filter names and can be opened only now.
@@ -278,15 +338,17 @@ struct Shared {
 }
 
 /// The state of one run after the lock-in.
-struct Session<'a> {
-    config: &'a Config,
+struct Session {
+    config: Config,
     half: Option<Half>,
     shared: Option<Shared>,
     command: Option<Command>,
     watched: Watched,
-    pipeline: Pipeline,
-    sink: Sink,
-    sink_complained: bool,
+    line: Line,
+    /// Who asks container runtimes, until it ends.
+    asked: Option<Asked>,
+    /// Ids of containers that are to be asked for, and were not sent yet.
+    nameless: VecDeque<String>,
     /// Not sent yet, with their descriptors.
     orders: VecDeque<(Order, Option<Arc<OwnedFd>>)>,
     /// What is searched for points: hostile or huge, so not by the thread that reads the ring.
@@ -299,10 +361,11 @@ struct Session<'a> {
     filter_set: bool,
     /// Processes that the half has stopped, with their ids in our pid namespace.
     held: HashMap<u32, u32>,
-    limits: Vec<Clear>,
-    features: Vec<(&'static str, &'static str)>,
+    landlock: Landlock,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
+    /// Our processes that the half does not know by itself.
+    own: Vec<u32>,
     surveyed: bool,
     /// What the half said of the end of streams and processes, and where the ring's producer was then: the half
     /// is a channel of its own, and may be ahead of their last records.
@@ -315,6 +378,67 @@ struct Session<'a> {
     next_clock: Instant,
     signals: Caught,
     pace: AsyncFd<OwnedFd>,
+    /// What a daemon has besides.
+    service: Option<Service>,
+    start: Start,
+    is_reader_gone: bool,
+    changing: Option<Change>,
+    /// What is to follow when it has.
+    next: Option<Config>,
+}
+
+/// How far the half is with another filter.
+enum Change {
+    /// Who is wanted no more leaves. This is the filter.
+    Leaving(Filter),
+    /// Who is wanted from now on comes in.
+    Joining,
+}
+
+/// What a daemon waits for before it is ready: that the half has looked at what is mapped already, and that each file
+/// which it found there is answered.
+#[derive(Default)]
+struct Start {
+    /// Surveys that were ordered, and those that were answered: the half answers when it has done what came before.
+    ordered: u64,
+    answered: u64,
+    /// The one that was ordered when the filter was in force.
+    scanned: Option<u64>,
+    mapped: HashSet<FileId>,
+    /// Probed, or never to be.
+    settled: HashSet<FileId>,
+}
+
+impl Start {
+    fn is_over(&self) -> bool {
+        self.scanned.is_some_and(|number| self.answered >= number)
+            && self.mapped.is_subset(&self.settled)
+    }
+}
+
+/// The line between its ends. What it is told is recorded before it is told.
+struct Line {
+    pipeline: Pipeline,
+    recorder: Option<Recorder>,
+    sinks: Sinks,
+}
+
+impl Line {
+    fn tell(&mut self, input: Input<'_>, now: u64) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.write(&input, now);
+        }
+        let Line {
+            pipeline, sinks, ..
+        } = self;
+        pipeline.take(input, now, &mut |record| sinks.write(record));
+    }
+
+    /// Could what comes next find no room?
+    fn is_full(&self) -> bool {
+        let is_recorder_full = self.recorder.as_ref().is_some_and(Recorder::is_full);
+        is_recorder_full || self.sinks.is_full()
+    }
 }
 
 struct Caught {
@@ -323,6 +447,21 @@ struct Caught {
     hangup: Signals,
     /// SIGTERM or SIGHUP came before.
     asked: bool,
+}
+
+/// What wakes the loop, each where there is such a thing.
+struct Wakers {
+    half: Option<AsyncFd<OwnedFd>>,
+    ring: Option<AsyncFd<OwnedFd>>,
+    command: Option<AsyncFd<OwnedFd>>,
+    /// Who asks container runtimes has an answer.
+    asked: Option<AsyncFd<OwnedFd>>,
+    /// A file was searched.
+    located: Option<AsyncFd<OwnedFd>>,
+    /// Somebody asks a daemon how it is.
+    door: Option<AsyncFd<OwnedFd>>,
+    /// Its settings were read again.
+    reader: Option<AsyncFd<OwnedFd>>,
 }
 
 /// What ends a run.
@@ -356,21 +495,21 @@ const LAST_WRITE: Duration = Duration::from_millis(200);
 /// Instead of each of these without CMD: nobody waits for us.
 const ALONE: Duration = Duration::from_secs(5);
 
-impl<'a> Session<'a> {
+impl Session {
     /// Locks the process in; from here on strangers' bytes may come.
     fn start(
-        config: &'a Config,
-        (target, format): (Target, Format),
+        config: &Config,
+        outputs: Outputs,
         half: Half,
         command: Option<Command>,
         watched: Watched,
         cache: Option<Opened>,
-    ) -> Result<Session<'a>> {
+        Beside { asked, service }: Beside,
+    ) -> Result<Session> {
         let mut key = [0; 16];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
         let mut secret_key = [0; 32];
         rustix::rand::getrandom(&mut secret_key, rustix::rand::GetRandomFlags::empty())?;
-        let origin = Origin::new().context("make an id for this run")?;
         let statm = fs::File::open("/proc/self/statm").context("open /proc/self/statm")?;
         let signals = Caught {
             interrupt: command
@@ -384,39 +523,75 @@ impl<'a> Session<'a> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let pace = readable(timerfd_create(TimerfdClockId::Monotonic, flags)?.as_fd())?;
         let owner = command.as_ref().map_or(0, |command| command.uid);
-        let identity = Identity {
-            signals_as: owner,
-            ..Identity::default()
-        };
+        let identity = service.as_ref().map_or(
+            Identity {
+                signals_as: owner,
+                ..Identity::default()
+            },
+            |service| service.identity,
+        );
         let clock = to_wall();
         let confinement = lock_in(identity, SeccompMode::Enforce)?;
+        let Outputs {
+            origin,
+            records,
+            recording,
+        } = outputs;
+        let mut own = records.helpers();
+        own.extend(asked.as_ref().map(Asked::pid));
+        own.extend(service.as_ref().map(|service| service.reader.pid));
         if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }
-        let mut pipeline = Pipeline::new(Wanted {
-            emit: config.emit.clone(),
-            undecoded: config.undecoded,
-            bounds: Bounds {
-                body: config.body_limit,
-                ..Bounds::default()
-            },
-            content: config.content,
+        if let Some(recording) = &recording {
+            complain(format!(
+                "--record {}: everything that is copied is kept there as it was sent",
+                recording.name()
+            ));
+        }
+        let header = Header {
+            agent: env!("CARGO_PKG_VERSION").to_owned(),
+            origin,
             exes: config.filter.exes.clone(),
             uids: config.filter.uids.clone(),
             comms: config.filter.comms.clone(),
+            names: config.filter.names.clone(),
             key: u128::from_ne_bytes(key),
+            secret_key,
+        };
+        let pipeline = Pipeline::new(Wanted {
+            emit: config.emit(),
+            undecoded: config.is_undecoded_told(),
+            live: config.is_live(),
+            bounds: Bounds::of(config.body_limit),
+            content: config.content,
+            exes: header.exes.clone(),
+            uids: header.uids.clone(),
+            comms: header.comms.clone(),
+            names: header.names.clone(),
+            key: header.key,
             secret_key: Key::new(secret_key),
         });
-        pipeline.set_clock(clock);
+        let sinks = Sinks::start(records, &header.origin);
+        let recorder = recording.map(|target| Recorder::start(target, &header));
+        let mut line = Line {
+            pipeline,
+            recorder: recorder.transpose().context("start the recording")?,
+            sinks: sinks.context("start the threads of the outputs")?,
+        };
+        line.tell(Input::Clock(clock), now());
+        if asked.is_some() {
+            line.tell(Input::Runtimes { are_asked: true }, now());
+        }
         let now = Instant::now();
         Ok(Session {
-            config,
+            config: config.clone(),
             half: Some(half),
             shared: None,
             watched,
-            pipeline,
-            sink: Sink::start(target, format, &origin).context("start the output's thread")?,
-            sink_complained: false,
+            line,
+            asked,
+            nameless: VecDeque::new(),
             orders: VecDeque::new(),
             locating: HashMap::new(),
             workers: Workers::new().context("make an eventfd")?,
@@ -426,9 +601,9 @@ impl<'a> Session<'a> {
             unanswered: HashSet::new(),
             filter_set: false,
             held: HashMap::new(),
-            limits: Vec::new(),
-            features: vec![("landlock", confinement.landlock)],
+            landlock: confinement.landlock,
             half_usage: (0, 0),
+            own,
             surveyed: false,
             late: VecDeque::new(),
             command_ran: command.is_some(),
@@ -439,6 +614,11 @@ impl<'a> Session<'a> {
             next_clock: now,
             signals,
             pace,
+            service,
+            start: Start::default(),
+            is_reader_gone: false,
+            changing: None,
+            next: None,
         })
     }
 
@@ -460,6 +640,9 @@ impl<'a> Session<'a> {
             }
             end => end?,
         };
+        if let Some(service) = &mut self.service {
+            service.stopping();
+        }
         // A plain store stops every program at once; the half detaches later, alone.
         if let Some(shared) = &self.shared {
             shared.control.set(control::STOP, 1);
@@ -477,26 +660,27 @@ impl<'a> Session<'a> {
         };
         self.drain();
         self.settle().await;
-        let now = now();
-        self.with_sink(|pipeline, out| pipeline.finish(now, out));
-        self.sink.drain(Instant::now() + self.patience(LAST_WRITE));
+        self.line.tell(Input::Finish, now());
+        let until = Instant::now() + self.patience(LAST_WRITE);
+        self.line.sinks.drain(until);
         self.stats(true);
         self.warn_of_oddities();
-        let is_written = self.sink.drain(Instant::now() + LAST_WRITE);
-        let failure = self.sink.failure();
-        if !is_written && failure.is_none() {
-            complain("the output took its last records too slowly: its end is missing");
+        let until = Instant::now() + LAST_WRITE;
+        for name in self.line.sinks.drain(until) {
+            complain(format!(
+                "{name} took its last records too slowly: its end is missing"
+            ));
         }
+        self.line.sinks.troubles().for_each(complain);
+        self.end_recording(until);
         if let Some(half) = &self.half {
             let _ = half::send(&half.socket, &Order::Stop, &[]);
         }
-        if let Some(failure) = failure
-            && !self.sink_complained
-            && !failure.is_broken_pipe()
-        {
-            complain(&failure);
+        let failures = self.line.sinks.failures();
+        for failure in failures.iter().filter(|failure| !failure.is_broken_pipe()) {
+            complain(failure);
         }
-        if !self.pipeline.has_captured() {
+        if !self.line.pipeline.has_captured() {
             self.say_why_nothing();
         }
         Ok(code)
@@ -504,36 +688,48 @@ impl<'a> Session<'a> {
 
     /// Until CMD or the watched processes end, or somebody asks us to.
     async fn serve(&mut self) -> Result<End> {
-        let half = self.half.as_ref().map(|half| half.socket.as_fd());
-        let half = half.map(readable).transpose()?;
-        let command = self.command.as_ref().map(|command| command.child.pidfd());
-        let command = command.map(readable).transpose()?;
-        let located = readable(self.workers.fd())?;
+        let fd = |fd: Option<BorrowedFd<'_>>| fd.map(readable).transpose();
+        let service = self.service.as_ref();
+        let command = self.command.as_ref();
+        let mut wakers = Wakers {
+            half: fd(self.half.as_ref().map(|half| half.socket.as_fd()))?,
+            ring: None,
+            command: fd(command.map(|command| command.child.pidfd()))?,
+            asked: fd(self.asked.as_ref().map(|asked| asked.socket.as_fd()))?,
+            located: fd(Some(self.workers.fd()))?,
+            door: fd(service.map(|service| service.door.as_fd()))?,
+            reader: fd(service.map(|service| service.reader.as_fd()))?,
+        };
         self.locate_ahead()?;
-        let mut ring = None;
         let mut empty_looks = 0;
         loop {
             self.take_reports()?;
+            self.take_answers();
             self.take_located()?;
             self.send_orders()?;
+            // Before what is read over them.
+            self.settle_ours();
             let found = self.look();
             self.settle_sockets()?;
             self.settle_trials()?;
             self.forget_left()?;
             self.ask()?;
+            self.ask_for_names();
             if let Some(end) = self.is_over() {
                 return Ok(end);
             }
+            self.watch_recording();
             self.by_the_clock();
-            if ring.is_none()
+            if wakers.ring.is_none()
                 && let Some(shared) = &self.shared
             {
-                ring = Some(readable(shared.ring.fd())?);
+                wakers.ring = Some(readable(shared.ring.fd())?);
             }
             empty_looks = if found.bytes > 0 { 0 } else { empty_looks + 1 };
-            let is_asleep =
-                empty_looks > EMPTY_LOOKS && self.orders.is_empty() && !self.pipeline.is_waiting();
-            let sleep = if self.pipeline.is_holding() {
+            let is_asleep = empty_looks > EMPTY_LOOKS
+                && self.orders.is_empty()
+                && !self.line.pipeline.is_waiting();
+            let sleep = if self.line.pipeline.is_holding() {
                 NAP
             } else {
                 SLEEP
@@ -548,18 +744,18 @@ impl<'a> Session<'a> {
                 _ => LOOK,
             };
             if !found.more {
-                self.sink.flush();
+                self.line.sinks.flush();
             }
             if is_asleep && !self.fall_asleep() {
                 continue;
             }
             self.pace(pause)?;
-            let woke = self
-                .wait(half.as_ref(), ring.as_ref(), command.as_ref(), &located)
-                .await?;
+            let woke = self.wait(&wakers).await?;
             self.set_awake(true);
             match woke {
                 Woke::ToLook => {}
+                Woke::ToAnswer => self.answer(),
+                Woke::ToFollow => self.take_settings()?,
                 Woke::CommandDone => return Ok(End::CommandDone),
                 Woke::Asked(signal) => {
                     if let Some(end) = self.asked(signal)? {
@@ -597,6 +793,7 @@ impl<'a> Session<'a> {
         let pause = pause
             .min(self.next_stats.saturating_duration_since(now))
             .min(self.next_clock.saturating_duration_since(now))
+            .min(self.until_sign(now))
             .max(Duration::from_nanos(1));
         let once = Itimerspec {
             it_interval: Timespec {
@@ -609,14 +806,28 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn wait(
-        &mut self,
-        half: Option<&AsyncFd<OwnedFd>>,
-        ring: Option<&AsyncFd<OwnedFd>>,
-        command: Option<&AsyncFd<OwnedFd>>,
-        located: &AsyncFd<OwnedFd>,
-    ) -> Result<Woke> {
-        let half = half.filter(|_| self.half.is_some());
+    /// Until the service manager is to be told that we live.
+    fn until_sign(&self, now: Instant) -> Duration {
+        let next = self
+            .service
+            .as_ref()
+            .and_then(|service| service.notifier.next());
+        next.map_or(Duration::MAX, |next| next.saturating_duration_since(now))
+    }
+
+    async fn wait(&mut self, wakers: &Wakers) -> Result<Woke> {
+        let Wakers {
+            half,
+            ring,
+            command,
+            asked,
+            located,
+            door,
+            reader,
+        } = wakers;
+        let reader = reader.as_ref().filter(|_| !self.is_reader_gone);
+        let half = half.as_ref().filter(|_| self.half.is_some());
+        let asked = asked.as_ref().filter(|_| self.asked.is_some());
         let Caught {
             interrupt,
             terminate,
@@ -630,13 +841,16 @@ impl<'a> Session<'a> {
             }
         };
         tokio::select! {
-            ready = ready(command) => ready.map(|()| Woke::CommandDone),
+            ready = ready(command.as_ref()) => ready.map(|()| Woke::CommandDone),
             _ = interrupted => Ok(Woke::Asked(Signal::INT)),
             _ = terminate.recv() => Ok(Woke::Asked(Signal::TERM)),
             _ = hangup.recv() => Ok(Woke::Asked(Signal::HUP)),
             ready = ready(half) => ready.map(|()| Woke::ToLook),
-            ready = ready(ring) => ready.map(|()| Woke::ToLook),
-            ready = ready(Some(located)) => ready.map(|()| Woke::ToLook),
+            ready = ready(ring.as_ref()) => ready.map(|()| Woke::ToLook),
+            ready = ready(asked) => ready.map(|()| Woke::ToLook),
+            ready = ready(located.as_ref()) => ready.map(|()| Woke::ToLook),
+            ready = ready(door.as_ref()) => ready.map(|()| Woke::ToAnswer),
+            ready = ready(reader) => ready.map(|()| Woke::ToFollow),
             guard = self.pace.readable() => {
                 guard?.clear_ready();
                 Ok(Woke::ToLook)
@@ -644,8 +858,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// A signal that asks us to end. With CMD the first one is for CMD.
+    /// A signal that asks us to end. With CMD the first one is for CMD. A daemon's SIGHUP asks for its configuration to
+    /// be read again.
     fn asked(&mut self, signal: Signal) -> Result<Option<End>> {
+        if let (Some(service), Signal::HUP) = (&self.service, signal) {
+            service.reload();
+            return Ok(None);
+        }
         let Some(command) = &self.command else {
             return Ok(Some(End::Asked(0)));
         };
@@ -670,20 +889,41 @@ impl<'a> Session<'a> {
                 return Some(End::Asked(0));
             }
         }
-        let failure = self.sink.failure()?;
-        if self.command.is_none() {
-            let broken = failure.is_broken_pipe();
-            if !broken {
-                complain(&failure);
-                self.sink_complained = true;
+        let failures = self.line.sinks.failures();
+        if self.command.is_some() {
+            // CMD goes on; its records are counted as dropped.
+            for failure in &failures {
+                complain(format!("{failure}; the command goes on"));
             }
-            return Some(End::Asked(if broken { 0 } else { FAILED }));
+            return None;
         }
-        // CMD goes on; its records are counted as dropped.
-        if !std::mem::replace(&mut self.sink_complained, true) {
-            complain(format!("{failure}; the command goes on"));
+        for failure in failures.iter().filter(|failure| !failure.is_broken_pipe()) {
+            complain(failure);
         }
-        None
+        self.line.sinks.end().map(|end| match end {
+            OutputsEnd::Unread => End::Asked(0),
+            OutputsEnd::Failed => End::Asked(FAILED),
+        })
+    }
+
+    /// A recording that ended before the run: said once. The run goes on.
+    fn watch_recording(&mut self) {
+        let ended = self.line.recorder.as_ref().and_then(Recorder::ended);
+        if let Some(why) = ended {
+            complain(format!(
+                "{why}; the recording ends here, the run goes on without it"
+            ));
+            self.line.recorder = None;
+        }
+    }
+
+    fn end_recording(&mut self, until: Instant) {
+        let recorder = self.line.recorder.as_mut();
+        let is_written = recorder.is_none_or(|recorder| recorder.drain(until));
+        self.watch_recording();
+        if !is_written && self.line.recorder.is_some() {
+            complain("the recording was written too slowly: its end is missing");
+        }
     }
 
     /// Takes what is in the ring, up to a batch.
@@ -695,26 +935,26 @@ impl<'a> Session<'a> {
         let Some(Shared { ring, .. }) = &mut self.shared else {
             return found;
         };
-        let Session { pipeline, sink, .. } = self;
+        let line = &mut self.line;
         let now = now();
         for number in 0..BATCH {
             // A slow target: the ring waits, and when it is full the kernel decides who loses, and says
             // where. Dropped here, it would be just anybody's. Not at the very end, when there is no later.
-            if number % 32 == 0 && !self.ending && sink.is_full() {
+            if number % 32 == 0 && !self.ending && line.is_full() {
                 found.bytes = found.bytes.max(BUSY_BYTES);
                 return found;
             }
             let next = ring.next(&mut |raw| {
                 found.bytes += raw.len();
-                pipeline.record(raw, now, &mut |record| sink.write(record));
+                line.tell(Input::Record(raw), now);
             });
             match next {
                 Next::Record => {}
                 // Busy: a call is just being copied. `poll` would return at once, the clock waits.
                 Next::Empty | Next::Busy => {
-                    pipeline.expire(now, &mut |record| sink.write(record));
+                    line.tell(Input::Idle, now);
                     if self.ending {
-                        pipeline.wait_for_no_names(&mut |record| sink.write(record));
+                        line.tell(Input::NoNames, now);
                     }
                     self.take_late(now);
                     return found;
@@ -738,16 +978,12 @@ impl<'a> Session<'a> {
             .late
             .pop_front_if(|(produced, _)| *produced <= consumed || self.ending)
         {
-            self.with_sink(|pipeline, out| match late {
-                Late::Pending(pending) => pipeline.pending(&pending, now, out),
-                Late::Ended(pid) => pipeline.ended(pid, now, out),
-            });
+            let input = match late {
+                Late::Pending(pending) => Input::Pending(pending),
+                Late::Ended(pid) => Input::Ended { pid },
+            };
+            self.line.tell(input, now);
         }
-    }
-
-    fn with_sink(&mut self, act: impl FnOnce(&mut Pipeline, crate::pipeline::Out<'_>)) {
-        let Session { pipeline, sink, .. } = self;
-        act(pipeline, &mut |record| sink.write(record));
     }
 
     /// Everything that the half has said.
@@ -801,14 +1037,24 @@ impl<'a> Session<'a> {
         match (report, fds.len()) {
             (Report::Hello(hello), 3) => self.greeted(hello, fds)?,
             (Report::Failed(why), 0) => self.half_is_gone(Some(why))?,
-            (Report::FilterSet, 0) => self.filter_set = true,
-            (Report::Process(facts), 0) => self.with_sink(|line, out| line.process(facts, out)),
+            (Report::FilterSet, 0) if self.changing.is_some() => self.changed()?,
+            (Report::FilterSet, 0) => {
+                self.filter_set = true;
+                if self.is_starting() {
+                    self.survey(false)?;
+                    self.start.scanned = Some(self.start.ordered);
+                }
+                if let Some(next) = self.next.take() {
+                    self.follow(next)?;
+                }
+            }
+            (Report::Process(facts), 0) => self.line.tell(Input::Process(facts), now),
             (Report::Mapped(mapped), 0) => self.mapped(mapped, now),
             (Report::Opened { file, path }, 1) => {
                 let fd = Arc::new(fds.remove(0));
                 self.locate(file, Locating { path, own: None }, fd);
             }
-            (Report::Unread { file, path, why }, 0) => self.unread(file, path, why, now),
+            (Report::Unread { file, path, why }, 0) => self.unread(file, &path, &why),
             (Report::Attached(attached), 0) => {
                 tracing::debug!(
                     file = attached.file,
@@ -817,15 +1063,15 @@ impl<'a> Session<'a> {
                 );
                 self.answered(attached.file);
                 let (file, at) = (attached.file, attached.at);
-                self.with_sink(|line, out| line.attached(file, at, now, out));
+                self.line.tell(Input::Attached { file, at }, now);
             }
             (Report::Same { file, known }, 0) => {
                 self.answered(file);
-                self.with_sink(|line, out| line.same(file, known, now, out));
+                self.line.tell(Input::Same { file, known }, now);
             }
             (Report::Refused { file, why }, 0) => {
                 self.answered(file);
-                self.with_sink(|line, out| line.failed(file, &why, now, out));
+                self.line.tell(Input::Failed { file, why: &why }, now);
             }
             (Report::Interrupted, 0) => {
                 if let Some(shared) = &self.shared {
@@ -837,27 +1083,34 @@ impl<'a> Session<'a> {
             (Report::Survey(survey), 0) => {
                 self.half_usage = (survey.cpu_micros, survey.memory_bytes);
                 self.surveyed = true;
+                self.start.answered += 1;
             }
             (Report::Continued { pid }, 0) => {
                 self.held.remove(&pid);
-                self.pipeline.continued(pid);
+                self.line.tell(Input::Continued { pid }, now);
             }
-            (Report::Renamed { pid, comm }, 0) => self.pipeline.renamed(pid, &comm),
+            (Report::Renamed { pid, comm }, 0) => {
+                self.line.tell(Input::Renamed { pid, comm: &comm }, now);
+            }
             (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
             (Report::Missed { pid, path }, 0) => {
                 if is_named_like_one(path.as_bytes()) {
-                    self.with_sink(|line, out| line.missed(pid, &path, now, out));
+                    self.line.tell(Input::Missed { pid, path: &path }, now);
                 }
             }
-            (Report::Runtime { pid, runtime }, 0) => self.pipeline.runtime(pid, runtime),
-            (Report::Inspected { connected, finding }, 0) => {
-                self.inspected(&connected, finding, now);
+            (Report::Runtime { pid, runtime }, 0) => {
+                self.line.tell(Input::Runtime { pid, runtime }, now);
             }
+            (Report::Inspected { connected, finding }, 0) => {
+                self.inspected(connected, finding, now);
+            }
+            (Report::Silent { pid, silent }, 0) => self.silent(pid, silent, now),
             (Report::Warning(text), 0) => complain(&text),
             // Not which one: it may hold what others wrote.
             (_, fds) => bail!("unexpected report with {fds} descriptors"),
         }
         self.release();
+        self.watch_start();
         Ok(())
     }
 
@@ -871,8 +1124,16 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn answered(&mut self, file: u64) {
+    fn answered(&mut self, file: FileId) {
         self.unanswered.remove(&file);
+        if self.is_starting() {
+            self.start.settled.insert(file);
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        let service = self.service.as_ref();
+        service.is_some_and(|service| !service.is_ready())
     }
 
     /// The kernel side is loaded: maps what is shared, says what is wanted, sends the ahead list.
@@ -887,18 +1148,24 @@ impl<'a> Session<'a> {
         for limit in &hello.limits {
             tracing::warn!("{limit}");
         }
-        self.features.extend(hello.features.words());
-        let limits = hello.limits.iter();
-        self.limits = limits.map(|limit| self.pipeline.string(limit)).collect();
+        let Hello {
+            features, limits, ..
+        } = hello;
+        let landlock = self.landlock;
+        let machine = Input::Machine {
+            landlock,
+            features,
+            limits,
+        };
+        self.line.tell(machine, now());
         let wanted = self.filter();
         let bits = self.filter_bits(&wanted);
         shared.control.set(control::AWAKE, 1);
-        if hello.features.sockets != Sockets::Unseen {
-            self.pipeline.expect_sockets();
+        if features.sockets != Sockets::Unseen {
             shared.control.set(control::SOCKETS, 1);
         }
         shared.control.set(control::FILTER, bits);
-        if hello.features.hellos {
+        if features.hellos {
             shared.control.set(control::HELLOS, 1);
         }
         self.shared = Some(shared);
@@ -926,9 +1193,11 @@ impl<'a> Session<'a> {
             comms: of.comms.clone(),
             groups: groups.iter().map(|group| group.path.clone()).collect(),
             containers: of.containers.clone(),
+            may_change: self.service.is_some(),
             members: !of.containers.is_empty() || !groups.is_empty() && directories.is_empty(),
             scan: command.is_none(),
             hold: command.is_some() && self.config.hold,
+            own: self.own.clone(),
         }
     }
 
@@ -986,12 +1255,15 @@ impl<'a> Session<'a> {
         if let Some(here) = held {
             self.held.insert(pid, here);
         }
+        if self.is_starting() {
+            self.start.mapped.insert(file);
+        }
         let user = Mapper {
             pid,
             mapped_at: at,
             held: held.is_some(),
         };
-        self.with_sink(|line, out| line.mapped(file, user, now, out));
+        self.line.tell(Input::Mapped { file, user }, now);
     }
 
     fn locate(&mut self, id: FileId, locating: Locating, fd: Arc<OwnedFd>) {
@@ -1015,7 +1287,9 @@ impl<'a> Session<'a> {
             };
             let refused = match located {
                 Some(Ok(found)) => {
-                    let points = self.pipeline.found(file, &path, &found);
+                    let path = &path;
+                    self.line.tell(Input::Found { file, path, found }, now());
+                    let points = self.line.pipeline.sites();
                     // Before the first call can be seen.
                     self.settle_trials()?;
                     self.order(Order::Attach { file, points }, own)?;
@@ -1027,12 +1301,11 @@ impl<'a> Session<'a> {
             };
             let order = match refused {
                 Some(why) => {
-                    let now = now();
-                    self.with_sink(|line, out| line.refused(file, &path, &why, now, out));
+                    self.refused(file, &path, &why);
                     Order::Refuse { file, why }
                 }
                 None => {
-                    self.pipeline.nothing(file);
+                    self.line.tell(Input::Nothing { file }, now());
                     let points = Vec::new();
                     Order::Attach { file, points }
                 }
@@ -1044,16 +1317,29 @@ impl<'a> Session<'a> {
             self.answered(file);
         }
         self.release();
+        self.watch_start();
         Ok(())
     }
 
     /// A file that the half could not open.
-    fn unread(&mut self, file: FileId, path: String, why: String, now: u64) {
+    fn unread(&mut self, file: FileId, path: &str, why: &str) {
+        self.answered(file);
         if is_named_like_one(path.as_bytes()) {
-            self.with_sink(|line, out| line.refused(file, &path, &why, now, out));
+            self.refused(file, path, why);
         } else {
             tracing::warn!("{path} is not looked at: {why}");
-            self.pipeline.nothing(file);
+            self.line.tell(Input::Nothing { file }, now());
+        }
+    }
+
+    fn refused(&mut self, file: FileId, path: &str, why: &str) {
+        self.line.tell(Input::Refused { file, path, why }, now());
+    }
+
+    /// Connections that the process which delivers has made are not to be told of.
+    fn settle_ours(&mut self) {
+        for (local, peer) in self.line.sinks.made() {
+            self.line.tell(Input::Ours { local, peer }, now());
         }
     }
 
@@ -1061,6 +1347,7 @@ impl<'a> Session<'a> {
     fn settle_sockets(&mut self) -> Result<()> {
         const PER_MESSAGE: usize = 1024;
         let states: Vec<(u64, u64)> = self
+            .line
             .pipeline
             .attentions()
             .map(|attention| match attention {
@@ -1081,7 +1368,7 @@ impl<'a> Session<'a> {
     /// Handles that their programs closed give their places up.
     fn forget_left(&mut self) -> Result<()> {
         const PER_MESSAGE: usize = 256;
-        let forgotten = self.pipeline.forgotten();
+        let forgotten = self.line.pipeline.forgotten();
         let handles: Vec<_> = forgotten
             .map(|id| half::Handle {
                 tgid: id.pid,
@@ -1097,13 +1384,13 @@ impl<'a> Session<'a> {
 
     /// Files whose first calls showed that they are none of TLS, and whether there are more to be judged.
     fn settle_trials(&mut self) -> Result<()> {
-        let withdrawals: Vec<_> = self.pipeline.withdrawals().collect();
+        let withdrawals: Vec<_> = self.line.pipeline.withdrawals().collect();
         for (file, why) in withdrawals {
             let why = why.to_owned();
             self.order(Order::Refuse { file, why }, None)?;
         }
         if let Some(shared) = &self.shared {
-            let is_on_trial = self.pipeline.is_any_on_trial();
+            let is_on_trial = self.line.pipeline.is_any_on_trial();
             shared.control.set(control::TRIAL, u64::from(is_on_trial));
         }
         Ok(())
@@ -1111,31 +1398,61 @@ impl<'a> Session<'a> {
 
     /// Asks the half about TLS that no probe saw.
     fn ask(&mut self) -> Result<()> {
-        let strangers = self.pipeline.strangers();
+        let strangers = self.line.pipeline.strangers();
         let mut orders: Vec<Order> = strangers.map(|pid| Order::Introduce { pid }).collect();
-        let questions = self.pipeline.questions(now());
-        orders.extend(questions.into_iter().map(Order::Inspect));
+        orders.extend(self.line.pipeline.questions().map(Order::Inspect));
+        let suspects = self.line.pipeline.suspects();
+        orders.extend(suspects.map(|pid| Order::Examine { pid }));
         orders
             .into_iter()
             .try_for_each(|order| self.order(order, None))
     }
 
-    fn inspected(&mut self, connected: &Connected, finding: Finding, now: u64) {
-        let Session { pipeline, sink, .. } = self;
-        let silent = pipeline.inspected(connected, finding, now, &mut |record| sink.write(record));
-        if let Some(path) = silent {
-            let what = match finding.silent {
-                Some(Silent {
-                    is_placed_again: true,
-                    ..
-                }) => "they are placed again",
-                _ => "its calls pass by",
-            };
-            let pid = connected.pid;
-            complain(format!(
-                "the breakpoints in {} were gone from the memory of process {pid}: {what}",
-                &*path
-            ));
+    /// Asks what containers are called. Whoever does not read is asked later.
+    fn ask_for_names(&mut self) {
+        self.nameless.extend(self.line.pipeline.nameless());
+        let Some(asked) = &self.asked else {
+            return self.nameless.clear();
+        };
+        while let Some(id) = self.nameless.pop_front() {
+            let question = Question { id };
+            if half::send(&asked.socket, &question, &[]).is_err() {
+                // Its end is noticed at the next read.
+                return self.nameless.push_front(question.id);
+            }
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Some(asked) = &self.asked {
+            match half::receive(&asked.socket) {
+                Ok(Received::Nothing) => return,
+                Ok(Received::Message(Answer { id, container }, _)) => {
+                    let id = &id;
+                    self.line.tell(Input::Container { id, container }, now());
+                }
+                Ok(Received::End) | Err(_) => {
+                    complain(
+                        "nobody asks container runtimes any more: names are missing from now on",
+                    );
+                    self.asked = None;
+                    self.line.tell(Input::Runtimes { are_asked: false }, now());
+                }
+            }
+        }
+    }
+
+    fn inspected(&mut self, connected: Connected, finding: Finding, now: u64) {
+        self.line.tell(Input::Inspected { connected, finding }, now);
+        if let (Some(path), Some(silent)) = (self.line.pipeline.silent(), finding.silent) {
+            complain_of(silent, connected.pid, &path);
+        }
+    }
+
+    fn silent(&mut self, pid: u32, silent: Silent, now: u64) {
+        self.line.tell(Input::Silent { pid, silent }, now);
+        if let Some(path) = self.line.pipeline.silent() {
+            complain_of(silent, pid, &path);
         }
     }
 
@@ -1163,16 +1480,136 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Those who ask a daemon how it is.
+    fn answer(&self) {
+        let Some(service) = &self.service else {
+            return;
+        };
+        let kernel = |index| match &self.shared {
+            Some(shared) => shared.counters.get(index),
+            None => 0,
+        };
+        let ledger = ledger(kernel, self.line.pipeline.tally());
+        service.answer(self.line.pipeline.covered(), &ledger);
+    }
+
+    /// Says once that the daemon is ready.
+    fn watch_start(&mut self) {
+        let Some(service) = &mut self.service else {
+            return;
+        };
+        if !service.is_ready() && self.start.is_over() {
+            service.ready("watching");
+            self.start = Start::default();
+        }
+    }
+
+    /// Everything that the reader of the configuration has said.
+    fn take_settings(&mut self) -> Result<()> {
+        while let Some(service) = &self.service {
+            match service.reader.said() {
+                Ok(Received::Nothing) => break,
+                Ok(Received::Message(said, _)) => match said.config(&service.path) {
+                    Ok(config) => {
+                        service.notifier.reloading();
+                        self.follow(config)?;
+                    }
+                    Err(why) => {
+                        complain(format!("{why}; nothing of it is taken"));
+                        service.again_ready();
+                    }
+                },
+                Ok(Received::End) | Err(_) => {
+                    self.is_reader_gone = true;
+                    complain("nobody reads the settings again: a restart of the daemon does");
+                    service.again_ready();
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Other settings from here on. One change at a time: the last one counts.
+    fn follow(&mut self, config: Config) -> Result<()> {
+        if self.changing.is_some() || !self.filter_set {
+            self.next = Some(config);
+            return Ok(());
+        }
+        let (config, kept) = self.config.change(config);
+        if !kept.is_empty() {
+            complain(format!(
+                "reload: {} stay as they were, which a restart changes; the rest is taken",
+                kept.join(", ")
+            ));
+        }
+        let old = std::mem::replace(&mut self.config, config);
+        self.line.sinks.select(&self.config.sinks);
+        if old.show() != self.config.show() {
+            self.line.tell(Input::Show(self.config.show()), now());
+        }
+        self.signatures = self.config.signatures.clone().into();
+        if old.stats_interval != self.config.stats_interval {
+            self.next_stats = Instant::now() + self.config.stats_interval;
+        }
+        if old.filter == self.config.filter {
+            return self.followed();
+        }
+        let filter = self.filter();
+        let (uids, comms) = (filter.uids.clone(), filter.comms.clone());
+        self.changing = Some(Change::Leaving(filter));
+        self.order(Order::Change { uids, comms }, None)
+    }
+
+    /// Who is wanted no more is out: the kinds of filters change in one store, and then the others come in. Or they
+    /// have.
+    fn changed(&mut self) -> Result<()> {
+        let Some(Change::Leaving(filter)) = self.changing.replace(Change::Joining) else {
+            self.changing = None;
+            return self.followed();
+        };
+        if let Some(shared) = &self.shared {
+            // Some were turned away and are not, by whatever filter.
+            let bits = self.filter_bits(&filter) | filter::INTERRUPTED;
+            shared.control.set(control::FILTER, bits);
+        }
+        let Filter { uids, comms, .. } = filter;
+        self.line.tell(Input::Watch { uids, comms }, now());
+        self.order(Order::Changed, None)
+    }
+
+    fn followed(&mut self) -> Result<()> {
+        if let Some(service) = &self.service {
+            service.again_ready();
+        }
+        match self.next.take() {
+            Some(next) => self.follow(next),
+            None => Ok(()),
+        }
+    }
+
+    fn survey(&mut self, pending: bool) -> Result<()> {
+        self.start.ordered += 1;
+        self.order(Order::Survey { pending }, None)
+    }
+
     fn by_the_clock(&mut self) {
         let at = Instant::now();
+        if let Some(service) = &mut self.service {
+            service.notifier.alive(at);
+        }
         if at >= self.next_clock {
             self.next_clock = at + CLOCK_INTERVAL;
-            self.pipeline.set_clock(to_wall());
+            self.line.tell(Input::Clock(to_wall()), now());
+            self.line.sinks.troubles().for_each(complain);
+            if let Some(recorder) = &mut self.line.recorder {
+                recorder.flush();
+            }
         }
         if at >= self.next_stats {
             self.next_stats = at + self.config.stats_interval;
             let pending = self.has_untold_loss();
-            let _ = self.order(Order::Survey { pending }, None);
+            let _ = self.survey(pending);
             self.stats(false);
         }
     }
@@ -1183,7 +1620,7 @@ impl<'a> Session<'a> {
             return false;
         };
         let lost = |cause| shared.counters.get(counter::LOST + usize::from(cause));
-        lost(cause::RING_FULL) + lost(cause::OVER_BUDGET) != self.pipeline.told_late()
+        lost(cause::RING_FULL) + lost(cause::OVER_BUDGET) != self.line.pipeline.told_late()
     }
 
     fn stats(&mut self, last: bool) {
@@ -1191,20 +1628,16 @@ impl<'a> Session<'a> {
             return;
         };
         let (half_micros, half_memory) = self.half_usage;
-        let stats = Stats {
+        let (deliver_micros, deliver_memory) = self.line.sinks.usage();
+        let count = Count {
             last,
-            ledger: ledger(|index| shared.counters.get(index), self.pipeline.tally()),
-            sinks: vec![self.sink.count()],
+            kernel: shared.counters.all(),
+            sinks: self.line.sinks.counts(),
             cpu_seconds: nanoseconds(ClockId::ProcessCPUTime) as f64 / 1e9
-                + half_micros as f64 / 1e6,
-            memory_bytes: own_memory(&self.statm) + half_memory,
-            content: self.config.content.name(),
-            features: self.features.clone(),
-            limits: self.limits.clone(),
-            bounds: self.pipeline.bounds(),
+                + (half_micros + deliver_micros) as f64 / 1e6,
+            memory_bytes: own_memory(&self.statm) + half_memory + deliver_memory,
         };
-        let now = now();
-        self.with_sink(|line, out| line.stats(stats, now, out));
+        self.line.tell(Input::Count(count), now());
     }
 
     /// How long the end may wait for something.
@@ -1226,7 +1659,8 @@ impl<'a> Session<'a> {
             let Some(shared) = &self.shared else {
                 break;
             };
-            let ledger = ledger(|index| shared.counters.get(index), self.pipeline.tally());
+            let tally = self.line.pipeline.tally();
+            let ledger = ledger(|index| shared.counters.get(index), tally);
             if !shared.ring.has_more() && ledger.bytes.in_flight == 0 {
                 break;
             }
@@ -1240,14 +1674,19 @@ impl<'a> Session<'a> {
     async fn settle(&mut self) {
         self.surveyed = false;
         let pending = self.has_untold_loss();
-        if self.order(Order::Survey { pending }, None).is_err() {
+        if self.survey(pending).is_err() {
             return;
         }
         let until = Instant::now() + self.patience(LAST_SURVEY);
-        while !self.surveyed && self.half.is_some() && Instant::now() < until {
+        while !(self.surveyed && !self.line.pipeline.is_anybody_parked())
+            && self.half.is_some()
+            && Instant::now() < until
+        {
             if self.take_reports().is_err() {
                 return;
             }
+            self.ask_for_names();
+            self.take_answers();
             std::thread::sleep(Duration::from_micros(200));
         }
         if pending && !self.surveyed {
@@ -1264,7 +1703,10 @@ impl<'a> Session<'a> {
             return;
         };
         for (count, what) in [
-            (self.pipeline.malformed(), "malformed records in the ring"),
+            (
+                self.line.pipeline.malformed(),
+                "malformed records in the ring",
+            ),
             (
                 counters.get(counter::DUPLICATE),
                 "calls that two links reported",
@@ -1288,9 +1730,9 @@ impl<'a> Session<'a> {
         };
         let why = if self.half.is_none() {
             "the privileged half ended before".to_owned()
-        } else if self.pipeline.has_unknown() {
+        } else if self.line.pipeline.has_unknown() {
             format!("{about} spoke TLS by means that are not known; `coverage` says with whom")
-        } else if self.pipeline.is_any_used() {
+        } else if self.line.pipeline.is_any_used() {
             format!("{about} mapped a TLS library, it was probed, and no TLS call was made")
         } else {
             format!(
@@ -1303,6 +1745,16 @@ impl<'a> Session<'a> {
     }
 }
 
+fn complain_of(silent: Silent, pid: u32, path: &str) {
+    let what = match silent.is_placed_again {
+        true => "they are placed again",
+        false => "calls pass by",
+    };
+    complain(format!(
+        "breakpoints in {path} were gone from the memory of process {pid}: {what}"
+    ));
+}
+
 /// What a look at the ring found.
 #[derive(Clone, Copy)]
 struct Found {
@@ -1312,6 +1764,10 @@ struct Found {
 
 enum Woke {
     ToLook,
+    /// Somebody asks a daemon how it is.
+    ToAnswer,
+    /// The settings were read again.
+    ToFollow,
     CommandDone,
     Asked(Signal),
 }
@@ -1352,7 +1808,7 @@ fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
 }
 
 /// Resident memory in bytes; the file was opened before the lock-in.
-fn own_memory(statm: &fs::File) -> u64 {
+pub fn own_memory(statm: &fs::File) -> u64 {
     let mut text = [0; 128];
     let read = statm.read_at(&mut text, 0).unwrap_or(0);
     let resident = std::str::from_utf8(&text[..read])

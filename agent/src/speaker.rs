@@ -1,6 +1,6 @@
 //! What is said of one connection → records: its bytes, its gaps, and what its decoder makes of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use agent_ebpf::Direction;
 
@@ -9,13 +9,9 @@ use crate::{
     http::Teller,
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
-    protocol::{
-        Limit, Said,
-        exchange::{Exchange, Half},
-        head::{Request, Response, Version},
-    },
-    record::{Body, Cause, Connection, Content, Joined, Kind, Process, Record, WallTime},
-    redact::{self, Redactor},
+    protocol::{Limit, Said, exchange::Exchange},
+    record::{Body, Cause, Connection, Content, Joined, Kind, Message, Process, Record, WallTime},
+    redact::{self, Redactor, Told, View},
 };
 
 /// The records of one connection, at one event.
@@ -25,9 +21,8 @@ pub struct Voice<'a> {
     pub tid: Option<u32>,
     pub function: Option<&'static str>,
     pub connection: &'a mut Connection,
-    /// Of the stream: is nothing missing, and how much is.
-    pub complete: bool,
-    pub lost: u64,
+    /// Bytes that are missing of each stream so far, by direction.
+    pub lost: [u64; 2],
     pub time: u64,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
@@ -36,9 +31,12 @@ pub struct Voice<'a> {
 }
 
 impl Voice<'_> {
-    /// A record about the stream.
-    pub fn say(&mut self, body: Body<'_>) {
-        self.say_of(self.time, self.complete, self.lost, body);
+    /// A record about a stream.
+    fn say(&mut self, direction: Direction, body: Body<'_>) {
+        let connection = &self.connection;
+        let lost = self.lost[direction as usize];
+        let is_known = connection.joined == Joined::Start && !connection.has_unseen;
+        self.say_of(self.time, is_known && lost == 0, lost, body);
     }
 
     fn say_of(&mut self, time: u64, complete: bool, lost_bytes: u64, body: Body<'_>) {
@@ -56,13 +54,23 @@ impl Voice<'_> {
         emit(self.wanted, self.sequence, self.out, record);
     }
 
-    fn data(&mut self, direction: Direction, offset: u64, length: u64, content: Content<'_>) {
-        self.say(Body::Data {
+    /// What the redactor lets out of a stream.
+    pub fn data(
+        &mut self,
+        direction: Direction,
+        view: View,
+        offset: u64,
+        length: u64,
+        content: Content<'_>,
+    ) {
+        let body = Body::Data {
             direction,
             offset,
             length,
             content,
-        });
+            view,
+        };
+        self.say(direction, body);
     }
 }
 
@@ -82,12 +90,28 @@ pub struct Speaker<'a> {
     pub redactor: &'a mut Redactor,
     /// How often a bound of a decoder was reached.
     pub limits: &'a mut BTreeMap<Limit, u64>,
+    pub asked: &'a mut VecDeque<Asked>,
     pub handle: HandleId,
+}
+
+/// A request, from when on it is waited for its response.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub time: u64,
+    pub handle: HandleId,
+    pub exchange: u64,
 }
 
 impl Speaker<'_> {
     /// Bytes of a stream, as data.
-    pub fn bytes(&mut self, direction: Direction, offset: u64, bytes: Plaintext<'_>, time: u64) {
+    pub fn bytes(
+        &mut self,
+        direction: Direction,
+        view: View,
+        offset: u64,
+        bytes: Plaintext<'_>,
+        time: u64,
+    ) {
         let Speaker {
             voice,
             redactor,
@@ -100,13 +124,17 @@ impl Speaker<'_> {
             is_first: voice.connection.joined == Joined::Start && offset == 0,
             time,
         };
-        let id = StreamId {
+        let stream = StreamId {
             handle: *handle,
             direction,
         };
-        redactor.bytes(id, piece, &mut |offset, length, content| {
-            voice.data(direction, offset, length, content);
-        });
+        redactor.bytes(
+            Told { stream, view },
+            piece,
+            &mut |offset, length, content| {
+                voice.data(direction, view, offset, length, content);
+            },
+        );
     }
 
     pub fn gap(&mut self, direction: Direction, offset: u64, length: u64, cause: Cause) {
@@ -116,33 +144,35 @@ impl Speaker<'_> {
             handle,
             ..
         } = self;
-        let id = StreamId {
+        let stream = StreamId {
             handle: *handle,
             direction,
         };
-        redactor.gap(id, length, &mut |offset, length, content| {
-            voice.data(direction, offset, length, content);
-        });
-        voice.say(Body::Gap {
+        for told in Told::of(stream) {
+            redactor.gap(told, length, &mut |offset, length, content| {
+                voice.data(direction, told.view, offset, length, content);
+            });
+        }
+        let body = Body::Gap {
             direction,
             cause,
             offset: Some(offset),
             length,
-        });
+        };
+        voice.say(direction, body);
     }
 
     /// What the decoder says.
     pub fn heard(&mut self, said: Said<'_>) {
         match said {
-            // All bytes are told as data already.
-            Said::Data { .. } if self.voice.wanted.emit.contains(&Kind::Data) => {}
+            Said::Data { .. } if !self.voice.wanted.undecoded => {}
             Said::Data {
                 direction,
                 offset,
                 bytes,
                 time,
                 is_stray: false,
-            } => self.bytes(direction, offset, bytes, time),
+            } => self.bytes(direction, View::Undecoded, offset, bytes, time),
             Said::Data {
                 direction,
                 offset,
@@ -150,10 +180,29 @@ impl Speaker<'_> {
                 ..
             } => {
                 let content = self.redactor.stray(bytes);
+                let length = bytes.len() as u64;
                 self.voice
-                    .data(direction, offset, bytes.len() as u64, content);
+                    .data(direction, View::Undecoded, offset, length, content);
             }
-            Said::Exchange(exchange) => self.exchange(exchange),
+            Said::Asked(exchange) if self.voice.wanted.live => self.ask(exchange),
+            Said::Open(exchange) if self.voice.wanted.live => self.exchange(exchange, true),
+            Said::Part {
+                exchange,
+                direction,
+                number,
+                size,
+            } if self.voice.wanted.live => {
+                let message = Message {
+                    exchange,
+                    direction,
+                    number,
+                    size,
+                };
+                self.voice
+                    .say_of(self.voice.time, true, 0, Body::Message(&message));
+            }
+            Said::Asked(_) | Said::Open(_) | Said::Part { .. } => {}
+            Said::Exchange(exchange) => self.exchange(exchange, false),
             Said::Event {
                 exchange,
                 event,
@@ -175,35 +224,39 @@ impl Speaker<'_> {
         }
     }
 
-    fn exchange(&mut self, exchange: &Exchange) {
+    /// Of a flood nobody reads along: the oldest are told of when they are over.
+    fn ask(&mut self, exchange: u64) {
+        const ASKED_MAX: usize = 4096;
+        if self.asked.len() == ASKED_MAX {
+            self.asked.pop_front();
+        }
+        self.asked.push_back(Asked {
+            time: self.voice.time,
+            handle: self.handle,
+            exchange,
+        });
+    }
+
+    fn exchange(&mut self, exchange: &Exchange, is_open: bool) {
         self.names_version(exchange);
-        let began = match (&exchange.request, &exchange.response) {
-            (Some(half), _) => half.began,
-            (None, Some(half)) => half.began,
-            (None, None) => return,
+        let Some(first) = exchange.halves().next() else {
+            return;
         };
-        let complete = exchange.request.as_ref().is_some_and(|half| half.is_whole)
-            && exchange.response.as_ref().is_some_and(|half| half.is_whole);
-        let lost = exchange.request.as_ref().map_or(0, |half| half.lost)
-            + exchange.response.as_ref().map_or(0, |half| half.lost);
+        let complete = exchange.halves().filter(|half| half.is_whole).count() == 2;
+        let lost = exchange.halves().map(|half| half.lost).sum();
+        let began = first.began;
         let teller = self.teller();
-        if let Some(grpc) = teller.grpc(exchange) {
+        if let Some(grpc) = teller.grpc(exchange, is_open) {
             return self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));
         }
-        let http = teller.http(exchange);
+        let http = teller.http(exchange, is_open);
         self.voice.say_of(began, complete, lost, Body::Http(&http));
     }
 
     fn names_version(&mut self, exchange: &Exchange) {
-        let of_request = |half: &Half<Request>| half.head.as_ref().map(|head| head.version);
-        let of_response = |half: &Half<Response>| half.head.as_ref().map(|head| head.version);
-        let version = exchange
-            .request
-            .as_ref()
-            .and_then(of_request)
-            .or_else(|| exchange.response.as_ref().and_then(of_response));
-        if let Some(version) = version.map(Version::name) {
-            self.voice.connection.http_version = Some(version);
+        let mut heads = exchange.halves().filter_map(|half| half.head.as_ref());
+        if let Some(head) = heads.next() {
+            self.voice.connection.http_version = Some(head.version().name());
         }
     }
 
@@ -213,6 +266,7 @@ impl Speaker<'_> {
             policy: self.voice.wanted.content,
             server: self.voice.connection.server_name.as_deref(),
             clock: self.voice.clock,
+            live: self.voice.wanted.live,
         }
     }
 }

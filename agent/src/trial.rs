@@ -13,7 +13,7 @@
 //!
 //! Libraries that work in memory are not judged: they are believed after a while. Pure, and all of it is bounded.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use agent_ebpf::{Direction, RECORD_MAX};
 
@@ -49,7 +49,7 @@ pub enum Verdict {
 /// All files that are, or were, on trial.
 #[derive(Debug, Default)]
 pub struct Trials {
-    open: HashMap<FileId, Trial>,
+    open: BTreeMap<FileId, Trial>,
     condemned: HashSet<FileId>,
     /// What sockets moved inside calls, by thread.
     carried: HashMap<u32, Carried>,

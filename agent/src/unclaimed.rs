@@ -91,9 +91,11 @@ impl Unclaimed {
 
     /// Plaintext came of the connection between these.
     pub fn claimed(&mut self, pid: u32, local: SocketAddr, peer: SocketAddr) {
-        if !self.open.is_empty() {
-            self.open.remove(&Connected { pid, local, peer });
-        }
+        self.open.remove(&Connected { pid, local, peer });
+    }
+
+    pub fn is_any_open(&self) -> bool {
+        !self.open.is_empty()
     }
 
     pub fn is_runtime(&mut self, pid: u32, runtime: Option<Runtime>) {

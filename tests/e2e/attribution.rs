@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -355,7 +356,7 @@ fn http2_server(lab: &Lab) -> (Proc, [String; 3]) {
     (server, urls)
 }
 
-/// The same by rustls, eight connections with eight streams at once.
+/// The same by rustls.
 #[test]
 fn attribution_of_rustls_http2() {
     let test = "attribution_of_rustls_http2";
@@ -365,16 +366,25 @@ fn attribution_of_rustls_http2() {
     let Some(rustls) = rustls(&lab).filter(|_| has_ipv6(test)) else {
         return;
     };
-    let (_server, urls) = http2_server(&lab);
-    let mut words = argv![rustls, "post", "8", "125"];
+    posts(&lab, &rustls);
+}
+
+/// Eight connections with eight streams at once, by a program made of `requests.rs`.
+#[track_caller]
+fn posts(lab: &Lab, program: &Path) -> Option<Said> {
+    let (_server, urls) = http2_server(lab);
+    let mut words = argv![program, "post", "8", "125"];
     words.extend(urls.iter().map(OsString::from));
     let run = lab.agent().run(words);
     run.success();
     let ends = ends(&lab.path("server.accepted"));
     assert_eq!(ends.len(), 1000);
-    if !bare() {
-        said(&run, &ends, "client").assert_named(99);
+    if bare() {
+        return None;
     }
+    let said = said(&run, &ends, "client");
+    said.assert_named(99);
+    Some(said)
 }
 
 /// The same by native-tls.
@@ -388,17 +398,8 @@ fn attribution_of_native_tls_http2() {
         let Some(program) = native_tls(&lab, kind).filter(|_| has_ipv6(test)) else {
             return;
         };
-        let (_server, urls) = http2_server(&lab);
-        let mut words = argv![program, "post", "8", "125"];
-        words.extend(urls.iter().map(OsString::from));
-        let run = lab.agent().run(words);
-        run.success();
-        let ends = ends(&lab.path("server.accepted"));
-        assert_eq!(ends.len(), 1000);
-        if !bare() {
-            let said = said(&run, &ends, "client");
+        if let Some(said) = posts(&lab, &program) {
             assert_eq!(said.inferred, 0, "{said:?}");
-            said.assert_named(99);
         }
     }
 }
@@ -675,4 +676,54 @@ fn attribution_of_a_handle_that_moves() {
 #[test]
 fn attribution_of_a_handle_whose_halves_move() {
     moved("attribution_of_a_handle_whose_halves_move", "halves");
+}
+
+/// The socket is used inside of the handshake's calls alone, and on the server's side: its client keeps its bytes in
+/// memory.
+#[test]
+fn attribution_by_the_handshake() {
+    let Some(lab) = Lab::with("attribution_by_the_handshake", &["cc"]) else {
+        return;
+    };
+    let run = lab.agent().run(argv![lab.compiled("ahead")]);
+    run.success();
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let out = run.process.out();
+    let mut ports = out.lines().map(|port| port.parse::<u64>().unwrap());
+    let server = ports.next();
+    let clients: Vec<u64> = ports.collect();
+    let mut seen = [0, 0];
+    for data in records.kind("data") {
+        let text = data["text"].as_str().unwrap_or_default();
+        let (word, number) = text.trim_end().split_once(' ').unwrap();
+        let number: usize = number.parse().unwrap();
+        let direction = if word == "request" {
+            "received"
+        } else {
+            "sent"
+        };
+        if data["direction"] != direction {
+            continue; // the client's
+        }
+        assert_eq!(
+            data["connection"]["attribution"],
+            "exact",
+            "{}",
+            digest(data)
+        );
+        assert_eq!(data["connection"]["role"], "server", "{}", digest(data));
+        let port = |of: &str| {
+            data.pointer(&format!("/network/{of}/port"))
+                .and_then(Value::as_u64)
+        };
+        assert_eq!(port("local"), server, "{}", digest(data));
+        assert_eq!(port("peer"), Some(clients[number]), "{}", digest(data));
+        seen[usize::from(word == "answer")] += 1;
+    }
+    assert_eq!(seen, [clients.len(); 2]);
+    assert_eq!(clients.len(), 12);
 }

@@ -31,7 +31,7 @@ impl Group {
     }
 
     /// What a runtime makes for the container `id`.
-    fn of_container(id: &str) -> Option<Group> {
+    pub(crate) fn of_container(id: &str) -> Option<Group> {
         let name = format!("docker-{id}.scope");
         Group::named("cgroup2", &name).or_else(|| Group::named("cgroup", &name))
     }
@@ -73,7 +73,7 @@ impl Drop for Group {
 }
 
 /// An id that no other test has, and no container.
-fn id(number: u32) -> String {
+pub(crate) fn id(number: u32) -> String {
     format!("{:08x}{number:08x}", std::process::id()).repeat(4)
 }
 

@@ -13,7 +13,7 @@ use crate::proc::{
 };
 
 /// uid and gid of `nobody`, who exists everywhere.
-const NOBODY: u32 = 65534;
+pub(crate) const NOBODY: u32 = 65534;
 
 fn lab(test: &'static str, programs: &[&str]) -> Option<Lab> {
     if bare() {
@@ -364,7 +364,7 @@ impl UserLab {
         self
     }
 
-    fn agent(&self) -> PathBuf {
+    pub(crate) fn agent(&self) -> PathBuf {
         self.dir.join("vortex-agent")
     }
 
@@ -390,7 +390,7 @@ impl Drop for UserLab {
     }
 }
 
-fn as_nobody() -> Vec<std::ffi::OsString> {
+pub(crate) fn as_nobody() -> Vec<std::ffi::OsString> {
     let id = NOBODY.to_string();
     argv![
         "setpriv",

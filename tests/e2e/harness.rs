@@ -11,6 +11,7 @@
 //! - `VORTEX_TEST_DIR`: where other versions of OpenSSL are, else `target/fixtures`.
 //! - `VORTEX_ALONE=1`: nobody else is on this machine, so all of it may be watched. Set by
 //!   `cargo xtask vm` inside its virtual machines, and by nobody else.
+//! - `VORTEX_IMAGE`: the container image that `cargo xtask image` leaves.
 //! - `VORTEX_PROGRAMS`: where our C programs lie compiled, on a machine without a compiler.
 
 use std::ffi::OsString;
@@ -46,6 +47,10 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("connections.py", include_str!("../programs/connections.py")),
     ("exchanges.mjs", include_str!("../programs/exchanges.mjs")),
     ("websocket.py", include_str!("../programs/websocket.py")),
+    ("peers.py", include_str!("../programs/peers.py")),
+    ("events.py", include_str!("../programs/events.py")),
+    ("before.py", include_str!("../programs/before.py")),
+    ("sockets.mjs", include_str!("../programs/sockets.mjs")),
     ("http2.mjs", include_str!("../programs/http2.mjs")),
     ("parallel.mjs", include_str!("../programs/parallel.mjs")),
     ("http_client.py", include_str!("../programs/http_client.py")),
@@ -74,13 +79,21 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("load.c", include_str!("../programs/load.c")),
     ("early.c", include_str!("../programs/early.c")),
     ("async_job.c", include_str!("../programs/async_job.c")),
+    ("sealed.c", include_str!("../programs/sealed.c")),
     ("swap.c", include_str!("../programs/swap.c")),
     ("abandon.c", include_str!("../programs/abandon.c")),
     ("victim.c", include_str!("../programs/victim.c")),
     ("talker.c", include_str!("../programs/talker.c")),
+    ("cri.py", include_str!("../programs/cri.py")),
+    ("image.py", include_str!("../programs/image.py")),
     ("names.py", include_str!("../programs/names.py")),
     ("silent.c", include_str!("../programs/silent.c")),
+    ("ahead.c", include_str!("../programs/ahead.c")),
     ("gnutls.c", include_str!("../programs/gnutls.c")),
+    ("pause.c", include_str!("../programs/pause.c")),
+    ("kubelet.py", include_str!("../programs/kubelet.py")),
+    ("collector.py", include_str!("../programs/collector.py")),
+    ("oci.py", include_str!("../programs/oci.py")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.
@@ -630,6 +643,7 @@ impl Lab {
             output: Some(self.path("records.ndjson")),
             before: Vec::new(),
             options: Vec::new(),
+            config: None,
             emit: Some("data,gap,coverage,stats"),
             content: "full",
             environment: Vec::new(),
@@ -729,6 +743,7 @@ pub(crate) struct Agent<'a> {
     output: Option<PathBuf>,
     before: Vec<OsString>,
     options: Vec<OsString>,
+    config: Option<PathBuf>,
     emit: Option<&'static str>,
     content: &'static str,
     environment: Vec<(OsString, OsString)>,
@@ -758,6 +773,13 @@ impl Agent<'_> {
     /// Another output file, which need not be possible, or none.
     pub(crate) fn output(mut self, path: Option<PathBuf>) -> Self {
         self.output = path;
+        self
+    }
+
+    /// Outputs as this text says, and no others.
+    pub(crate) fn config(mut self, text: &str) -> Self {
+        self.config = Some(self.lab.file("config.toml", text));
+        self.output = None;
         self
     }
 
@@ -807,13 +829,16 @@ impl Agent<'_> {
         } else {
             let mut words = self.before.clone();
             words.push(self.binary.clone().into());
-            words.extend(argv!["run", "--output", "json", "--content", self.content]);
-            words.extend(
-                self.emit
-                    .into_iter()
-                    .flat_map(|kinds| argv!["--emit", kinds]),
-            );
-            words.extend(self.output.iter().flat_map(|output| argv!["-o", output]));
+            words.extend(argv!["run", "--content", self.content]);
+            match &self.config {
+                Some(path) => words.extend(argv!["--config", path]),
+                None => {
+                    words.extend(argv!["--output", "json"]);
+                    let emit = self.emit.into_iter();
+                    words.extend(emit.flat_map(|kinds| argv!["--emit", kinds]));
+                    words.extend(self.output.iter().flat_map(|output| argv!["-o", output]));
+                }
+            }
             words.extend(self.options.iter().cloned());
             words.extend(operands);
             words

@@ -10,7 +10,9 @@ use crate::harness::{
     Agent, Lab, PYTHON, Run, argv, bare, free_port, libssl, random, scaled, seconds, skip,
     wait_for, which,
 };
-use crate::records::{self, Truth, compare};
+use crate::proc::breakpoints;
+use crate::records::{self, Connection, Truth, compare, total};
+use crate::unclaimed::{places_of, take_out};
 
 /// A client of `http_client.py`, `python` being the interpreter.
 #[track_caller]
@@ -153,48 +155,183 @@ fn rustls_clients(test: &'static str, client: impl Fn(&Lab, &std::path::Path)) {
     }
 }
 
-/// Several buffers in one record, answers in pieces.
+/// What a program made of `requests.rs` asks of a server, whose port is returned: bodies in both directions, answers
+/// in pieces.
+#[track_caller]
+pub fn requests(lab: &Lab, program: &Path) -> (Run, u16) {
+    let server = lab.server(&[]);
+    let port = server.port.to_string();
+    let run = lab.agent().run(argv![program, "requests", port, "200091"]);
+    run.success();
+    run.assert_exact(&server.client_truth());
+    (run, server.port)
+}
+
+/// The same with bodies of 16 MiB. Where others need the processors the reader may be too slow for the ring: such a
+/// hole is told, and all else is exact.
+#[track_caller]
+pub fn large_bodies(lab: &Lab, program: &Path) {
+    let server = lab.server(&[]);
+    let port = server.port.to_string();
+    let size = scaled("bytes", 16 << 20, 1 << 20).to_string();
+    let run = lab.agent().run(argv![program, "requests", port, size]);
+    run.success();
+    run.assert_accounted(&server.client_truth(), &["ring_full"]);
+}
+
+/// The same program without an event loop: two connections in turn, in one version of TLS; of holes the same holds.
+#[track_caller]
+pub fn blocking(lab: &Lab, program: &Path, version: &str) -> (Run, u16) {
+    let server = lab.server(&["--mode", "frames"]);
+    let port = server.port.to_string();
+    let run = lab.agent().run(argv![program, "frames", port, version]);
+    run.success();
+    let truth = server.client_truth();
+    assert_eq!(truth.len(), 2);
+    run.assert_accounted(&truth, &["ring_full"]);
+    (run, server.port)
+}
+
+/// Several buffers in one record.
 #[test]
 fn rustls_requests() {
     rustls_clients("rustls_requests", |lab, program| {
-        let server = lab.server(&[]);
-        let port = server.port.to_string();
-        let run = lab.agent().run(argv![program, "requests", port, "200091"]);
-        run.success();
-        run.assert_exact(&server.client_truth());
-        assert_known(&run, "rustls", "inferred", server.port);
+        let (run, port) = requests(lab, program);
+        assert_known(&run, "rustls", "inferred", port);
     });
 }
 
-/// Bodies of 16 MiB. Where others need the processors the reader may be too slow for the ring: such a hole is told,
-/// and all else is exact.
 #[test]
 fn rustls_large_bodies() {
-    rustls_clients("rustls_large_bodies", |lab, program| {
-        let server = lab.server(&[]);
-        let port = server.port.to_string();
-        let size = scaled("bytes", 16 << 20, 1 << 20).to_string();
-        let run = lab.agent().run(argv![program, "requests", port, size]);
-        run.success();
-        run.assert_accounted(&server.client_truth(), &["ring_full"]);
-    });
+    rustls_clients("rustls_large_bodies", large_bodies);
 }
 
-/// Two connections in turn, whose objects may have the same addresses: they are two. In both versions of TLS; of
-/// holes the same holds.
+/// The objects of the two may have the same addresses: they are two.
 #[test]
 fn rustls_blocking() {
     for version in ["1.3", "1.2"] {
         rustls_clients("rustls_blocking", |lab, program| {
-            let server = lab.server(&["--mode", "frames"]);
-            let port = server.port.to_string();
-            let run = lab.agent().run(argv![program, "frames", port, version]);
-            run.success();
-            let truth = server.client_truth();
-            assert_eq!(truth.len(), 2);
-            run.assert_accounted(&truth, &["ring_full"]);
+            blocking(lab, program, version);
         });
     }
+}
+
+/// A program that changes its keys in the middle of a connection goes on under another id; all of it is there, and
+/// nothing twice, on eight connections at once.
+#[test]
+fn rustls_new_keys() {
+    const TURNS: usize = 40;
+    const KEYS: usize = 5;
+    rustls_clients("rustls_new_keys", |lab, program| {
+        let server = lab.server(&["--mode", "frames"]);
+        let (port, turns, keys) = (server.port, TURNS.to_string(), KEYS.to_string());
+        let client = argv![program, "turns", port.to_string(), "8", turns, keys, "0"];
+        let run = lab.agent().run(client);
+        run.success();
+        let truth = server.client_truth();
+        assert_eq!(truth.len(), 8);
+        if bare() {
+            return;
+        }
+        let records = run.records();
+        let mut found = records.connections().unwrap();
+        for truth in &truth {
+            assert_eq!(take_chain(&mut found, truth), 1 + TURNS / KEYS);
+        }
+        assert_eq!(found, []);
+        assert_eq!(records.check_ledger().unwrap(), total(&truth));
+    });
+}
+
+/// Takes out those that say what the truth does, one behind the other; their number.
+#[track_caller]
+fn take_chain(found: &mut Vec<Connection>, truth: &Truth) -> usize {
+    let (mut sent, mut received) = (&truth.sent[..], &truth.received[..]);
+    for links in 0.. {
+        if sent.is_empty() && received.is_empty() {
+            return links;
+        }
+        let lengths = |one: &Connection| -> Option<[usize; 2]> {
+            let bytes = [one.sent.bytes()?, one.received.bytes()?];
+            let fits = sent.starts_with(&bytes[0]) && received.starts_with(&bytes[1]);
+            fits.then_some(bytes.map(|bytes| bytes.len()))
+        };
+        let next = found.iter().enumerate();
+        let next = next.filter_map(|(at, one)| Some((lengths(one)?, at)));
+        // Of several it is the longest: a short one may begin as it does.
+        let Some((lengths, at)) = next.max() else {
+            let left = [sent.len(), received.len()];
+            panic!("{}: {left:?} bytes are left after {links}", truth.name);
+        };
+        found.remove(at);
+        sent = &sent[lengths[0]..];
+        received = &received[lengths[1]..];
+    }
+    unreachable!()
+}
+
+/// While probes are placed again they are there twice. Nothing of what others encrypt and decrypt meanwhile is.
+#[test]
+fn rustls_while_probes_move() {
+    let test = "rustls_while_probes_move";
+    let Some(lab) = Lab::new(test).filter(|_| !bare()) else {
+        return;
+    };
+    let Some(program) = lab.fixture("rustls-ring", "bin/stripped") else {
+        return;
+    };
+    let private = lab.path("private");
+    std::fs::copy(program, &private).unwrap();
+    let busy = lab.server_named("busy", Command::new(PYTHON), &["--mode", "frames"]);
+    let robbed = lab.server_named("robbed", Command::new(PYTHON), &["--mode", "frames"]);
+    let turns = |server: &crate::harness::Server<'_>, rest: &str| {
+        format!("'{}' turns {} {rest}", private.display(), server.port)
+    };
+    let script = format!(
+        "{} & busy=$!; {} & wait $! && wait $busy",
+        turns(&busy, "2 400 0 10"),
+        turns(&robbed, "1 300 0 10")
+    );
+    let running = lab.agent().start(argv!["sh", "-c", script]);
+    let port = robbed.port.to_string();
+    let pid = wait_for("the robbed client", seconds(20), || {
+        let tree = crate::proc::tree(running.process.pid());
+        let is_it = |pid: &u32| {
+            let words = crate::proc::command_line(*pid);
+            words[..]
+                .first()
+                .is_some_and(|word| Path::new(word) == private)
+                && words.get(2) == Some(&port)
+        };
+        tree.into_iter().find(is_it)
+    });
+    wait_for("its first turns", seconds(20), || {
+        let sent = std::fs::metadata(lab.path("robbed-0.sent")).ok()?;
+        (sent.len() > 10_000).then_some(())
+    });
+    let probed = breakpoints(pid, &private);
+    let sent = places_of("Sent", &private);
+    take_out(pid, &private, |offset| sent.contains(&offset));
+    assert!(breakpoints(pid, &private).len() < probed.len());
+    wait_for("the breakpoints", seconds(20), || {
+        (breakpoints(pid, &private) == probed).then_some(())
+    });
+    let run = running.finish(seconds(60));
+    run.success();
+    let said = run.process.err();
+    assert_eq!(said.matches("they are placed again").count(), 1, "{said}");
+    let truth = busy.client_truth();
+    assert_eq!(truth.len(), 2);
+    let records = run.records();
+    let (of_robbed, of_busy): (Vec<_>, Vec<_>) = records
+        .connections()
+        .unwrap()
+        .into_iter()
+        .partition(|connection| connection.pid == u64::from(pid));
+    compare(&of_busy, &truth, &[]).unwrap_or_else(|error| panic!("{error}"));
+    // Who was robbed goes on as another one.
+    assert_eq!(of_robbed.len(), 2);
+    records.check_ledger().unwrap();
 }
 
 /// rustls and aws-lc-rs inside a program that is optimised for size and has no unwind entries.
@@ -863,6 +1000,15 @@ fn paused_async_jobs() {
         return;
     };
     both_ends(&lab, "async_job", &[]);
+}
+
+/// Behind seccomp's strict mode, which kills for every call but four.
+#[test]
+fn sealed_by_seccomp() {
+    let Some(lab) = Lab::with("sealed_by_seccomp", &["cc"]) else {
+        return;
+    };
+    both_ends(&lab, "sealed", &[]);
 }
 
 /// Coroutines that give way inside their BIO callback, the second stack below the first.

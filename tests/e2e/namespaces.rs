@@ -317,7 +317,7 @@ fn assert_now(records: &Records, since: SystemTime) {
 }
 
 /// `2026-11-21T02:47:57.076484278Z`
-fn unix_nanoseconds(time: &str) -> u128 {
+pub(crate) fn unix_nanoseconds(time: &str) -> u128 {
     let number = |range: std::ops::Range<usize>| time[range].parse::<i64>().unwrap();
     let (year, month, day) = (number(0..4), number(5..7), number(8..10));
     // Days since 1970-01-01 in the Gregorian calendar, counted from March.

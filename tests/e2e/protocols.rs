@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs;
 
 use serde_json::Value;
 
 use crate::{
     argv,
-    harness::{Lab, PYTHON, Proc, Run, bare, scaled},
-    records::{number, string},
+    harness::{Agent, End, Lab, PYTHON, Proc, Run, bare, scaled, seconds, wait_for},
+    records::{Records, number, string},
 };
 
 const KINDS: &str = "http,sse,websocket,grpc,gap,coverage,stats";
@@ -275,40 +276,8 @@ fn websocket_by_python() {
     if bare() {
         return;
     }
-    let log = String::from_utf8(lab.read("websocket.messages")).unwrap();
-    let mut truth: Vec<(String, String)> = Vec::new();
-    for line in log.lines() {
-        let message: Value = serde_json::from_str(line).unwrap();
-        truth.push((
-            string(&message, "/type").unwrap(),
-            string(&message, "/text").unwrap(),
-        ));
-    }
-    truth.sort();
     let records = run.records();
-    for direction in ["sent", "received"] {
-        let mut told = Vec::new();
-        for message in records
-            .kind("websocket")
-            .filter(|record| record["direction"] == direction)
-        {
-            assert_eq!(message["complete"], true, "{message}");
-            let kind = string(message, "/websocket/type").unwrap();
-            let text = message["websocket"]["content"].as_str().unwrap_or_default();
-            match kind.as_str() {
-                "text" | "binary" => told.push((kind, text.to_owned())),
-                "close" => assert_eq!(message["websocket"]["close_code"], 1000),
-                _ => panic!("{message}"),
-            }
-        }
-        told.sort();
-        assert!(
-            told == truth,
-            "{direction}: {} of {}",
-            told.len(),
-            truth.len()
-        );
-    }
+    messages_are_told(&records, &lab.read("websocket.messages"));
     assert_eq!(
         records
             .kind("http")
@@ -320,4 +289,113 @@ fn websocket_by_python() {
         records.kind("data").count() + records.kind("gap").count(),
         0
     );
+}
+
+/// Both ends: a server that goes on when somebody made the file `go`.
+const PAUSES: &str = "\
+import os, socket, ssl, sys, threading, time
+server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+server.load_cert_chain(sys.argv[1], sys.argv[2])
+listener = socket.create_server(('127.0.0.1', 0))
+def serve():
+    with server.wrap_socket(listener.accept()[0], server_side=True) as tls:
+        tls.recv(65536)
+        tls.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\n\\r\\ndata: first\\n\\n')
+        for _ in range(2000):
+            if os.path.exists('go'): break
+            time.sleep(0.01)
+        tls.sendall(b'data: second\\n\\n')
+thread = threading.Thread(target=serve, daemon=True)
+thread.start()
+client = ssl._create_unverified_context()
+with client.wrap_socket(socket.create_connection(listener.getsockname())) as tls:
+    tls.sendall(b'GET /stream HTTP/1.1\\r\\nHost: localhost\\r\\n\\r\\n')
+    while tls.recv(65536): pass
+thread.join(20)
+";
+
+/// Text shows an event when it comes, below the head of its exchange, and not when the response is over.
+#[test]
+fn text_shows_what_goes_on() {
+    let Some(lab) = Lab::new("text_shows_what_goes_on") else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let (cert, key) = lab.certificate();
+    let output = lab.path("output");
+    let program = lab.file("pauses.py", PAUSES);
+    let mut words = argv![Agent::path(), "run", "--output", "text", "-o", &output];
+    words.extend(argv!["--", PYTHON, program, cert, key]);
+    let mut agent = lab.command(words);
+    agent.current_dir(&lab.dir);
+    let agent = lab.spawn(agent, "agent");
+    let blocks = |text: &str, part: &str| text.lines().filter(|line| line.contains(part)).count();
+    let text = wait_for("the first event at both ends", seconds(20), || {
+        let text = fs::read_to_string(&output).ok()?;
+        (blocks(&text, "event 0") == 2).then_some(text)
+    });
+    assert_eq!(blocks(&text, "GET https://localhost/stream 200 after"), 2);
+    assert_eq!(
+        blocks(&text, "  < data: first") + blocks(&text, "event 1"),
+        0
+    );
+    lab.file("go", "");
+    assert_eq!(agent.wait(seconds(20)), End::Code(0), "{}", agent.err());
+    let text = fs::read_to_string(&output).unwrap();
+    assert_eq!(blocks(&text, "event 1"), 2, "{text}");
+    assert_eq!(
+        blocks(&text, " < first") + blocks(&text, " > first"),
+        2,
+        "{text}"
+    );
+    let over = text.lines().filter(|line| line.contains(", 2 events, "));
+    assert_eq!(over.count(), 2, "{text}");
+    // The head is told once for each end.
+    assert_eq!(
+        blocks(&text, "content-type: text/event-stream"),
+        2,
+        "{text}"
+    );
+}
+
+/// Are the messages that an end wrote down, one JSON object a line, those of both directions? Both ends say the same.
+/// How many that are, and the closing ones.
+pub(crate) fn messages_are_told(records: &Records, log: &[u8]) -> (usize, Vec<Value>) {
+    let mut truth: Vec<(String, String)> = Vec::new();
+    for line in str::from_utf8(log).unwrap().lines() {
+        let message: Value = serde_json::from_str(line).unwrap();
+        truth.push((
+            string(&message, "/type").unwrap(),
+            string(&message, "/text").unwrap(),
+        ));
+    }
+    truth.sort();
+    let mut closing = Vec::new();
+    for direction in ["sent", "received"] {
+        let mut told = Vec::new();
+        let messages = records.kind("websocket");
+        for message in messages.filter(|record| record["direction"] == direction) {
+            assert_eq!(message["complete"], true, "{message}");
+            let kind = string(message, "/websocket/type").unwrap();
+            let text = message["websocket"]["content"].as_str().unwrap_or_default();
+            match kind.as_str() {
+                "text" | "binary" => told.push((kind, text.to_owned())),
+                "close" => {
+                    assert_eq!(message["websocket"]["close_code"], 1000);
+                    closing.push(message.clone());
+                }
+                _ => panic!("{message}"),
+            }
+        }
+        told.sort();
+        assert!(
+            told == truth,
+            "{direction}: {} of {}",
+            told.len(),
+            truth.len()
+        );
+    }
+    (truth.len(), closing)
 }

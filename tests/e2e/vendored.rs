@@ -5,8 +5,8 @@ use std::{
     process::Command,
 };
 
-use crate::harness::{Lab, PYTHON, Run, argv, bare, scaled};
-use crate::libraries::assert_known;
+use crate::harness::{Lab, PYTHON, Run, argv, bare};
+use crate::libraries::{assert_known, blocking, large_bodies, requests};
 use crate::records;
 
 /// native-tls with an OpenSSL of its own, stripped and not, and with the machine's.
@@ -39,45 +39,26 @@ fn assert_whole(run: &Run, attribution: &str, port: u16) {
     }
 }
 
-/// reqwest on tokio's threads: bodies in both directions, answers in pieces.
+/// reqwest on tokio's threads.
 #[test]
 fn vendored_requests() {
     native_tls("vendored_requests", |lab, program| {
-        let server = lab.server(&[]);
-        let port = server.port.to_string();
-        let run = lab.agent().run(argv![program, "requests", port, "200091"]);
-        run.success();
-        run.assert_exact(&server.client_truth());
-        assert_whole(&run, "exact", server.port);
+        let (run, port) = requests(lab, program);
+        assert_whole(&run, "exact", port);
     });
 }
 
-/// Bodies of 16 MiB; where the reader is too slow for the ring the hole is told, and all else is exact.
 #[test]
 fn vendored_large_bodies() {
-    native_tls("vendored_large_bodies", |lab, program| {
-        let server = lab.server(&[]);
-        let port = server.port.to_string();
-        let size = scaled("bytes", 16 << 20, 1 << 20).to_string();
-        let run = lab.agent().run(argv![program, "requests", port, size]);
-        run.success();
-        run.assert_accounted(&server.client_truth(), &["ring_full"]);
-    });
+    native_tls("vendored_large_bodies", large_bodies);
 }
 
-/// A blocking client, two connections in turn, in both versions of TLS.
 #[test]
 fn vendored_blocking() {
     for version in ["1.3", "1.2"] {
         native_tls("vendored_blocking", |lab, program| {
-            let server = lab.server(&["--mode", "frames"]);
-            let port = server.port.to_string();
-            let run = lab.agent().run(argv![program, "frames", port, version]);
-            run.success();
-            let truth = server.client_truth();
-            assert_eq!(truth.len(), 2);
-            run.assert_accounted(&truth, &["ring_full"]);
-            assert_whole(&run, "exact", server.port);
+            let (run, port) = blocking(lab, program, version);
+            assert_whole(&run, "exact", port);
         });
     }
 }

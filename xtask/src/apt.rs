@@ -287,7 +287,11 @@ fn own_loader(root: &Path) -> Result<()> {
         .find_map(|file| file.canonicalize().ok())
         .with_context(|| format!("no dynamic loader in {}", root.display()))?;
     for dir in ["usr/bin", "usr/sbin"] {
-        for entry in fs::read_dir(root.join(dir))? {
+        // Not every root has both.
+        let Ok(entries) = fs::read_dir(root.join(dir)) else {
+            continue;
+        };
+        for entry in entries {
             let path = entry?.path();
             if path.is_symlink() || !path.is_file() {
                 continue;

@@ -5,12 +5,15 @@
 //!   openssl-1.1.1/                bullseye: bin/openssl, bin/curl
 //!   openssl-3.5/                  trixie:   bin/openssl, bin/curl, bin/python3
 //!   nginx/                        trixie:   bin/nginx (so that no service is installed)
+//!   containerd/                   bookworm: bin/containerd, its shim, bin/ctr, bin/runc, bin/busybox
+//!   podman/                       bookworm: bin/podman, bin/conmon
 //!   bun/, deno/, deno-2.5/, claude/, codex/, opencode/  npm: bin/NAME alone, the real file
 //!   rustls-ring/, rustls-aws-lc-rs/  crates: bin/client and bin/stripped, ours, with this provider
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, curl_cffi/, grpcio/, pyopenssl/, pyopenssl-1.1.1/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, pyopenssl/, pyopenssl-1.1.1/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   kubernetes/                   bin/kubectl (trixie), and bin/chart, ours, made with Helm's parts
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
 //!     env                         the same environment as KEY=VALUE lines
@@ -36,7 +39,11 @@ use crate::{
 };
 
 /// The tests' own: a wheel is for one version.
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+
+/// The tools for `deploy/kubernetes`.
+pub(crate) const KUBERNETES: &str = "kubernetes";
+pub(crate) const VALIDATE: &str = "kubernetes-validate";
 
 struct Fixture {
     name: &'static str,
@@ -81,6 +88,42 @@ const FIXTURES: &[Fixture] = &[
         release: "trixie",
         packages: &["nginx"],
         programs: &[("nginx", "usr/sbin/nginx", &["-V"], "OpenSSL 3.5")],
+    },
+    Fixture {
+        name: "containerd",
+        release: "bookworm",
+        packages: &["containerd", "runc", "busybox-static"],
+        programs: &[
+            ("containerd", "usr/bin/containerd", &["--version"], "1.6"),
+            (
+                "containerd-shim-runc-v2",
+                "usr/bin/containerd-shim-runc-v2",
+                &["-v"],
+                "1.6",
+            ),
+            ("ctr", "usr/bin/ctr", &["--version"], "1.6"),
+            ("runc", "usr/sbin/runc", &["--version"], "1.1"),
+            ("busybox", "bin/busybox", &["--help"], "BusyBox"),
+        ],
+    },
+    Fixture {
+        name: "podman",
+        release: "bookworm",
+        packages: &["podman", "conmon"],
+        programs: &[
+            (
+                "podman",
+                "usr/bin/podman",
+                &["--version"],
+                "podman version 4",
+            ),
+            (
+                "conmon",
+                "usr/bin/conmon",
+                &["--version"],
+                "conmon version 2",
+            ),
+        ],
     },
 ];
 
@@ -181,6 +224,10 @@ const CFFI: (&str, &str) = (
     "cffi==2.0.0",
     "8941aaadaf67246224cee8c3803777eed332a19d909b47e29c9842ef1e79ac26",
 );
+const CERTIFI: (&str, &str) = (
+    "certifi==2026.10.18",
+    "73191c47aaa79da394e8fee2dbc2ec827432cab56311122c9e47abf79e390f62",
+);
 const TYPING: (&str, &str) = (
     "typing_extensions==4.15.0",
     "f0fa19c6845758ab08074a0cfa8b7aecb71c999ca73d62883bc25cc018c4e548",
@@ -234,6 +281,101 @@ const WHEELS: &[Wheel] = &[
         ],
     },
     Wheel {
+        name: "httpx",
+        packages: &[
+            (
+                "httpx==0.28.1",
+                "d909fcccc110f8c7faf814ca82a9a4d816bc5a6dbfea25d6591d6985b8ba59ad",
+            ),
+            (
+                "httpcore==1.0.9",
+                "2d400746a40668fc9dec9810239072b40b4484b640a8c38fd654a024c7a1bf55",
+            ),
+            (
+                "h2==4.4.1",
+                "0e25f1462b23c9cb82d9eb02e28bc706dac2a68cb457c6a0d74d63c8a2a5d0e6",
+            ),
+            (
+                "hpack==4.2.0",
+                "858ac0b02280fa582b5080d68db0899c62a80375e0e5413a74970c5e518b6986",
+            ),
+            (
+                "hyperframe==6.1.0",
+                "b03380493a519fce58ea5af42e4a42317bf9bd425596f7a0835ffce80f1a42e5",
+            ),
+            (
+                "h11==0.16.0",
+                "63cf8bbe7522de3bf65932fda1d9c2772064ffb3dae62d55932da54b31cb6c86",
+            ),
+            (
+                "anyio==4.16.0",
+                "c66ae634e0b8228396b801741beb3294326d4b6102f7bba4041c0dfb58c29026",
+            ),
+            (
+                "idna==3.20",
+                "ab7ae7122974553370f0bdb919e1a960b2cd1bc1ef0276416d896db81c14582c",
+            ),
+            CERTIFI,
+            (
+                "typing_extensions==4.16.0",
+                "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+            ),
+            (
+                "brotli==1.2.1",
+                "6b3c3d5794212a54434b4856f808f7bdf7ad48eacadaadb5b2346fc9a639365a",
+            ),
+            (
+                "zstandard==0.25.0",
+                "9300d02ea7c6506f00e627e287e0492a5eb0371ec1670ae852fefffa6164b072",
+            ),
+        ],
+    },
+    Wheel {
+        name: VALIDATE,
+        packages: &[
+            (
+                "kubernetes-validate==1.37.0",
+                "85136d018a27b50ec7fc049d902bfa5193f5976807e6c0f408e3ab6fe078cad9",
+            ),
+            (
+                "attrs==26.1.0",
+                "c647aa4a12dfbad9333ca4e71fe62ddc36f4e63b2d260a37a8b83d2f043ac309",
+            ),
+            (
+                "importlib_resources==7.1.0",
+                "1bd7b48b4088eddb2cd16382150bb515af0bd2c70128194392725f82ad2c96a1",
+            ),
+            (
+                "jsonschema==4.26.0",
+                "d489f15263b8d200f8387e64b4c3a75f06629559fb73deb8fdfb525f2dab50ce",
+            ),
+            (
+                "jsonschema_specifications==2025.9.1",
+                "98802fee3a11ee76ecaca44429fda8a41bff98b00a0f2838151b113f210cc6fe",
+            ),
+            (
+                "packaging==26.3",
+                "d7193f7c8e4e93f444fde0262bf90af30e16fa0ad0ad44cb553c87339b23cd1c",
+            ),
+            (
+                "PyYAML==6.0.3",
+                "b8bb0864c5a28024fac8a632c443c87c5aa6f215c0b126c449ae1a150412f31d",
+            ),
+            (
+                "referencing==0.37.0",
+                "381329a9f99628c9069361716891d34ad94af76e461dcb0335825aecc7692231",
+            ),
+            (
+                "rpds_py==2026.9.1",
+                "136a1c3fe4402b7008bc81cb62ee538481795b61a7e83df88dff3b3f02b726ff",
+            ),
+            (
+                "typing_extensions==4.16.0",
+                "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+            ),
+        ],
+    },
+    Wheel {
         name: "websockets",
         packages: &[(
             "websockets==17.4",
@@ -247,10 +389,7 @@ const WHEELS: &[Wheel] = &[
                 "curl_cffi==0.16.3",
                 "a875a661e2f9a949be29454880bbb9553307a487c4c08819738298cf5c1622e2",
             ),
-            (
-                "certifi==2026.10.18",
-                "73191c47aaa79da394e8fee2dbc2ec827432cab56311122c9e47abf79e390f62",
-            ),
+            CERTIFI,
             (
                 "cffi==2.1.1",
                 "34e261f78cb6ceaaa36f42f2613f4380d94d9c759a9c73c769ee6e0247364632",
@@ -281,6 +420,7 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .with_context(|| format!("could not make the fixture {}", package.name))?;
     }
     builds(&dir.join("go"), update).context("could not make the fixture go")?;
+    kubernetes(&dir.join(KUBERNETES), update).context("could not make the fixture kubernetes")?;
     for wheel in WHEELS {
         wheel
             .unpack(&dir.join(wheel.name))
@@ -291,6 +431,17 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .with_context(|| format!("could not build the client {name}"))?;
     }
     sh::say(&format!("  private copies are in {}", dir.display()));
+    Ok(dir)
+}
+
+/// Those that `deploy/kubernetes` is checked with.
+pub(crate) fn for_manifests() -> Result<PathBuf> {
+    let _lock = apt::lock()?;
+    let dir = sh::target().join("fixtures");
+    kubernetes(&dir.join(KUBERNETES), false)?;
+    for wheel in WHEELS.iter().filter(|wheel| wheel.name == VALIDATE) {
+        wheel.unpack(&dir.join(wheel.name))?;
+    }
     Ok(dir)
 }
 
@@ -321,6 +472,56 @@ fn builds(to: &Path, update: bool) -> Result<()> {
     Ok(())
 }
 
+/// `to/bin/kubectl` and `to/bin/chart`, unless they are there. Compiler and sources don't stay.
+fn kubernetes(to: &Path, update: bool) -> Result<()> {
+    const KUBECTL: &str = "kubectl";
+    const SOURCES: [&str; 3] = [
+        "golang-go",
+        "golang-github-masterminds-sprig-dev",
+        "golang-github-ghodss-yaml-dev",
+    ];
+    let source = sh::root().join("tests/programs/chart.go");
+    let stamp = fs::read_to_string(&source)? + &format!("// {KUBECTL} {SOURCES:?}\n");
+    if !update && fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    sh::say("  fetching kubectl (trixie) and what Helm is made of (bookworm)");
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    let (bin, work) = (to.join("bin"), to.join("work"));
+    fs::create_dir_all(&bin)?;
+    fs::create_dir(&work)?;
+    Apt::open("trixie", update)?.unpack_alone(KUBECTL, &work)?;
+    fs::rename(work.join("usr/bin").join(KUBECTL), bin.join(KUBECTL))?;
+    let go = work.join("go");
+    Apt::open("bookworm", update)?.unpack_closure(&SOURCES, &go)?;
+    let root = go.join("usr/lib/go-1.19");
+    let mut build = go_build(&root, &work);
+    build.arg("-o").arg(bin.join("chart")).arg(source);
+    sh::run(
+        build.env("GOPATH", go.join("usr/share/gocode")),
+        10 * MINUTE,
+    )?;
+    fs::remove_dir_all(work)?;
+    fs::write(to.join("stamp"), stamp)?;
+    Ok(())
+}
+
+/// By the Go below `root`: nothing but what Debian has, no C compiler, and no newer Go from elsewhere.
+fn go_build(root: &Path, work: &Path) -> std::process::Command {
+    let mut go = sh::command(root.join("bin/go"));
+    go.arg("build")
+        .env("GOROOT", root)
+        .env("GOCACHE", work.join("cache"))
+        .env("GOPATH", work.join("path"))
+        .env("GO111MODULE", "off")
+        .env("GOTOOLCHAIN", "local")
+        .env("GOFLAGS", "")
+        .env("CGO_ENABLED", "0");
+    go
+}
+
 impl Build {
     fn make(&self, source: &Path, work: &Path, to: &Path, update: bool) -> Result<()> {
         let version = self.version;
@@ -330,17 +531,9 @@ impl Build {
             apt.unpack_alone(&format!("golang-{version}-{part}"), work)?;
         }
         let root = work.join(format!("usr/lib/go-{version}"));
-        let mut go = sh::command(root.join("bin/go"));
-        go.arg("build").args(self.options).arg("-o");
+        let mut go = go_build(&root, work);
+        go.args(self.options).arg("-o");
         go.arg(to.join(self.name)).arg(source);
-        // Nothing but its own library, no C compiler, and no newer Go from elsewhere.
-        go.env("GOROOT", &root)
-            .env("GOCACHE", work.join("cache"))
-            .env("GOPATH", work.join("path"))
-            .env("GO111MODULE", "off")
-            .env("GOTOOLCHAIN", "local")
-            .env("GOFLAGS", "")
-            .env("CGO_ENABLED", "0");
         sh::run(&mut go, 10 * MINUTE)
     }
 }

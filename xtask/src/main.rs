@@ -5,19 +5,25 @@ mod bench;
 mod bless;
 mod console;
 mod cpio;
+mod deb;
 mod demo;
+mod deploy;
 mod drill;
 mod fetch;
 mod fuzz;
+mod image;
 mod kernel;
 mod plan;
 mod planted;
 mod reach;
+mod release;
 mod root;
 mod roster;
+mod sbom;
 mod setup;
 mod sh;
 mod tally;
+mod tar;
 mod test;
 mod vm;
 
@@ -37,14 +43,21 @@ usage: cargo xtask COMMAND
                         V is 5.10, or 7.2+preempt=full with words for its command line
   vm --drill            does it report a panic, a hang, a failing test? Boots machines with each
   vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
-  fuzz [--seconds N]    run each fuzz target for N seconds, 20 if not said; needs cargo-fuzz
+  fuzz [--only T,...] [--seconds N]
+                        run each fuzz target for N seconds, 20 if not said
+  fuzz --planted        does each find the mistake that is made for it, within a minute?
+  fuzz --coverage       how many lines of its module does each reach, with its seeds and what it has found?
   reach                 is every TLS library found, in packages of many releases, and nothing elsewhere?
-                        Leaves 2.9 GB below target/fixtures/reach
+                        Leaves 3.3 GB below target/fixtures/reach
   bless [--kernel V,...]
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
-  bench decode          how fast protocols are decoded
+  bench decode          how fast protocols are decoded; with --memory: what is kept
   bench capture …       what the agent costs: `cargo xtask bench --help`
+  manifests             is deploy/kubernetes valid and consistent, and the same by kustomize and Helm?
+  package               the agent as a Debian package, below target/package: one static program for any distribution;
+                        with --check: is it what it has to be, twice the same, and gone without a trace? Asks for root
+  image                 the same as a container image (OCI), with nothing else in it; no network, no runtime needed
   demo                  show the agent at work on curl, Python and Node
 
 `cargo xtask COMMAND --help` prints this, too.
@@ -74,6 +87,10 @@ fn run(args: &[&str]) -> Result<()> {
         ["bless", rest @ ..] if !rest.contains(&"--help") => bless::command(rest),
         ["reach"] => reach::command(),
         ["bench", rest @ ..] => bench::main(rest),
+        ["manifests"] => deploy::command(),
+        ["package"] => deb::command(),
+        ["package", "--check"] => deb::check(&release::build()?),
+        ["image"] => image::command(),
         ["demo"] => demo::run(),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {
             print!("{USAGE}");

@@ -1,4 +1,4 @@
-//! What a machine needs beyond rustup: the linker for BPF and some Debian packages.
+//! What a machine needs beyond rustup: the linker for BPF, cargo-fuzz and some Debian packages.
 //!
 //! Every check is a look at a file or a short question, so the second time is quick without a
 //! memory of the first, and a package that was removed since is noticed.
@@ -7,9 +7,14 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::sh::{self, MINUTE, SECOND};
+use crate::{
+    release,
+    sh::{self, MINUTE, SECOND},
+};
 
 const BPF_LINKER: &str = "0.10.3";
+const CARGO_FUZZ: &str = "0.13.2";
+const CARGO_DEB: &str = "3.8.0";
 
 /// A Debian package and the program (or, with a slash, the file) that shows it is not needed.
 type Need = (&'static str, &'static str);
@@ -21,14 +26,21 @@ const DEMO: &[Need] = &[
     ("python3", "python3"),
 ];
 
+/// What C there is becomes part of the static program.
+const RELEASE: &[Need] = &[("musl-tools", "musl-gcc")];
+
 /// The tests use the system's Python, whose modules are packages; nginx is a private copy
 /// (`fetch.rs`), and so is QEMU (`vm.rs`).
 const TESTS: &[Need] = &[
     ("btrfs-progs", "mkfs.btrfs"),
+    ("containerd", "containerd"),
     (
         "debian-archive-keyring",
         "/usr/share/keyrings/debian-archive-keyring.gpg",
     ),
+    ("default-jre-headless", "keytool"),
+    ("erlang-base", "erl"),
+    ("erlang-ssl", "/var/lib/dpkg/info/erlang-ssl.list"),
     ("gcc", "gcc"),
     ("git", "/usr/bin/git"),
     ("libc6-dev", "/usr/include/stdio.h"),
@@ -39,6 +51,7 @@ const TESTS: &[Need] = &[
     ("libwolfssl-dev", "/usr/include/wolfssl/ssl.h"),
     ("npm", "npm"),
     ("pkg-config", "pkg-config"),
+    ("runc", "runc"),
     ("python3", "/usr/bin/python3"),
     (
         "python3-aiohttp",
@@ -61,17 +74,31 @@ const TESTS: &[Need] = &[
         "/usr/lib/python3/dist-packages/uvloop/__init__.py",
     ),
     ("sudo", "sudo"),
+    ("systemd", "systemd-analyze"),
     ("wget", "wget"),
 ];
 
 pub(crate) fn everything() -> Result<()> {
     build()?;
+    tool("cargo-fuzz", &["cargo", "fuzz"], CARGO_FUZZ)?;
     packages(&[DEMO, TESTS].concat())
 }
 
 pub(crate) fn for_demo() -> Result<()> {
     build()?;
     packages(DEMO)
+}
+
+/// The static program.
+pub(crate) fn for_release() -> Result<()> {
+    build()?;
+    let add = ["target", "add", release::TARGET, "--toolchain", &channel()?];
+    sh::run(sh::command("rustup").args(add), 10 * MINUTE)?;
+    packages(RELEASE)
+}
+
+pub(crate) fn for_packages() -> Result<()> {
+    tool("cargo-deb", &["cargo", "deb"], CARGO_DEB)
 }
 
 /// The pinned toolchain with its parts, and the linker for the kernel programs.
@@ -92,23 +119,27 @@ fn build() -> Result<()> {
         )
         .context("the toolchain of rust-toolchain.toml is needed, see https://rustup.rs")?;
     }
-    let linker = sh::output(sh::command("bpf-linker").arg("--version"), 10 * SECOND);
-    if linker.is_ok_and(|version| version.trim() == format!("bpf-linker {BPF_LINKER}")) {
-        sh::say(&format!(
-            "  Rust {channel} and bpf-linker {BPF_LINKER} are there"
-        ));
+    sh::say(&format!("  Rust {channel} is there"));
+    tool("bpf-linker", &["bpf-linker"], BPF_LINKER)
+}
+
+/// A program that is built from its source, if it is not there. `asks` tells its version.
+fn tool(name: &str, asks: &[&str], version: &str) -> Result<()> {
+    let there = sh::output(
+        sh::command(asks[0]).args(&asks[1..]).arg("--version"),
+        10 * SECOND,
+    );
+    if there.is_ok_and(|there| there.trim() == format!("{name} {version}")) {
+        sh::say(&format!("  {name} {version} is there"));
         return Ok(());
     }
-    // Built by the pinned toolchain, whose LLVM it uses and whose objects it reads.
-    sh::say(&format!(
-        "  bpf-linker {BPF_LINKER}: installing, about a minute"
-    ));
+    // Built by the pinned toolchain, whose LLVM the linker uses and whose objects it reads.
+    sh::say(&format!("  {name} {version}: installing, about a minute"));
     let mut install = sh::command("cargo");
     install
-        .arg(format!("+{channel}"))
-        .args(["install", "--locked", "--force"]);
-    install
-        .arg(format!("bpf-linker@{BPF_LINKER}"))
+        .arg(format!("+{}", channel()?))
+        .args(["install", "--locked", "--force"])
+        .arg(format!("{name}@{version}"))
         .env_remove("CARGO_TARGET_DIR");
     sh::run(&mut install, 20 * MINUTE)
 }

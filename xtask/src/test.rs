@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    drill, fetch, reach,
+    deb, deploy, drill, fetch, fuzz, image, reach, release,
     roster::Roster,
     setup,
     sh::{self, MINUTE},
@@ -36,14 +36,25 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     run.step("unit tests and scenarios", |tally| {
         let mut command = cargo("test");
         command.args(["--no-fail-fast", "--workspace", "--lib", "--bins"]);
-        if has_test("scenarios")? {
-            command.args(["--test", "scenarios"]);
+        for test in ["scenarios", "memory"] {
+            if has_test(test)? {
+                command.args(["--test", test]);
+            }
         }
         libtest(command.args(filter), 30 * MINUTE, tally)
     });
+    if let Some(fixtures) = fixtures.as_deref().filter(|_| filter.is_none()) {
+        run.step("manifests", |_| deploy::check(fixtures));
+    }
     let agent = run.step("release build", |_| build_agent(&[]));
+    // What is shipped takes minutes to build: with a filter only for the test that runs it.
+    let image = match filter {
+        Some(filter) if !OF_THE_IMAGE.contains(filter) => None,
+        _ => run.step("packages and image", |_| packages()),
+    };
     if ready.is_some() && agent.is_some() {
         let agent = agent.unwrap_or_default();
+        let image = image.unwrap_or_default();
         if let Some(fixtures) = fixtures {
             for (title, test) in [
                 ("built programs", "object"),
@@ -51,18 +62,36 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
                 ("end to end", "e2e"),
             ] {
                 run.step(title, |tally| {
-                    as_root(test, &agent, &fixtures, filter, tally)
+                    as_root(test, &agent, &image, &fixtures, filter, tally)
                 });
             }
         }
         if filter.is_none() {
             run.step("reach", |tally| reach::run(&agent, tally));
+            run.step("fuzz", |_| fuzz::all());
         }
         if Roster::read().is_ok_and(|roster| roster.knows(filter)) {
             run.step("other kernels", |tally| other_kernels(filter, tally));
         }
     }
     run.end(filter)
+}
+
+/// The end-to-end test that needs the image.
+const OF_THE_IMAGE: &str = "daemonset::daemonset_sees_a_neighbour";
+
+/// What is shipped, and whether it comes out the same twice.
+fn packages() -> Result<PathBuf> {
+    let release = release::build()?;
+    deb::check(&release)?;
+    let (path, digest) = image::write(&release)?;
+    let again = fs::read(&path)?;
+    ensure!(
+        image::write(&release)?.1 == digest && fs::read(&path)? == again,
+        "another image"
+    );
+    sh::say(&format!("  image {digest}"));
+    Ok(path)
 }
 
 #[derive(Default)]
@@ -128,8 +157,8 @@ pub(crate) fn build_agent(options: &[&str]) -> Result<PathBuf> {
     Ok(agent)
 }
 
-/// What is run of `cargo xtask vm` here. Its whole list takes a quarter of an hour, and some of it is not yet
-/// stable in emulation: that is run by hand.
+/// What is run of `cargo xtask vm` here. Its whole list takes a quarter of an hour, and waits that are long enough
+/// here are not where its machines get less than a processor each: that is run by hand.
 const PREEMPTED: [&str; 4] = [
     "6.1+preempt=full",
     "6.12+preempt=full",
@@ -203,6 +232,7 @@ fn build_test(name: &str) -> Result<PathBuf> {
 fn as_root(
     name: &str,
     agent: &Path,
+    image: &Path,
     fixtures: &Path,
     filter: Option<&str>,
     tally: &mut Tally,
@@ -211,6 +241,7 @@ fn as_root(
     let path = std::env::var("PATH").unwrap_or_default();
     let env = [
         ("VORTEX_AGENT", agent.display().to_string()),
+        ("VORTEX_IMAGE", image.display().to_string()),
         ("VORTEX_TEST_DIR", fixtures.display().to_string()),
         ("VORTEX_NO_SKIP", "1".to_owned()),
         // The machine's own nginx first, if it has one.

@@ -7,14 +7,11 @@
 //! event: what, who, handle, thread, socket, flags, and a length of two bytes.
 #![no_main]
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    collections::{HashMap, HashSet},
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::collections::{HashMap, HashSet};
 
 use agent_ebpf::Direction;
 use libfuzzer_sys::fuzz_target;
+use play::memory;
 use vortex_agent::{
     attribute::{Attention, Call, Place, Solver, Verdict},
     event::HandleId,
@@ -25,29 +22,6 @@ const PROCESS_BYTES: usize = 12 << 20;
 const PROCESSES: usize = 2;
 /// A long play has so many events at least, and goes by this many handles and sockets.
 const LONG: usize = 6000;
-
-/// Counts what is allocated.
-struct Counting;
-
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: the system's allocator does the work.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fuzz_target!(|input: &[u8]| {
     let Some((&mode, script)) = input.split_first() else {
@@ -62,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
         _ => 1,
     };
     let mut play = Play::default();
-    let before = LIVE.load(Ordering::Relaxed);
+    let before = memory::live();
     for round in 0..rounds as u64 {
         for event in events {
             play.event(*event, round);
@@ -70,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
     }
     let mentioned = play.mentioned.capacity() + play.handles.capacity();
     let own = 64 * (mentioned + play.sequences.capacity());
-    let live = LIVE.load(Ordering::Relaxed).saturating_sub(before + own);
+    let live = memory::live().saturating_sub(before + own);
     assert!(live <= PROCESSES * PROCESS_BYTES, "{live} bytes are kept");
 });
 

@@ -1,32 +1,24 @@
 //! All decoders: any bytes and holes of a connection.
 //!
-//! They never panic, keep nothing when the connection is over, and tell each exchange once. Without holes, what
-//! they say does not depend on how the bytes were cut into calls, unless bytes belonged to no message: where the
-//! next one is looked for then depends on it.
+//! They never panic, keep nothing when the connection is over, and tell each exchange once. What is told as data
+//! is what the stream has at that place, and told once. Without holes, what they say does not depend on how the
+//! bytes were cut into calls, unless bytes belonged to no message: where the next one is looked for then depends
+//! on it.
 //!
-//! An input is a byte whose lowest bit says whether the connection is seen from its start, and then calls: a byte
-//! (lowest bit: direction, next: a hole), two of length, and the bytes, unless they are missing.
+//! An input is a byte whose lowest bit says whether the connection is seen from its start, and then calls
+//! (see [`steps`]).
 #![no_main]
 
 use agent_ebpf::Direction;
 use libfuzzer_sys::fuzz_target;
+use play::{
+    talk::{Step, cut, has_gap, steps},
+    told::{BOUNDS, Told},
+};
 use vortex_agent::{
     plaintext::Plaintext,
-    protocol::{
-        Piece, Protocol, Said,
-        exchange::{Bounds, Half, Keep},
-    },
+    protocol::{Piece, Protocol, Said, Side, exchange::Keep},
 };
-
-const BOUNDS: Bounds = Bounds {
-    body: 4 << 10,
-    total: 16 << 10,
-};
-
-enum Step<'a> {
-    Bytes(Direction, &'a [u8]),
-    Gap(Direction, u64),
-}
 
 fuzz_target!(|input: &[u8]| {
     let Some((&mode, script)) = input.split_first() else {
@@ -35,49 +27,14 @@ fuzz_target!(|input: &[u8]| {
     let from_start = mode & 1 != 0;
     let steps = steps(script);
     let whole = play(from_start, &steps);
-    let has_gap = steps.iter().any(|step| matches!(step, Step::Gap(..)));
-    if has_gap || !from_start || whole.is_astray {
+    if has_gap(&steps) || !from_start || whole.is_astray {
         return;
     }
-    let cut: Vec<Step> = steps.iter().flat_map(bytewise).collect();
-    let cut = play(from_start, &cut);
+    let cut = play(from_start, &cut(&steps, [mode >> 1, 0, mode >> 4, 0]));
     if !cut.is_astray {
         assert_eq!(whole.said, cut.said);
     }
 });
-
-fn steps(script: &[u8]) -> Vec<Step<'_>> {
-    let mut steps = Vec::new();
-    let mut rest = script;
-    while let [flags, low, high, behind @ ..] = rest {
-        let direction = match flags & 1 {
-            0 => Direction::Sent,
-            _ => Direction::Received,
-        };
-        let length = u16::from_le_bytes([*low, *high]);
-        rest = behind;
-        if flags & 2 != 0 {
-            steps.push(Step::Gap(direction, length.into()));
-            continue;
-        }
-        let (bytes, behind) = rest.split_at(rest.len().min(length.into()));
-        rest = behind;
-        if !bytes.is_empty() {
-            steps.push(Step::Bytes(direction, bytes));
-        }
-    }
-    steps
-}
-
-fn bytewise<'a>(step: &Step<'a>) -> Vec<Step<'a>> {
-    match *step {
-        Step::Bytes(direction, bytes) => bytes
-            .chunks(1)
-            .map(|byte| Step::Bytes(direction, byte))
-            .collect(),
-        Step::Gap(direction, length) => vec![Step::Gap(direction, length)],
-    }
-}
 
 struct Played {
     said: Vec<String>,
@@ -85,82 +42,88 @@ struct Played {
     is_astray: bool,
 }
 
-fn play(from_start: bool, steps: &[Step<'_>]) -> Played {
+/// A stream as it was fed, with zeros for what is missing, and how far it was told as data.
+#[derive(Default)]
+struct Stream {
+    bytes: Vec<u8>,
+    told: usize,
+}
+
+fn play(from_start: bool, steps: &[Step]) -> Played {
     let mut protocol = Protocol::new(from_start);
     let mut keep = Keep::new(BOUNDS);
-    let mut offsets = [0; 2];
-    let (mut said, mut is_astray, mut told) = (Vec::new(), false, Vec::new());
-    let mut data = [Vec::new(), Vec::new()];
-    let mut note = |what: Said<'_>| match what {
-        Said::Data {
-            direction,
-            offset,
-            bytes,
-            is_stray,
-            ..
-        } => {
-            is_astray |= is_stray;
-            data[direction as usize].push((offset, bytes.len()));
+    let mut streams = [Stream::default(), Stream::default()];
+    let (mut said, mut is_astray, mut ids) = (Vec::new(), false, Vec::new());
+    for step in steps.iter().map(Some).chain([None]) {
+        if let Some(Step::Bytes(side, bytes)) = step {
+            streams[*side as usize].bytes.extend_from_slice(bytes);
         }
-        Said::Exchange(exchange) => {
-            assert!(!told.contains(&exchange.id), "an exchange is told twice");
-            told.push(exchange.id);
-            let request = exchange.request.as_ref().map(half);
-            let response = exchange.response.as_ref().map(half);
-            said.push(format!("{} {request:?} {response:?}", exchange.id));
-        }
-        Said::Event { event, number, .. } => {
-            said.push(format!("{number} {:?} {:?}", event.name, event.data));
-        }
-        Said::Message { direction, message } => said.push(format!(
-            "{direction:?} {:?} {:?} {}",
-            message.kind, message.bytes, message.is_cut
-        )),
-        Said::Limit(limit) => said.push(format!("{limit:?}")),
-    };
-    for step in steps {
-        match *step {
-            Step::Bytes(direction, bytes) => {
-                let offset = &mut offsets[direction as usize];
+        let known = streams.each_ref().map(|stream| stream.bytes.len());
+        let note = &mut |what: Said<'_>| match what {
+            Said::Data {
+                direction,
+                offset,
+                bytes,
+                is_stray,
+                ..
+            } => {
+                is_astray |= is_stray;
+                let Stream { bytes: all, told } = &mut streams[side_of(direction) as usize];
+                let (start, end) = (offset as usize, offset as usize + bytes.len());
+                assert!(*told <= start, "bytes are told twice");
+                let there = all.get(start..end).map(Plaintext::new);
+                assert!(there == Some(bytes), "other bytes are at {start}..{end}");
+                *told = end;
+            }
+            Said::Exchange(exchange) => {
+                assert!(!ids.contains(&exchange.id), "an exchange is told twice");
+                ids.push(exchange.id);
+                said.push(format!("{} {:?}", exchange.id, Told::of(exchange)));
+            }
+            Said::Event { event, number, .. } => {
+                said.push(format!("{number} {:?} {:?}", event.name, event.data));
+            }
+            Said::Message { direction, message } => said.push(format!(
+                "{direction:?} {:?} {:?} {}",
+                message.kind, message.bytes, message.is_cut
+            )),
+            Said::Limit(limit) => said.push(format!("{limit:?}")),
+            // When it is said depends on the calls.
+            Said::Asked(_) | Said::Open(_) | Said::Part { .. } => {}
+        };
+        match step {
+            Some(Step::Bytes(side, bytes)) => {
                 let piece = Piece {
-                    direction,
-                    offset: *offset,
+                    direction: direction_of(*side),
+                    offset: (known[*side as usize] - bytes.len()) as u64,
                     bytes: Plaintext::new(bytes),
                     time: 7,
                 };
-                *offset += bytes.len() as u64;
-                protocol.feed(piece, Some(Direction::Sent), &mut keep, &mut note);
+                protocol.feed(piece, Some(Direction::Sent), &mut keep, note);
             }
-            Step::Gap(direction, length) => {
-                offsets[direction as usize] += length;
-                protocol.gap(direction, length, 7, &mut keep, &mut note);
+            Some(Step::Gap(side, length)) => {
+                protocol.gap(direction_of(*side), *length, 7, &mut keep, note);
+                let bytes = &mut streams[*side as usize].bytes;
+                bytes.resize(bytes.len() + *length as usize, 0);
             }
+            None => protocol.close(7, &mut keep, note),
         }
         assert!(keep.used() <= BOUNDS.total);
     }
-    protocol.close(7, &mut keep, &mut note);
     assert_eq!(keep.used(), 0, "bodies are kept of nobody");
-    for direction in [Direction::Sent, Direction::Received] {
-        for pair in data[direction as usize].windows(2) {
-            let [(offset, length), (next, _)] = pair else {
-                continue;
-            };
-            assert!(offset + *length as u64 <= *next, "bytes are told twice");
-        }
-    }
     Played { said, is_astray }
 }
 
-fn half<H>(half: &Half<H>) -> String {
-    let body = &half.body;
-    format!(
-        "{} {} {:?} {:?} {} {} {}",
-        body.length,
-        body.decoded,
-        body.kept,
-        body.unreadable(),
-        body.is_cut,
-        half.lost,
-        half.is_whole
-    )
+fn direction_of(side: Side) -> Direction {
+    match side {
+        Side::Request => Direction::Sent,
+        Side::Response => Direction::Received,
+    }
+}
+
+fn side_of(direction: Direction) -> Side {
+    match direction {
+        Direction::Sent => Side::Request,
+        Direction::Received => Side::Response,
+    }
 }

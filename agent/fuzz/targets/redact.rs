@@ -12,7 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use vortex_agent::{
     event::{HandleId, StreamId},
     plaintext::Plaintext,
-    redact::{Key, Piece, Policy, Redactor, Shown},
+    redact::{Key, Piece, Policy, Redactor, Shown, Told, View},
 };
 
 /// Beginnings that say by themselves what follows, and where it may stand. The secret itself comes from all of
@@ -92,13 +92,16 @@ fn run(
     mut pauses: Option<Chance>,
 ) -> [String; 2] {
     const WITHHELD: char = '\u{10ffff}';
-    let id = |stream: usize| StreamId {
-        handle: HandleId {
-            pid: 1,
-            born: 0,
-            handle: stream as u64,
+    let id = |stream: usize| Told {
+        stream: StreamId {
+            handle: HandleId {
+                pid: 1,
+                born: 0,
+                handle: stream as u64,
+            },
+            direction: Direction::Sent,
         },
-        direction: Direction::Sent,
+        view: View::All,
     };
     let mut redactor = Redactor::new(Policy::Redacted, Key::new([7; 32]));
     let mut shown = [const { String::new() }; 2];
@@ -156,7 +159,7 @@ fn run(
                     };
                     time += pauses.pause();
                     for due in redactor.due(time) {
-                        let stream = due.handle.handle as usize;
+                        let stream = due.stream.handle.handle as usize;
                         redactor.flush(due, time, out!(stream));
                     }
                 }

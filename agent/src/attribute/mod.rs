@@ -13,7 +13,8 @@
 //! away. A wrong name is worse than none: whoever does its sockets on one thread and its TLS on another, or
 //! sends for several connections in a row, stays without.
 //!
-//! Pure: events in the order of the kernel's ring in, names out. Everything that is kept has a bound.
+//! Pure: events in the order of the kernel's ring in, names out, the same for the same events. Everything that is kept
+//! has a bound.
 
 mod history;
 #[cfg(test)]
@@ -27,7 +28,7 @@ use self::history::{History, fits_receives, fits_sends};
 use crate::event::HandleId;
 
 /// What carries the encrypted bytes of a handle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Carrier {
     /// By the kernel's cookie.
     Socket(u64),
@@ -194,13 +195,13 @@ impl Solver {
         }
     }
 
-    /// Does something speak for a name of this handle, and not enough yet?
+    /// Does something speak for a name of this handle, and not enough yet? Sizes do: where connections in step hide
+    /// who follows whom, they are what is seen before anything that proves.
     pub fn is_contested(&self, id: HandleId) -> bool {
         let process = self.processes.get(&id.pid);
         let handle = process.and_then(|process| process.handles.get(&id.handle));
         handle.is_some_and(|handle| {
-            let speaks = |(_, votes): &(Carrier, Votes)| votes.points() > 0;
-            handle.id == id && handle.name.is_none() && handle.votes.iter().any(speaks)
+            handle.id == id && handle.name.is_none() && !handle.votes.is_empty()
         })
     }
 
@@ -681,7 +682,7 @@ impl Process {
             let oldest = self
                 .sockets
                 .iter()
-                .min_by_key(|(_, socket)| socket.last_use);
+                .min_by_key(|(carrier, socket)| (socket.last_use, **carrier));
             if let Some(oldest) = oldest.map(|(carrier, _)| *carrier) {
                 self.sockets.remove(&oldest);
                 for handle in self.handles.values_mut() {
@@ -867,7 +868,7 @@ impl Process {
         if depth == NESTED_MAX || !handle.is_tunnel {
             return;
         }
-        let inner: Vec<HandleId> = self
+        let mut inner: Vec<HandleId> = self
             .handles
             .values()
             .filter(|inner| {
@@ -877,6 +878,7 @@ impl Process {
             })
             .map(|inner| inner.id)
             .collect();
+        inner.sort_unstable();
         for inner in inner {
             self.say(inner, said, depth + 1);
         }

@@ -17,6 +17,7 @@ use super::{
     carrier::{Carrier, Entry},
     elf::Elf,
     function::Function,
+    means,
 };
 
 /// The end of the path that `__FILE__` gave.
@@ -71,6 +72,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: vec![read.point(elf)?, write.point(elf)?],
         others: Vec::new(),
         partly: None,
+        located: means::ERRORS,
         on_trial: true,
     })
 }

@@ -395,6 +395,16 @@ impl Function {
     /// Is `register`, which no call preserves, an argument: read on some path from the entry before it is
     /// written? All paths, because a compiler may put a return that clears the registers first.
     pub(super) fn takes(&self, register: Register) -> bool {
+        self.reads_first(register, false)
+    }
+
+    /// The same, or does a path lead to a table of jumps with the caller's value still in `register`? What is behind
+    /// that is not followed.
+    pub(super) fn may_take(&self, register: Register) -> bool {
+        self.reads_first(register, true)
+    }
+
+    fn reads_first(&self, register: Register, or_jumps: bool) -> bool {
         let mut factory = InstructionInfoFactory::new();
         let mut seen = vec![false; self.instructions.len()];
         let mut paths = vec![0];
@@ -413,6 +423,9 @@ impl Function {
                 continue;
             }
             let flow = instruction.flow_control();
+            if or_jumps && flow == FlowControl::IndirectBranch {
+                return true;
+            }
             if matches!(flow, FlowControl::Next | FlowControl::ConditionalBranch) {
                 paths.push(index + 1);
             }

@@ -15,6 +15,7 @@ use super::{
     carrier::{Carrier, entries, independent, names, others, points, share_a_function},
     elf::Elf,
     function::resolve,
+    means,
 };
 
 /// All return the number of bytes, or an error below zero.
@@ -77,6 +78,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others: flushing,
         partly: None,
+        located: means::SYMBOLS,
         on_trial: false,
     })
 }

@@ -22,6 +22,7 @@ use super::{
     elf::Elf,
     function::Function,
     instruction::under_probe,
+    means,
     pclntab::{self, Go, Named},
 };
 
@@ -100,6 +101,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others,
         partly: None,
+        located: means::PCLNTAB,
         on_trial: false,
     })
 }

@@ -9,6 +9,7 @@ use super::{
     Found, Refusal,
     carrier::{Carrier, addresses, entries, independent, names, others, points},
     elf::Elf,
+    means,
 };
 
 /// Early data since 3.6. All return the number of bytes, or an error below zero.
@@ -53,6 +54,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: None,
+        located: means::SYMBOLS,
         on_trial: false,
     })
 }

@@ -20,6 +20,7 @@ mod pclntab;
 mod rustls;
 mod s2n;
 mod signature;
+pub mod stored;
 mod unnamed;
 mod wolfssl;
 
@@ -174,6 +175,24 @@ fn families(elf: &elf::Elf<'_>) -> Result<Found, Refusal> {
     }
 }
 
+/// By what functions are told from others, in a word.
+pub mod means {
+    /// Their names, and who calls whom.
+    pub const SYMBOLS: &str = "symbols";
+    /// The errors that they report.
+    pub const ERRORS: &str = "errors";
+    /// NSS' table of what can be done with a descriptor.
+    pub const OPERATIONS: &str = "operations";
+    /// Go's table of its functions.
+    pub const PCLNTAB: &str = "pclntab";
+    /// Rust's tables of the methods of a type.
+    pub const VTABLES: &str = "vtables";
+    /// Somebody named their places.
+    pub const SIGNATURE: &str = "signature";
+    /// Those of two libraries, by different ones of these.
+    pub const SEVERAL: &str = "several";
+}
+
 const SEVERAL: &str = "several TLS libraries";
 const UNSEEN: &str = "it may have another TLS library inside, which is not seen";
 
@@ -225,6 +244,8 @@ pub struct Found {
     pub others: Vec<Point>,
     /// Who is not seen, if not all users of the library are.
     pub partly: Option<&'static str>,
+    /// By what its functions were told from others: one of [`means`].
+    pub located: &'static str,
     /// No name and no table speaks for them: their first calls decide whether they are believed.
     pub on_trial: bool,
 }
@@ -249,6 +270,9 @@ impl Found {
         }
         self.library = SEVERAL;
         self.version = None;
+        if self.located != other.located {
+            self.located = means::SEVERAL;
+        }
         self.points.extend(other.points);
         self.others.extend(other.others);
         self.partly = self.partly.or(other.partly);

@@ -20,6 +20,7 @@ use super::{
     carrier::{Carrier, Entry, independent, points},
     elf::Elf,
     function::forwards,
+    means,
 };
 
 /// What makes a TLS connection of a descriptor. No other library has it.
@@ -48,6 +49,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
             .into_iter()
             .collect(),
         partly: None,
+        located: means::OPERATIONS,
         on_trial: false,
     })
 }

@@ -17,7 +17,7 @@ use super::{
     carrier::{self, Carrier, Entry, addresses, arguments, callers, entries},
     elf::{Elf, Symbol, Target},
     function::linkage,
-    unnamed,
+    means, unnamed,
 };
 
 #[rustfmt::skip]
@@ -124,6 +124,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others,
         partly,
+        located: means::SYMBOLS,
         on_trial: false,
     })
 }

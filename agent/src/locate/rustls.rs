@@ -28,6 +28,7 @@ use super::{
     carrier::{Carrier, Entry},
     elf::Elf,
     function::Function,
+    means,
 };
 
 /// The directory that cargo unpacks it into.
@@ -168,6 +169,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points,
         others: Vec::new(),
         partly,
+        located: means::VTABLES,
         on_trial: false,
     })
 }
@@ -320,11 +322,12 @@ fn added(elf: &Elf<'_>, address: u64) -> Result<Option<u8>, Refusal> {
     })
 }
 
-/// Where the result goes, itself and the message; behind them its number, which may be read only behind a table
-/// of jumps; and no more.
+/// Where the result goes, itself and the message; behind them its number; and no more. Itself may be read only behind
+/// a table of jumps, by the kind of the message, and so may the number.
 fn takes_a_message(function: &Function) -> bool {
     let takes = |register| function.takes(register);
-    let takes_all = [Register::RDI, Register::RSI, Register::RDX].map(takes) == [true; 3];
+    let takes_all =
+        takes(Register::RDI) && function.may_take(Register::RSI) && takes(Register::RDX);
     takes_all && !takes(Register::R8) && !takes(Register::R9)
 }
 
@@ -353,6 +356,10 @@ mod tests {
         0x55, 0x48, 0x89, 0xe5, 0x48, 0x89, 0xfb, 0x48, 0x8b, 0x02, 0x49, 0x89, 0xf6, 0x49, 0x89,
         0xcc, 0x4d, 0x89, 0xc5, 0x5d, 0xc3,
     ];
+    /// The message is judged first: push %rbp; mov %rdi,%rax; mov (%rdx),%rcx; jmp *%rcx
+    const BEHIND_A_TABLE: &[u8] = &[0x55, 0x48, 0x89, 0xf8, 0x48, 0x8b, 0x0a, 0xff, 0xe1];
+    /// And with another object: push %rbp; mov %rdi,%rsi; mov (%rdx),%rcx; jmp *%rcx
+    const WITHOUT_ITSELF: &[u8] = &[0x55, 0x48, 0x89, 0xfe, 0x48, 0x8b, 0x0a, 0xff, 0xe1];
     const ADDS_17: &[u8] = &[0x48, 0x8d, 0x46, 0x11, 0xc3];
     const ADDS_24: &[u8] = &[0x48, 0x8d, 0x46, 0x18, 0xc3];
     const ADDS_16: &[u8] = &[0x55, 0x48, 0x89, 0xe5, 0x48, 0x8d, 0x46, 0x10, 0x5d, 0xc3];
@@ -610,6 +617,17 @@ mod tests {
         let mut other = program();
         other.strings = vec!["/rustls-0.", "/rustls-0.23", "/rustls-0.23.46.tar"];
         assert_eq!(locate(&other.image(true)), Err(Refusal::NoLibrary));
+    }
+
+    /// uv 0.13.9, which is optimised for size in part.
+    #[test]
+    fn an_object_may_be_used_behind_a_table() {
+        let mut program = program();
+        let all = found(&program).points.len();
+        program.functions[1] = BEHIND_A_TABLE;
+        assert_eq!(found(&program).points.len(), all);
+        program.functions[1] = WITHOUT_ITSELF;
+        refused(&program, "other arguments");
     }
 
     #[test]

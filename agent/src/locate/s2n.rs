@@ -14,6 +14,7 @@ use super::{
         share_a_function,
     },
     elf::Elf,
+    means,
 };
 
 /// All return the number of bytes, or -1. The fourth argument says what a call waits for.
@@ -57,6 +58,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: Some("what s2n_sendv and s2n_sendfile send is not seen"),
+        located: means::SYMBOLS,
         on_trial: false,
     })
 }

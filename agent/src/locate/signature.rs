@@ -10,6 +10,7 @@ use super::{
     carrier::{self, Entry, independent},
     elf::Elf,
     function::Function,
+    means,
 };
 use crate::glob::glob;
 
@@ -61,6 +62,7 @@ impl Signature {
             points: carrier::points(elf, &chosen).map_err(why)?,
             others: Vec::new(),
             partly: None,
+            located: means::SIGNATURE,
             on_trial: true,
         })
     }

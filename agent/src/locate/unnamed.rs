@@ -17,6 +17,7 @@ use super::{
     carrier::{self, Carrier, Entry},
     elf::{Elf, Target},
     function::{Function, REACH},
+    means,
     openssl::{self, OTHER_CALLERS_MAX, READ_INTERNAL, WRITE_INTERNAL},
     signature,
 };
@@ -113,6 +114,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: carrier::points(elf, &chosen)?,
         others: others(elf, &raisers, &chosen)?,
         partly: None,
+        located: means::ERRORS,
         on_trial: true,
     };
     for point in found.points.iter().chain(&found.others) {

@@ -10,6 +10,7 @@ use super::{
     Found, Refusal,
     carrier::{Carrier, entries, independent, names, others, points, share_a_function},
     elf::Elf,
+    means,
 };
 
 #[rustfmt::skip]
@@ -62,6 +63,7 @@ pub(super) fn locate(elf: &Elf<'_>) -> Result<Found, Refusal> {
         points: points(elf, &carriers)?,
         others: others(elf, &symbols, &OTHERS, &carriers),
         partly: has(EARLY_DATA.0).then_some("early data is not seen"),
+        located: means::SYMBOLS,
         on_trial: false,
     })
 }

@@ -84,10 +84,83 @@ impl Status {
             .unwrap_or_default()
     }
 
+    fn state(&self) -> Option<State> {
+        let letter = self.field("State:").trim_ascii_start().first();
+        letter.copied().map(State)
+    }
+
     fn numbers(&self, name: &str) -> impl Iterator<Item = u32> {
         let words = self.field(name).split(u8::is_ascii_whitespace);
         words.filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
     }
+}
+
+/// What a process is in the middle of, as anybody may know.
+#[derive(Clone, Copy, Debug)]
+pub struct Condition {
+    /// The process that it is a thread of: itself, as a rule.
+    pub leader: u32,
+    pub parent: u32,
+    pub uid: Option<u32>,
+    pub tracer: Option<u32>,
+    pub state: State,
+    /// It runs no program.
+    pub is_kernels: bool,
+}
+
+/// Its letter in `/proc/PID/status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State(u8);
+
+impl State {
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            b'R' => "running",
+            b'S' => "sleeping",
+            b'D' => "waiting",
+            b'T' => "stopped",
+            b't' => "traced",
+            b'Z' => "zombie",
+            b'X' => "dead",
+            b'I' => "idle",
+            _ => "unknown",
+        }
+    }
+
+    pub fn is_stopped(self) -> bool {
+        matches!(self.0, b'T' | b't')
+    }
+
+    pub fn is_dead(self) -> bool {
+        matches!(self.0, b'Z' | b'X')
+    }
+}
+
+/// `None`: there is no such process.
+pub fn condition(pid: u32) -> Option<Condition> {
+    const FLAGS: usize = 9;
+    const KERNEL_THREAD: u64 = 0x0020_0000; // PF_KTHREAD, include/linux/sched.h
+    let status = Status::of(pid)?;
+    let flags: u64 = stat(pid)?.field(FLAGS)?;
+    Some(Condition {
+        leader: status.numbers("Tgid:").next()?,
+        parent: status.numbers("PPid:").next()?,
+        uid: status.numbers("Uid:").nth(1),
+        tracer: status.numbers("TracerPid:").next().filter(|pid| *pid != 0),
+        state: status.state()?,
+        is_kernels: flags & KERNEL_THREAD != 0,
+    })
+}
+
+/// Has it nothing above 4 GiB? The stack of a 64-bit program is there. `None`: its memory is not ours to look at.
+pub fn is_32_bit(pid: u32) -> Option<bool> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let end = |line: &str| {
+        let (_, end) = line.split(' ').next()?.split_once('-')?;
+        u64::from_str_radix(end, 16).ok()
+    };
+    let highest = maps.lines().filter_map(end).max()?;
+    Some(highest <= 1 << 32)
 }
 
 /// The files that a process maps executable now.
@@ -161,8 +234,8 @@ pub fn may_be_held(pid: u32, group_of_command: u32) -> bool {
     let Some(status) = Status::of(pid) else {
         return false;
     };
-    let state = status.field("State:").trim_ascii_start().first().copied();
-    if matches!(state, None | Some(b'T' | b't' | b'Z' | b'X')) {
+    let state = status.state();
+    if state.is_none_or(|state| state.is_stopped() || state.is_dead()) {
         return false;
     }
     if status.numbers("TracerPid:").next() != Some(0) {
@@ -265,6 +338,14 @@ mod tests {
         assert!(may_be_held(facts.pid, group(facts.pid).unwrap()));
         assert!(!is_in_exec(facts.pid) && stat(facts.pid).unwrap().field::<u64>(51) > Some(0));
         assert!(!mappings(facts.pid).is_empty());
+        let condition = condition(facts.pid).unwrap();
+        assert_eq!(condition.leader, facts.pid);
+        assert_eq!(
+            (condition.uid, Some(condition.parent)),
+            (facts.owner_uid, facts.parent_pid)
+        );
+        assert!(!condition.is_kernels && !condition.state.is_dead());
+        assert_eq!(is_32_bit(facts.pid), Some(false));
         assert!(all_pids().contains(&facts.pid));
     }
 }

@@ -55,6 +55,25 @@ pub struct Mapping {
 pub struct SideBand {
     online: String,
     rings: Vec<(u32, Ring)>,
+    told: Told,
+}
+
+/// What was read and not yet handed on, with its times.
+#[derive(Default)]
+struct Told(Vec<(u64, Happening)>);
+
+impl Told {
+    fn last(&self) -> Option<u64> {
+        self.0.iter().map(|(time, _)| *time).max()
+    }
+
+    /// What happened up to then, in the order of time.
+    fn up_to(&mut self, last: u64) -> Vec<Happening> {
+        self.0.sort_by_key(|(time, _)| *time);
+        let count = self.0.partition_point(|(time, _)| *time <= last);
+        let ready = self.0.drain(..count);
+        ready.map(|(_, happening)| happening).collect()
+    }
 }
 
 impl SideBand {
@@ -68,6 +87,7 @@ impl SideBand {
         let mut band = SideBand {
             online: String::new(),
             rings: Vec::new(),
+            told: Told::default(),
         };
         band.refresh()?;
         Ok(band)
@@ -94,18 +114,28 @@ impl SideBand {
         self.rings.iter().map(|(_, ring)| &ring.fd)
     }
 
-    /// What happened since the last call on all CPUs, in the order of time: a fork on one CPU comes before
-    /// the child's exit on another.
+    /// What happened on all CPUs, in the order of time: a fork on one CPU comes before the child's exit on
+    /// another.
     pub fn drain(&mut self) -> Vec<Happening> {
-        let mut happenings = Vec::new();
+        self.read();
+        let Some(last) = self.told.last() else {
+            return Vec::new();
+        };
+        // A process that exec'd on a CPU whose ring was read already may have moved to one whose ring was not,
+        // and mapped its libraries there: what came before anything that was read is in the rings by now.
+        self.read();
+        self.told.up_to(last)
+    }
+
+    /// Something was read that comes with the next [`SideBand::drain`].
+    pub fn has_more(&self) -> bool {
+        !self.told.0.is_empty()
+    }
+
+    fn read(&mut self) {
         for (_, ring) in &mut self.rings {
-            ring.drain(&mut |time, happening| happenings.push((time, happening)));
+            ring.drain(&mut |time, happening| self.told.0.push((time, happening)));
         }
-        happenings.sort_by_key(|(time, _)| *time);
-        happenings
-            .into_iter()
-            .map(|(_, happening)| happening)
-            .collect()
     }
 }
 
@@ -358,6 +388,19 @@ mod tests {
         for len in 0..whole.len() {
             parse(&whole[..len]);
         }
+    }
+
+    #[test]
+    fn what_moved_to_another_cpu_comes_in_order() {
+        let exit = |pid| Happening::Exit { pid };
+        let mut told = Told(vec![(5, exit(5)), (3, exit(3))]);
+        let last = told.last().unwrap();
+        // By the second look at the rings.
+        told.0.extend([(6, exit(6)), (4, exit(4)), (5, exit(50))]);
+        assert_eq!(told.up_to(last), [3, 4, 5, 50].map(exit));
+        assert_eq!(told.last(), Some(6));
+        assert_eq!(told.up_to(6), [exit(6)]);
+        assert_eq!(told.last(), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod place;
 mod raw;
 pub mod rights;
 mod session;
-mod socket;
+pub mod socket;
 mod watch;
 
 use std::{
@@ -179,6 +179,8 @@ struct File {
     is_withdrawn: bool,
     /// Its breakpoints were found missing in the memory of a process.
     was_silent: bool,
+    /// Who that is, until they are placed again.
+    silent_in: Option<u32>,
     /// What was placed through another mount. Each call that it saw alone still needs it for its return.
     old: Option<Old>,
 }
@@ -234,6 +236,33 @@ const ORDERS: usize = 64;
 const EXEC_TIME: Duration = Duration::from_secs(1);
 const EXECS_MAX: usize = 1024;
 const EXEC_STEP: Duration = Duration::from_millis(1);
+
+/// As the kernel has the name of a leader: 15 bytes at most, and zeros.
+fn comm_key(comm: &str) -> [u8; 16] {
+    let mut name = [0; 16];
+    let len = comm.len().min(15);
+    name[..len].copy_from_slice(&comm.as_bytes()[..len]);
+    name
+}
+
+/// A set that the kernel's programs ask.
+type Set<'a, K> = aya::maps::HashMap<&'a mut aya::maps::MapData, K, u8>;
+
+fn fill<K: aya::Pod>(set: &mut Set<'_, K>, keys: impl IntoIterator<Item = K>) -> Result<()> {
+    for key in keys {
+        set.insert(&key, &1, 0)?;
+    }
+    Ok(())
+}
+
+/// Leaves in it who is wanted.
+fn narrow<K: aya::Pod>(set: &mut Set<'_, K>, is_wanted: impl Fn(&K) -> bool) -> Result<()> {
+    let keys: Vec<K> = set.keys().collect::<Result<_, _>>()?;
+    for key in keys.iter().filter(|key| !is_wanted(key)) {
+        set.remove(key)?;
+    }
+    Ok(())
+}
 
 impl<'a> Half<'a> {
     fn new(kernel: Kernel, band: SideBand, socket: BorrowedFd<'a>) -> Result<Half<'a>> {
@@ -304,7 +333,7 @@ impl<'a> Half<'a> {
             self.say_continued(continued);
             let deadlines = [self.holds.next(), self.workers.deadline()];
             let mut wake = deadlines.into_iter().flatten().fold(tick, Instant::min);
-            if !self.to_scan.is_empty() && !self.is_behind() {
+            if (!self.to_scan.is_empty() || self.band.has_more()) && !self.is_behind() {
                 wake = now;
             }
             if !self.in_exec.is_empty() {
@@ -429,8 +458,12 @@ impl<'a> Half<'a> {
             };
             match (order, fds.len()) {
                 (Order::Stop, 0) => return Ok(false),
-                // Once, and before anything else: who is watched is no later decision.
+                // Once, and before anything else: who is watched is no later decision, but for a daemon's.
                 (Order::Filter(filter), 0) if !self.is_filter_set => self.set_filter(filter)?,
+                (Order::Change { uids, comms }, 0) if self.filter.may_change => {
+                    self.change_filter(uids, comms)?;
+                }
+                (Order::Changed, 0) if self.filter.may_change => self.end_change()?,
                 (Order::Cgroup, 1) if !self.is_filter_set => {
                     self.kernel.add_cgroup(self.cgroups, &fds.remove(0))?;
                     self.cgroups += 1;
@@ -451,6 +484,7 @@ impl<'a> Half<'a> {
                 (Order::Forget(handles), 0) => self.forget_handles(&handles),
                 (Order::Introduce { pid }, 0) => self.introduce(pid),
                 (Order::Inspect(connected), 0) => self.inspect(connected),
+                (Order::Examine { pid }, 0) => self.examine(pid),
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
             }
@@ -518,6 +552,7 @@ impl<'a> Half<'a> {
     }
 
     fn set_filter(&mut self, filter: Filter) -> Result<()> {
+        self.own.extend(&filter.own);
         for pid in self.own.clone() {
             self.mark(pid, OURS)?;
         }
@@ -528,12 +563,9 @@ impl<'a> Half<'a> {
             self.kernel.map::<u32, u8>("UIDS").insert(uid, &1, 0)?;
         }
         for comm in &filter.comms {
-            let mut name = [0; 16];
-            let len = comm.len().min(15);
-            name[..len].copy_from_slice(&comm.as_bytes()[..len]);
-            self.kernel
-                .map::<[u8; 16], u8>("COMMS")
-                .insert(&name, &1, 0)?;
+            let comm = comm_key(comm);
+            let mut comms = self.kernel.map::<[u8; 16], u8>("COMMS");
+            comms.insert(&comm, &1, 0)?;
         }
         if filter.scan {
             self.to_scan = facts::all_pids().into();
@@ -554,6 +586,41 @@ impl<'a> Half<'a> {
         }
         self.joined.clear();
         self.is_filter_set = true;
+        self.report(Report::FilterSet, None);
+        Ok(())
+    }
+
+    /// Makes the kernel's sets those of the new filter, but for who must not be let in yet: a kind that is active
+    /// before and after has what is in both.
+    fn change_filter(&mut self, uids: Vec<u32>, comms: Vec<String>) -> Result<()> {
+        let mut map = self.kernel.map::<u32, u8>("UIDS");
+        if self.filter.uids.is_empty() || uids.is_empty() {
+            fill(&mut map, uids.iter().copied())?;
+        } else {
+            narrow(&mut map, |uid| uids.contains(uid))?;
+        }
+        let keys: Vec<[u8; 16]> = comms.iter().map(|comm| comm_key(comm)).collect();
+        let mut map = self.kernel.map::<[u8; 16], u8>("COMMS");
+        if self.filter.comms.is_empty() || comms.is_empty() {
+            fill(&mut map, keys)?;
+        } else {
+            narrow(&mut map, |comm| keys.contains(comm))?;
+        }
+        (self.filter.uids, self.filter.comms) = (uids, comms);
+        self.report(Report::FilterSet, None);
+        Ok(())
+    }
+
+    /// The control word says which kinds are active now.
+    fn end_change(&mut self) -> Result<()> {
+        let Filter { uids, comms, .. } = &self.filter;
+        let keys: Vec<[u8; 16]> = comms.iter().map(|comm| comm_key(comm)).collect();
+        let mut map = self.kernel.map::<u32, u8>("UIDS");
+        narrow(&mut map, |uid| uids.contains(uid))?;
+        fill(&mut map, uids.iter().copied())?;
+        let mut map = self.kernel.map::<[u8; 16], u8>("COMMS");
+        narrow(&mut map, |comm| keys.contains(comm))?;
+        fill(&mut map, keys.iter().copied())?;
         self.report(Report::FilterSet, None);
         Ok(())
     }
@@ -876,6 +943,7 @@ impl<'a> Half<'a> {
             is_moving: false,
             is_withdrawn: false,
             was_silent: false,
+            silent_in: None,
             old: None,
         };
         self.held.insert(version, id);
@@ -1035,6 +1103,7 @@ impl<'a> Half<'a> {
             return;
         };
         file.is_moving = false;
+        let silent_in = file.silent_in.take();
         // Else at the next tick, if there still is a reason.
         if let Ok(moved) = moved {
             let state = State::Attached(moved.probes);
@@ -1043,6 +1112,7 @@ impl<'a> Half<'a> {
                 file.old = Some(Old { _fd, probes });
             }
             (file.mount, file.sites) = (moved.mount, moved.sites);
+            self.begin_again(silent_in);
         }
     }
 
@@ -1113,7 +1183,13 @@ impl<'a> Half<'a> {
             .filter(|(_, stream)| of_points(stream))
             .map(|(key, _)| key.tgid)
             .collect();
-        if users.is_empty() {
+        self.begin_again(users);
+    }
+
+    /// Calls of these passed by: what they have open ends here, and goes on as what was joined in its middle.
+    fn begin_again(&mut self, users: impl IntoIterator<Item = u32>) {
+        let mut users = users.into_iter().peekable();
+        if users.peek().is_none() {
             return;
         }
         let mut absences = self.kernel.map::<u32, Absence>("ABSENCES");
@@ -1300,6 +1376,11 @@ impl<'a> Half<'a> {
         if self.kernel.learn_id(pid) != Some(id) || !self.is_wanted(pid) {
             return;
         }
+        // Nothing can be read of it any more. Told of as nobody it would be taken for another program than the one
+        // that was told of before.
+        if facts::condition(pid).is_none_or(|condition| condition.state.is_dead()) {
+            return;
+        }
         self.tell(pid);
         let runtime = facts::runtime(pid);
         self.report(Report::Runtime { pid: id, runtime }, None);
@@ -1314,16 +1395,25 @@ impl<'a> Half<'a> {
             finding = Finding {
                 is_kernels: said.is_kernels,
                 transferred: said.transferred,
-                silent: self.silent(pid),
+                silent: self.silent(pid, connected.pid),
             };
         }
         self.report(Report::Inspected { connected, finding }, None);
     }
 
-    /// A file whose breakpoints are not where this process maps it. They are placed once more: that puts them
-    /// back where they are missing.
-    fn silent(&mut self, pid: u32) -> Option<Silent> {
-        let (id, mapping) = facts::mappings(pid).into_iter().find_map(|mapping| {
+    /// Looks at a process of which one way only is seen.
+    fn examine(&mut self, id: u32) {
+        if let Some(pid) = self.pid_here(id)
+            && let Some(silent) = self.silent(pid, id)
+        {
+            self.report(Report::Silent { pid: id, silent }, None);
+        }
+    }
+
+    /// A file whose breakpoints are not where this process maps it, not all of them. They are placed once more:
+    /// that puts them back where they are missing. `id` is what others call the process.
+    fn silent(&mut self, pid: u32, id: u32) -> Option<Silent> {
+        let (file_id, mapping) = facts::mappings(pid).into_iter().find_map(|mapping| {
             let (_, version) = file::mapped(&mapping).ok()?;
             let asked = match version.identity.is_doubtful() {
                 true => self.kernel.programs.inode_mapped(&mapping),
@@ -1336,19 +1426,18 @@ impl<'a> Half<'a> {
                 is_probed && file::check_placed_in(&mapping, &file.sites) == Some(false);
             is_missing.then_some((id, mapping))
         })?;
-        let file = self.files.get_mut(&id)?;
-        let is_placed_again = match file.inode {
-            Some(inode) if !file.was_silent && file.old.is_none() => {
-                self.place_again(id, inode, mapping);
-                true
-            }
-            _ => false,
-        };
-        let file = self.files.get_mut(&id)?;
+        let file = self.files.get_mut(&file_id)?;
+        let inode = file
+            .inode
+            .filter(|_| !file.was_silent && file.old.is_none());
         file.was_silent = true;
+        if let Some(inode) = inode {
+            file.silent_in = Some(id);
+            self.place_again(file_id, inode, mapping);
+        }
         Some(Silent {
-            file: id,
-            is_placed_again,
+            file: file_id,
+            is_placed_again: inode.is_some(),
         })
     }
 

@@ -3,7 +3,7 @@
 //! questions take.
 
 use std::{
-    fs, mem,
+    fs, io, mem,
     net::SocketAddr,
     os::fd::{AsRawFd as _, OwnedFd},
 };
@@ -35,8 +35,53 @@ pub fn ask(pid: u32, connected: &Connected) -> Said {
 }
 
 fn find(pid: u32, connected: &Connected) -> Option<OwnedFd> {
-    let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    let process = pidfd_open(process, PidfdFlags::empty()).ok()?;
+    let mut sockets = sockets(pid).ok()?.flatten();
+    sockets.find(|socket| ends(socket) == Some((connected.local, connected.peer)))
+}
+
+/// A TCP connection that is open.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Connection {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    pub state: &'static str,
+    pub is_kernels: bool,
+}
+
+/// All that `pid` has, as far as there is a bound.
+///
+/// # Errors
+/// They are not ours to look at.
+pub fn connections(pid: u32) -> io::Result<Vec<Connection>> {
+    let mut found = Vec::new();
+    for socket in sockets(pid)? {
+        let socket = match socket {
+            Ok(socket) => socket,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            // Closed meanwhile.
+            Err(_) => continue,
+        };
+        let (Some((local, peer)), Some(state)) = (ends(&socket), state(&socket)) else {
+            continue;
+        };
+        found.push(Connection {
+            local,
+            peer,
+            state,
+            is_kernels: has_kernel_tls(&socket),
+        });
+    }
+    // One may have several descriptors.
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+/// Copies of the sockets among the descriptors of `pid`.
+fn sockets(pid: u32) -> io::Result<impl Iterator<Item = io::Result<OwnedFd>>> {
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let process = process.ok_or(io::ErrorKind::NotFound)?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
     let is_socket = |entry: &fs::DirEntry| {
         let target = fs::read_link(entry.path());
         target.is_ok_and(|target| {
@@ -46,17 +91,41 @@ fn find(pid: u32, connected: &Connected) -> Option<OwnedFd> {
                 .starts_with(b"socket:")
         })
     };
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     let sockets = entries.filter(is_socket).take(SOCKETS_MAX);
-    let mut copies = sockets.filter_map(|entry| {
+    Ok(sockets.filter_map(move |entry| {
         let number = entry.file_name().to_str()?.parse().ok()?;
-        pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()
-    });
-    copies.find(|socket| {
-        let local = getsockname(socket).ok().and_then(canonical);
-        let peer = getpeername(socket).ok().flatten().and_then(canonical);
-        local == Some(connected.local) && peer == Some(connected.peer)
-    })
+        let copy = pidfd_getfd(&process, number, PidfdGetfdFlags::empty());
+        Some(copy.map_err(io::Error::from))
+    }))
+}
+
+/// Of a connected one.
+fn ends(socket: &OwnedFd) -> Option<(SocketAddr, SocketAddr)> {
+    let local = getsockname(socket).ok().and_then(canonical)?;
+    let peer = getpeername(socket).ok().flatten().and_then(canonical)?;
+    Some((local, peer))
+}
+
+/// `tcpi_state`, by its name in `ss`; of TCP only.
+fn state(socket: &OwnedFd) -> Option<&'static str> {
+    let mut info = [0u8; 8];
+    option(socket, libc::TCP_INFO, &mut info)?;
+    // include/net/tcp_states.h, from 1 on.
+    const STATES: [&str; 11] = [
+        "established",
+        "syn-sent",
+        "syn-recv",
+        "fin-wait-1",
+        "fin-wait-2",
+        "time-wait",
+        "close",
+        "close-wait",
+        "last-ack",
+        "listening",
+        "closing",
+    ];
+    STATES.get(usize::from(info[0]).checked_sub(1)?).copied()
 }
 
 /// As the pipeline has addresses: an IPv4 peer of a dual-stack socket is an IPv4 peer.
@@ -131,6 +200,30 @@ mod tests {
             );
             drop((client, server));
             assert_eq!(ask(pid, &connected), Said::default());
+        }
+    }
+
+    #[test]
+    fn connections_of_our_own_are_listed_once() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            let _copy = client.try_clone().unwrap();
+            let of = |stream: &TcpStream, state| Connection {
+                local: stream.local_addr().unwrap(),
+                peer: stream.peer_addr().unwrap(),
+                state,
+                is_kernels: false,
+            };
+            let all = || connections(std::process::id()).unwrap();
+            // Other tests have theirs.
+            let count = |one: &Connection| all().iter().filter(|other| *other == one).count();
+            let [one, other] = [&client, &server].map(|stream| of(stream, "established"));
+            assert_eq!((count(&one), count(&other)), (1, 1));
+            server.shutdown(std::net::Shutdown::Write).unwrap();
+            let left = of(&client, "close-wait");
+            assert_eq!((count(&one), count(&left)), (0, 1));
         }
     }
 }

@@ -9,17 +9,35 @@ use super::{
     Limit, Message, Side,
     content::{Content, Unreadable},
     grpc::Messages,
-    head::{Fields, Head, Request, Response},
+    head::{Fields, Head, Request, Response, Version, media_name},
     sse::{self, Events},
+    websocket::{self, Deflate, WebSocket},
 };
 
-/// How much of bodies is kept.
+/// How much is kept, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Of one body, in bytes.
+    /// Of one body.
     pub body: usize,
-    /// Of all bodies that are not told of yet, in bytes.
+    /// Of all bodies that are not told of yet.
     pub total: usize,
+    /// What else the open exchanges of a connection hold: heads, windows of codings, events and messages that are
+    /// not whole.
+    pub share: usize,
+    /// The same of all connections.
+    pub held: usize,
+}
+
+impl Bounds {
+    /// For bodies of this length: some of them fit in at a time.
+    pub fn of(body: usize) -> Bounds {
+        let usual = Bounds::default();
+        Bounds {
+            body,
+            total: usual.total.max(body.saturating_mul(4)),
+            ..usual
+        }
+    }
 }
 
 impl Default for Bounds {
@@ -27,6 +45,8 @@ impl Default for Bounds {
         Bounds {
             body: 1 << 20,
             total: 64 << 20,
+            share: 64 << 20,
+            held: 256 << 20,
         }
     }
 }
@@ -37,16 +57,31 @@ const GROWTH: u64 = 64;
 /// Most holes of one body that are told apart.
 const HOLES_MAX: usize = 64;
 
-/// What is kept of bodies, of all connections.
+/// Most responses before the response that are kept.
+const INTERIM_MAX: usize = 8;
+
+/// What is kept, of all connections.
 #[derive(Debug)]
 pub struct Keep {
     bounds: Bounds,
+    /// Of bodies.
     used: usize,
+    /// Of all else.
+    held: usize,
 }
 
 impl Keep {
     pub fn new(bounds: Bounds) -> Keep {
-        Keep { bounds, used: 0 }
+        Keep {
+            bounds,
+            used: 0,
+            held: 0,
+        }
+    }
+
+    /// Other bounds from here on. What is kept already stays.
+    pub fn bound(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
     }
 
     /// Adds what fits to a body. False: not all of it did.
@@ -63,9 +98,14 @@ impl Keep {
         self.used = self.used.saturating_sub(kept.len());
     }
 
-    /// Bytes that are kept now.
+    /// Bytes of bodies that are kept now.
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// Bytes of all else that open exchanges hold now.
+    pub fn held(&self) -> usize {
+        self.held
     }
 }
 
@@ -73,17 +113,71 @@ impl Keep {
 #[derive(Debug)]
 pub struct Exchange {
     pub id: u64,
-    pub request: Option<Half<Request>>,
-    pub response: Option<Half<Response>>,
-    /// Responses before the response, and their number only.
-    pub interim: u32,
+    halves: [Option<Half>; 2],
+    /// Responses before the response (RFC 9110, section 15.2), as many as are kept.
+    pub interim: Vec<Response>,
+    /// Server-sent events of the response so far.
+    pub events: u64,
+    /// It was told of before it is over: [`Half::told`] is how much of it.
+    pub is_told: bool,
+}
+
+impl Exchange {
+    fn new(id: u64) -> Exchange {
+        Exchange {
+            id,
+            halves: [None, None],
+            interim: Vec::new(),
+            events: 0,
+            is_told: false,
+        }
+    }
+
+    pub fn request(&self) -> Option<&Half> {
+        self.halves[Side::Request as usize].as_ref()
+    }
+
+    pub fn response(&self) -> Option<&Half> {
+        self.halves[Side::Response as usize].as_ref()
+    }
+
+    /// What was seen of both, in this order.
+    pub fn halves(&self) -> impl Iterator<Item = &Half> {
+        self.halves.iter().flatten()
+    }
+
+    /// The head of the request.
+    pub fn asked(&self) -> Option<&Request> {
+        match self.request()?.head.as_ref()? {
+            Head::Request(head) => Some(head),
+            Head::Response(_) => None,
+        }
+    }
+
+    /// The head of the response.
+    pub fn answered(&self) -> Option<&Response> {
+        match self.response()?.head.as_ref()? {
+            Head::Response(head) => Some(head),
+            Head::Request(_) => None,
+        }
+    }
+
+    fn half(&mut self, side: Side) -> &mut Option<Half> {
+        &mut self.halves[side as usize]
+    }
+
+    /// One half, made if nothing was seen of it before.
+    fn seen(&mut self, side: Side, time: u64, keep: &Keep) -> &mut Half {
+        self.half(side)
+            .get_or_insert_with(|| Half::new(None, time, keep))
+    }
 }
 
 /// One side of an exchange. Times are those of the events, in nanoseconds.
 #[derive(Debug)]
-pub struct Half<H> {
+pub struct Half {
     /// `None`: its beginning was not seen.
-    pub head: Option<H>,
+    pub head: Option<Head>,
     pub began: u64,
     /// When its last byte so far came.
     pub ended: u64,
@@ -95,7 +189,19 @@ pub struct Half<H> {
     has_hole: bool,
     /// Its end was seen, and nothing is missing.
     pub is_whole: bool,
-    is_over: bool,
+    pub is_over: bool,
+    /// What was told of it while the exchange was open.
+    pub told: Extent,
+}
+
+/// How much of a half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Extent {
+    #[default]
+    Nothing,
+    Head,
+    /// Its body, too, or that comes piece by piece.
+    All,
 }
 
 /// A body without its codings, or its beginning.
@@ -122,7 +228,7 @@ impl std::fmt::Debug for Body {
 }
 
 impl Body {
-    fn of(fields: &Fields, keep: &Keep) -> Body {
+    fn new(fields: &Fields, keep: &Keep) -> Body {
         let media = fields.get("content-type").unwrap_or_default();
         Body {
             kept: Vec::new(),
@@ -142,51 +248,61 @@ impl Body {
 
     fn feed(&mut self, bytes: &[u8], keep: &mut Keep, shown: &mut dyn FnMut(&[u8])) {
         self.length += bytes.len() as u64;
-        if let Some(messages) = &mut self.messages {
-            messages.feed(bytes);
-        }
         let (kept, decoded, is_cut) = (&mut self.kept, &mut self.decoded, &mut self.is_cut);
+        let messages = &mut self.messages;
         let has_room = self.holes.len() < HOLES_MAX;
         self.content.feed(bytes, &mut |bytes| {
             *decoded += bytes.len() as u64;
+            if let Some(messages) = messages {
+                messages.feed(bytes);
+            }
             // Behind what did not fit nothing is kept.
             *is_cut = *is_cut || !has_room || !keep.add(kept, bytes);
             shown(bytes);
         });
     }
 
-    fn hole(&mut self, length: u64) {
+    fn hole(&mut self, length: u64, is_inside: bool) {
         self.content.hole();
         if self.holes.len() < HOLES_MAX {
             self.holes.push((self.kept.len(), length));
         }
         if let Some(messages) = &mut self.messages {
-            messages.hole(length);
+            match is_inside && self.content.is_plain() {
+                true => messages.hole(length),
+                false => messages.is_lost = true,
+            }
         }
     }
 }
 
-/// `application/grpc`, `application/grpc+proto`, `application/grpc-web`; its text form is base64, which is
-/// not read.
+/// `application/grpc`, `application/grpc+proto`, `application/grpc-web-text`.
 pub fn is_grpc(media: &[u8]) -> bool {
-    let name = media
-        .split(|byte| *byte == b';')
-        .next()
-        .unwrap_or_default()
-        .trim_ascii();
-    let name = name.to_ascii_lowercase();
+    let name = media_name(media);
     name.strip_prefix(b"application/grpc").is_some_and(|rest| {
-        matches!(rest, [] | [b'+', ..]) || rest == b"-web" || rest.starts_with(b"-web+")
+        let rest = rest.strip_prefix(b"-web").unwrap_or(rest);
+        let rest = rest.strip_prefix(b"-text").unwrap_or(rest);
+        matches!(rest, [] | [b'+', ..])
     })
 }
 
 fn is_event_stream(media: &[u8]) -> bool {
-    let name = media.split(|byte| *byte == b';').next().unwrap_or_default();
-    name.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
+    media_name(media) == b"text/event-stream"
 }
 
-impl<H> Half<H> {
-    fn new(head: Option<H>, body: Body, began: u64) -> Half<H> {
+/// A stream that both ends use as a WebSocket from here on (RFC 8441, section 5).
+fn is_websocket(asked: Option<&Request>, answered: &Response) -> bool {
+    let protocol = asked.and_then(|head| head.protocol.as_deref());
+    protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+        && matches!(answered.status, Some(200..=299))
+}
+
+impl Half {
+    fn new(head: Option<Head>, began: u64, keep: &Keep) -> Half {
+        let body = match &head {
+            Some(head) => Body::new(head.fields(), keep),
+            None => Body::new(&Fields::default(), keep),
+        };
         Half {
             head,
             began,
@@ -197,12 +313,92 @@ impl<H> Half<H> {
             has_hole: false,
             is_whole: false,
             is_over: false,
+            told: Extent::Nothing,
         }
+    }
+
+    /// How much can be told of it now.
+    pub fn extent(&self) -> Extent {
+        match self.is_over || self.comes_in_pieces() {
+            true => Extent::All,
+            false => Extent::Head,
+        }
+    }
+
+    /// Its body is events or messages, each of which is told by itself.
+    pub fn comes_in_pieces(&self) -> bool {
+        self.body.messages.is_some() || self.is_event_stream()
+    }
+
+    pub fn is_event_stream(&self) -> bool {
+        match &self.head {
+            Some(Head::Response(head)) => {
+                is_event_stream(head.fields.get("content-type").unwrap_or_default())
+            }
+            Some(Head::Request(_)) | None => false,
+        }
+    }
+
+    /// Takes the place of what came before a head, if anything did: nobody knows what it was of.
+    fn follow(mut self, place: &mut Option<Half>, time: u64, keep: &mut Keep) {
+        self.ended = time;
+        if let Some(before) = place.take() {
+            keep.release(&before.body.kept);
+            self.has_hole = true;
+            self.lost = before.lost + before.body.length;
+            self.is_over = before.is_over;
+        }
+        *place = Some(self);
+    }
+
+    fn end(&mut self, is_whole: bool, time: u64) {
+        self.is_over = true;
+        // nginx resets a stream as soon as it has answered, when it has read a body and not its end.
+        let is_reset = || self.head.as_ref().map(Head::version) == Some(Version::Http2);
+        self.is_whole = match is_whole {
+            true => !self.has_hole && self.head.is_some(),
+            false => is_reset() && self.is_as_long_as_said(),
+        };
+        if is_whole {
+            self.ended = time;
+        }
+    }
+
+    /// Bytes besides those of the body.
+    fn weight(&self) -> usize {
+        let head = self.head.as_ref().map_or(0, Head::weight);
+        head + self.trailers.weight() + self.body.content.held()
+    }
+
+    /// Nothing more comes. All of the body may have, though nobody read on to where it ends: curl goes by
+    /// `Content-Length`, and leaves an empty last frame of HTTP/2 to the system.
+    fn settle(&mut self) {
+        if !self.is_over {
+            self.is_whole = self.is_as_long_as_said();
+        }
+    }
+
+    fn is_as_long_as_said(&self) -> bool {
+        let head = self.head.as_ref().filter(|_| !self.has_hole);
+        let length = head.and_then(|head| head.fields().get("content-length"));
+        let length = length.and_then(|length| str::from_utf8(length).ok()?.parse().ok());
+        length == Some(self.body.length)
     }
 }
 
 /// What is known at some moment.
 pub enum Told<'a> {
+    /// A request began.
+    Asked(u64),
+    /// It goes on, and this is known of it.
+    Open(&'a Exchange),
+    /// A message of gRPC in an exchange that was told of as open. `number` counts those of its side from 0.
+    Message {
+        exchange: u64,
+        side: Side,
+        number: u64,
+        size: u32,
+    },
     /// It is over.
     Exchange(&'a Exchange),
     /// An event of a response that goes on. `number` counts those of the response from 0.
@@ -211,6 +407,8 @@ pub enum Told<'a> {
         event: sse::Event,
         number: u64,
     },
+    /// A message of a WebSocket that is one stream of several.
+    WebSocket(websocket::Message),
     Limit(Limit),
 }
 
@@ -220,15 +418,56 @@ pub type Out<'a> = &'a mut dyn FnMut(Told<'_>);
 #[derive(Debug, Default)]
 pub struct Exchanges {
     open: HashMap<u64, Open>,
+    /// What they hold besides bodies.
+    held: usize,
 }
 
 #[derive(Debug)]
 struct Open {
     exchange: Exchange,
-    /// If the response is a stream of events; and how many there were.
-    events: Option<(Events, u64)>,
+    /// If the response is a stream of events.
+    events: Option<Events>,
+    /// If its bodies are the two lanes of one.
+    socket: Option<Box<WebSocket>>,
     /// No response comes any more, whether or not one came.
     is_answered: bool,
+    /// What it held when it was weighed last.
+    held: usize,
+}
+
+impl Open {
+    /// Bytes besides those of bodies.
+    fn weight(&self) -> usize {
+        let Exchange {
+            halves, interim, ..
+        } = &self.exchange;
+        let interim: usize = interim.iter().map(|head| head.fields.weight()).sum();
+        let halves: usize = halves.iter().flatten().map(Half::weight).sum();
+        let events = self.events.as_ref().map_or(0, Events::held);
+        let socket = self.socket.as_ref().map_or(0, |socket| socket.held());
+        interim + halves + events + socket
+    }
+
+    /// Bodies are read no further.
+    fn stop(&mut self) {
+        let is_read = self.events.is_some() || self.socket.is_some();
+        (self.events, self.socket) = (None, None);
+        for half in self.exchange.halves.iter_mut().flatten() {
+            half.body.content.stop();
+            half.body.is_cut |= is_read;
+            half.has_hole |= is_read;
+        }
+    }
+
+    /// Nor are heads known any more.
+    fn forget(&mut self) {
+        self.exchange.interim = Vec::new();
+        for half in self.exchange.halves.iter_mut().flatten() {
+            half.head = None;
+            half.trailers = Fields::default();
+            half.has_hole = true;
+        }
+    }
 }
 
 impl Exchanges {
@@ -239,7 +478,10 @@ impl Exchanges {
                 exchange,
                 head,
                 began,
-            } => self.head(exchange, head, began, time, keep),
+            } => {
+                self.head(exchange, head, began, time, keep, out);
+                self.weigh(exchange, keep, out);
+            }
             Message::Body {
                 exchange,
                 side,
@@ -249,25 +491,26 @@ impl Exchanges {
                 exchange,
                 side,
                 length,
-            } => self.hole(exchange, side, length, time, keep),
+                is_inside,
+            } => {
+                if let Some(socket) = &mut self.open(exchange).socket {
+                    // What may be more than it is ends every frame.
+                    let length = if is_inside { length } else { u64::MAX };
+                    socket.gap(side, length, &mut |found| {
+                        tell_found(found, None, keep, out)
+                    });
+                }
+                self.hole(exchange, side, length, is_inside, time, keep);
+            }
             Message::Trailers {
                 exchange,
                 side,
                 fields,
             } => {
-                let open = self.open(exchange);
-                match side {
-                    Side::Request => {
-                        if let Some(half) = &mut open.exchange.request {
-                            half.trailers = fields;
-                        }
-                    }
-                    Side::Response => {
-                        if let Some(half) = &mut open.exchange.response {
-                            half.trailers = fields;
-                        }
-                    }
+                if let Some(half) = self.open(exchange).exchange.half(side) {
+                    half.trailers = fields;
                 }
+                self.weigh(exchange, keep, out);
             }
             Message::End {
                 exchange,
@@ -290,37 +533,102 @@ impl Exchanges {
 
     fn open(&mut self, id: u64) -> &mut Open {
         self.open.entry(id).or_insert_with(|| Open {
-            exchange: Exchange {
-                id,
-                request: None,
-                response: None,
-                interim: 0,
-            },
+            exchange: Exchange::new(id),
             events: None,
+            socket: None,
             is_answered: false,
+            held: 0,
         })
     }
 
-    fn head(&mut self, id: u64, head: Head, began: u64, time: u64, keep: &mut Keep) {
-        let open = self.open(id);
-        match head {
-            Head::Request(head) => {
-                let body = Body::of(&head.fields, keep);
-                let half = Half::new(Some(head), body, began);
-                half.follow(&mut open.exchange.request, time, keep);
-            }
-            Head::Response(head) if head.is_interim() => open.exchange.interim += 1,
-            Head::Response(head) => {
-                let body = Body::of(&head.fields, keep);
-                let media = head.fields.get("content-type").unwrap_or_default();
-                open.events = is_event_stream(media).then(Default::default);
-                let half = Half::new(Some(head), body, began);
-                half.follow(&mut open.exchange.response, time, keep);
-            }
+    /// Counts what an exchange holds, and lets go of it if that is too much. What was asked and answered is worth
+    /// more than how a body goes on.
+    fn weigh(&mut self, id: u64, keep: &mut Keep, out: Out<'_>) {
+        let Exchanges { open, held } = self;
+        let Some(open) = open.get_mut(&id) else {
+            return;
+        };
+        let mut is_over = |open: &mut Open| {
+            let weight = open.weight();
+            let before = std::mem::replace(&mut open.held, weight);
+            *held = *held - before + weight;
+            keep.held = keep.held - before + weight;
+            *held > keep.bounds.share || keep.held > keep.bounds.held
+        };
+        if !is_over(open) {
+            return;
+        }
+        out(Told::Limit(Limit::Memory));
+        open.stop();
+        if is_over(open) {
+            open.forget();
+            is_over(open);
         }
     }
 
-    /// The side of an exchange, made if nothing was seen of it before.
+    fn head(&mut self, id: u64, head: Head, began: u64, time: u64, keep: &mut Keep, out: Out<'_>) {
+        let Open {
+            exchange,
+            events,
+            socket,
+            ..
+        } = self.open(id);
+        let head = match head {
+            Head::Response(head) if head.is_interim() => {
+                match exchange.interim.len() < INTERIM_MAX {
+                    true => exchange.interim.push(head),
+                    false => out(Told::Limit(Limit::Head)),
+                }
+                return;
+            }
+            head => head,
+        };
+        let side = match &head {
+            Head::Request(_) => Side::Request,
+            Head::Response(answered) => {
+                *socket = is_websocket(exchange.asked(), answered)
+                    .then(|| Box::new(WebSocket::new(Deflate::agreed(&answered.fields))));
+                Side::Response
+            }
+        };
+        let half = Half::new(Some(head), began, keep);
+        if half.body.unreadable() == Some(Unreadable::TooLarge) {
+            out(Told::Limit(Limit::Coding));
+        }
+        if side == Side::Response {
+            *events = half.is_event_stream().then(Events::default);
+        }
+        half.follow(exchange.half(side), time, keep);
+        match side {
+            Side::Request => out(Told::Asked(id)),
+            // What comes of it is told as it comes, and this is what it belongs to.
+            Side::Response if events.is_some() => self.tell_open(id, out),
+            Side::Response => {}
+        }
+    }
+
+    /// Tells of an exchange that it goes on, unless it is over or was told of.
+    pub fn show(&mut self, id: u64, out: Out<'_>) {
+        if self
+            .open
+            .get(&id)
+            .is_some_and(|open| !open.exchange.is_told)
+        {
+            self.tell_open(id, out);
+        }
+    }
+
+    fn tell_open(&mut self, id: u64, out: Out<'_>) {
+        let Some(Open { exchange, .. }) = self.open.get_mut(&id) else {
+            return;
+        };
+        out(Told::Open(exchange));
+        exchange.is_told = true;
+        for half in exchange.halves.iter_mut().flatten() {
+            half.told = half.extent();
+        }
+    }
+
     fn body(
         &mut self,
         id: u64,
@@ -331,81 +639,85 @@ impl Exchanges {
         out: Out<'_>,
     ) {
         let Open {
-            exchange, events, ..
+            exchange,
+            events,
+            socket,
+            ..
         } = self.open(id);
-        let mut found = Vec::new();
-        match side {
-            Side::Request => {
-                let half = exchange.request.get_or_insert_with(|| {
-                    Half::new(None, Body::of(&Fields::default(), keep), time)
-                });
-                half.ended = time;
-                half.body.feed(bytes, keep, &mut |_| {});
-            }
-            Side::Response => {
-                let half = exchange.response.get_or_insert_with(|| {
-                    Half::new(None, Body::of(&Fields::default(), keep), time)
-                });
-                half.ended = time;
-                half.body.feed(bytes, keep, &mut |bytes| {
-                    if let Some((events, _)) = events {
-                        events.feed(bytes, &mut |event| found.push(event));
-                    }
-                });
-            }
+        let half = exchange.seen(side, time, keep);
+        half.ended = time;
+        if let Some(socket) = socket {
+            socket.feed(side, bytes, time, &mut |found| {
+                tell_found(found, Some(&mut half.body), keep, out);
+            });
+            return self.weigh(id, keep, out);
         }
-        self.tell_events(id, found, out);
+        let mut found = Vec::new();
+        let before = (half.body.is_cut, half.body.unreadable());
+        let has_events = events.is_some();
+        let is_coded = !half.body.content.is_plain();
+        let has_messages = half.body.messages.is_some();
+        half.body.feed(bytes, keep, &mut |bytes| {
+            if let (Side::Response, Some(events)) = (side, &mut *events) {
+                events.feed(bytes, &mut |event| found.push(event));
+            }
+        });
+        let body = &half.body;
+        if !before.0 && body.is_cut && body.kept.len() < keep.bounds.body {
+            out(Told::Limit(Limit::Memory));
+        }
+        if before.1 != body.unreadable() && body.unreadable() == Some(Unreadable::TooLarge) {
+            out(Told::Limit(Limit::Coding));
+        }
+        // Of most bodies there is no more to say.
+        if has_events {
+            self.tell_events(id, found, out);
+        }
+        if has_messages {
+            self.tell_messages(id, side, out);
+        }
+        if has_events || is_coded {
+            self.weigh(id, keep, out);
+        }
     }
 
-    fn tell_events(&mut self, id: u64, found: Vec<sse::Found>, out: Out<'_>) {
-        let Some(Open {
-            exchange,
-            events: Some((_, count)),
-            ..
-        }) = self.open.get_mut(&id)
-        else {
+    /// Those of gRPC that have just begun. A call is a stream from its second message of a side on.
+    fn tell_messages(&mut self, id: u64, side: Side, out: Out<'_>) {
+        let Some(Open { exchange, .. }) = self.open.get_mut(&id) else {
             return;
         };
-        for found in found {
-            match found {
-                sse::Found::Limit(limit) => out(Told::Limit(limit)),
-                sse::Found::Event(event) => {
-                    let number = *count;
-                    *count += 1;
-                    out(Told::Event {
-                        exchange,
-                        event,
-                        number,
-                    });
-                }
+        let is_told = exchange.is_told;
+        let half = exchange.half(side).as_ref();
+        let Some(messages) = half.and_then(|half| half.body.messages.as_ref()) else {
+            return;
+        };
+        if !is_told {
+            if messages.count > 1 {
+                self.tell_open(id, out);
             }
+            return;
+        }
+        for (number, size) in (messages.before..).zip(&messages.begun) {
+            out(Told::Message {
+                exchange: id,
+                side,
+                number,
+                size: *size,
+            });
         }
     }
 
-    fn hole(&mut self, id: u64, side: Side, length: u64, time: u64, keep: &Keep) {
+    fn hole(&mut self, id: u64, side: Side, length: u64, is_inside: bool, time: u64, keep: &Keep) {
         let Open {
             exchange, events, ..
         } = self.open(id);
-        let (has_hole, lost, body) = match side {
-            Side::Request => {
-                let half = exchange.request.get_or_insert_with(|| {
-                    Half::new(None, Body::of(&Fields::default(), keep), time)
-                });
-                (&mut half.has_hole, &mut half.lost, &mut half.body)
-            }
-            Side::Response => {
-                if let Some((events, _)) = events {
-                    events.hole();
-                }
-                let half = exchange.response.get_or_insert_with(|| {
-                    Half::new(None, Body::of(&Fields::default(), keep), time)
-                });
-                (&mut half.has_hole, &mut half.lost, &mut half.body)
-            }
-        };
-        *has_hole = true;
-        *lost += length;
-        body.hole(length);
+        let half = exchange.seen(side, time, keep);
+        half.has_hole = true;
+        half.lost += length;
+        half.body.hole(length, is_inside);
+        if let (Side::Response, Some(events)) = (side, events) {
+            events.hole();
+        }
     }
 
     fn end(
@@ -421,82 +733,79 @@ impl Exchanges {
             exchange,
             events,
             is_answered,
+            ..
         }) = self.open.get_mut(&id)
         else {
             return;
         };
         *is_answered |= side == Side::Response;
-        let is_answered = *is_answered;
         let mut found = Vec::new();
-        match (side, &mut exchange.request, &mut exchange.response) {
-            (Side::Request, Some(half), _) => half.end(is_whole, time),
-            (Side::Response, _, Some(half)) => {
-                half.end(is_whole, time);
-                if let Some((events, _)) = events {
-                    events.close(&mut |event| found.push(event));
-                }
+        if let Some(half) = exchange.half(side) {
+            half.end(is_whole, time);
+            if let (Side::Response, Some(events)) = (side, events) {
+                events.close(&mut |event| found.push(event));
             }
-            (Side::Request, None, _) | (Side::Response, _, None) => {}
         }
         // Of a request that was never seen no end comes.
-        let has_asked = exchange.request.as_ref().is_none_or(|half| half.is_over);
+        let has_asked = exchange.request().is_none_or(|half| half.is_over);
+        let is_over = has_asked && *is_answered;
         self.tell_events(id, found, out);
-        if has_asked && is_answered {
+        if is_over {
             self.tell(id, keep, out);
         }
     }
 
-    fn tell(&mut self, id: u64, keep: &mut Keep, out: Out<'_>) {
-        let Some(Open { mut exchange, .. }) = self.open.remove(&id) else {
+    fn tell_events(&mut self, id: u64, found: Vec<sse::Found>, out: Out<'_>) {
+        let Some(Open { exchange, .. }) = self.open.get_mut(&id) else {
             return;
         };
-        if let Some(half) = &mut exchange.request {
-            half.settle(|head| &head.fields);
+        for found in found {
+            match found {
+                sse::Found::Limit(limit) => out(Told::Limit(limit)),
+                sse::Found::Event(event) => {
+                    let number = exchange.events;
+                    exchange.events += 1;
+                    out(Told::Event {
+                        exchange,
+                        event,
+                        number,
+                    });
+                }
+            }
         }
-        if let Some(half) = &mut exchange.response {
-            half.settle(|head| &head.fields);
+    }
+
+    fn tell(&mut self, id: u64, keep: &mut Keep, out: Out<'_>) {
+        let Some(Open {
+            mut exchange,
+            socket,
+            held,
+            ..
+        }) = self.open.remove(&id)
+        else {
+            return;
+        };
+        self.held -= held;
+        keep.held -= held;
+        if let Some(mut socket) = socket {
+            socket.close(&mut |found| tell_found(found, None, keep, out));
         }
-        if let Some(half) = &exchange.request {
+        for half in exchange.halves.iter_mut().flatten() {
+            half.settle();
             keep.release(&half.body.kept);
         }
-        if let Some(half) = &exchange.response {
-            keep.release(&half.body.kept);
-        }
-        if exchange.request.is_some() || exchange.response.is_some() {
+        if exchange.halves().next().is_some() {
             out(Told::Exchange(&exchange));
         }
     }
 }
 
-impl<H> Half<H> {
-    /// Takes the place of what came before a head, if anything did: nobody knows what it was of.
-    fn follow(mut self, place: &mut Option<Half<H>>, time: u64, keep: &mut Keep) {
-        self.ended = time;
-        if let Some(before) = place.take() {
-            keep.release(&before.body.kept);
-            self.has_hole = true;
-            self.lost = before.lost + before.body.length;
-            self.is_over = before.is_over;
-        }
-        *place = Some(self);
-    }
-
-    /// Nothing more comes. All of the body may have, though nobody read on to where it ends: curl goes by
-    /// `Content-Length`, and leaves an empty last frame of HTTP/2 to the system.
-    fn settle(&mut self, fields: impl Fn(&H) -> &Fields) {
-        let Some(head) = self.head.as_ref().filter(|_| !self.is_over) else {
-            return;
-        };
-        let length = fields(head).get("content-length");
-        let length = length.and_then(|length| str::from_utf8(length).ok()?.parse().ok());
-        self.is_whole = !self.has_hole && length == Some(self.body.length);
-    }
-
-    fn end(&mut self, is_whole: bool, time: u64) {
-        self.is_over = true;
-        self.is_whole = is_whole && !self.has_hole && self.head.is_some();
-        if is_whole {
-            self.ended = time;
-        }
+/// Bytes of no message are a body's.
+fn tell_found(found: websocket::Found<'_>, body: Option<&mut Body>, keep: &mut Keep, out: Out<'_>) {
+    match (found, body) {
+        (websocket::Found::Message(message), _) => out(Told::WebSocket(message)),
+        (websocket::Found::Limit(limit), _) => out(Told::Limit(limit)),
+        (websocket::Found::Undecoded(_, bytes), Some(body)) => body.feed(bytes, keep, &mut |_| {}),
+        (websocket::Found::Undecoded(..), None) => {}
     }
 }

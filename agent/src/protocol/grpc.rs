@@ -1,6 +1,8 @@
 //! gRPC's framing inside of bodies (gRPC over HTTP/2, "Length-Prefixed-Message"; grpc-web, which has its
 //! trailers in a last message): how many messages there were, and how large.
 
+use crate::planted::Mistake;
+
 /// Sizes that are kept of one body.
 const SIZES_MAX: usize = 64;
 /// Longest trailers of grpc-web.
@@ -12,6 +14,9 @@ pub struct Messages {
     pub count: u64,
     /// Of the first ones, as they were sent.
     pub sizes: Vec<u32>,
+    /// How many there were before the last bytes that were fed, and the sizes of the first ones that these began.
+    pub before: u64,
+    pub begun: Vec<u32>,
     /// Trailers that are sent as a message, with grpc-web.
     trailers: Vec<u8>,
     prefix: Vec<u8>,
@@ -27,6 +32,8 @@ const TRAILERS: u8 = 0x80;
 impl Messages {
     /// More of the body.
     pub fn feed(&mut self, bytes: &[u8]) {
+        self.before = self.count;
+        self.begun.clear();
         let mut rest = bytes;
         while !rest.is_empty() && !self.is_lost {
             if self.left > 0 {
@@ -48,6 +55,9 @@ impl Messages {
                 self.in_trailers = flags & TRAILERS != 0;
                 if !self.in_trailers {
                     self.count += 1;
+                    if self.begun.len() < SIZES_MAX {
+                        self.begun.push(size);
+                    }
                     if self.sizes.len() < SIZES_MAX {
                         self.sizes.push(size);
                     }
@@ -60,7 +70,11 @@ impl Messages {
     pub fn hole(&mut self, length: u64) {
         match self.left.checked_sub(length) {
             Some(left) if length > 0 && self.prefix.is_empty() && !self.in_trailers => {
-                self.left = left;
+                self.left = if Mistake::Grpc.is_planted() {
+                    self.left
+                } else {
+                    left
+                };
             }
             _ => self.is_lost = true,
         }
@@ -99,6 +113,18 @@ mod tests {
             assert_eq!(messages.trailer("grpc-message"), Some(&b"x"[..]));
             assert_eq!(messages.trailer("other"), None);
         }
+    }
+
+    #[test]
+    fn what_a_call_began_is_told_and_bounded() {
+        let mut messages = Messages::default();
+        messages.feed(b"\0\0\0\0\x01x\0\0\0");
+        assert_eq!((messages.before, &messages.begun[..]), (0, &[1][..]));
+        messages.feed(b"\0\x02yz");
+        assert_eq!((messages.before, &messages.begun[..]), (1, &[2][..]));
+        messages.feed(&[0; 5 * 1000]);
+        assert_eq!((messages.before, messages.count), (2, 1002));
+        assert_eq!(messages.begun, [0; SIZES_MAX]);
     }
 
     #[test]

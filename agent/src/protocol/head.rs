@@ -31,6 +31,31 @@ pub enum Head {
     Response(Response),
 }
 
+impl Head {
+    pub fn version(&self) -> Version {
+        match self {
+            Head::Request(head) => head.version,
+            Head::Response(head) => head.version,
+        }
+    }
+
+    pub fn fields(&self) -> &Fields {
+        match self {
+            Head::Request(head) => &head.fields,
+            Head::Response(head) => &head.fields,
+        }
+    }
+
+    /// Bytes of memory, but for a few.
+    pub fn weight(&self) -> usize {
+        let target = match self {
+            Head::Request(head) => head.target.as_ref().map_or(0, Vec::len),
+            Head::Response(_) => 0,
+        };
+        target + self.fields().weight()
+    }
+}
+
 #[derive(Clone, PartialEq, Eq)]
 pub struct Request {
     pub version: Version,
@@ -40,6 +65,8 @@ pub struct Request {
     /// HTTP/2 alone sends them: `:scheme` and `:authority`.
     pub scheme: Option<Vec<u8>>,
     pub authority: Option<Vec<u8>>,
+    /// What CONNECT asks for instead of a tunnel (RFC 8441, section 4).
+    pub protocol: Option<Vec<u8>>,
     pub fields: Fields,
 }
 
@@ -56,6 +83,32 @@ impl Response {
         self.status
             .is_some_and(|status| (100..200).contains(&status) && status != 101)
     }
+}
+
+/// The name of a media type, without its parameters.
+pub fn media_name(media: &[u8]) -> Vec<u8> {
+    let name = media.split(|byte| *byte == b';').next().unwrap_or_default();
+    name.trim_ascii().to_ascii_lowercase()
+}
+
+/// A parameter of a media type, without its quotes (RFC 9110, section 5.6.6).
+pub fn parameter<'a>(media: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let parameters = media.split(|byte| *byte == b';').skip(1);
+    parameters
+        .filter_map(|parameter| {
+            let equals = memchr::memchr(b'=', parameter)?;
+            Some((
+                parameter[..equals].trim_ascii(),
+                parameter[equals + 1..].trim_ascii(),
+            ))
+        })
+        .find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, value)| {
+            let quoted = value
+                .strip_prefix(b"\"")
+                .and_then(|value| value.strip_suffix(b"\""));
+            quoted.unwrap_or(value)
+        })
 }
 
 /// Their numbers alone: `{:?}` ends up in panics and logs, plaintext must not.
@@ -131,6 +184,11 @@ impl Fields {
 
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    /// Bytes of memory.
+    pub fn weight(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<Ends>()
     }
 
     /// Bytes of all names and values.

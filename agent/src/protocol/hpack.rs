@@ -8,12 +8,16 @@
 use std::collections::VecDeque;
 
 use super::{head::Field, huffman};
+use crate::planted::Mistake;
 
 /// What the sender's table may hold, in the octets of section 4.1. Larger ones we don't follow: they become
 /// partial.
 const SIZE_MAX: usize = 64 << 10;
 /// A sender's table unless it is told otherwise (RFC 9113, section 6.5.2).
 const SIZE_USUAL: usize = 4096;
+/// What the fields of one block may be together. With a table of 64 KiB a byte can say as much as that, and a block
+/// of some thousand bytes would take seconds.
+const FIELDS_MAX: usize = 512 << 10;
 /// What an entry takes besides its strings.
 const OVERHEAD: usize = 32;
 
@@ -29,6 +33,8 @@ pub struct Table {
     size: usize,
     size_max: usize,
     is_partial: bool,
+    /// It became larger than we follow.
+    is_over: bool,
 }
 
 #[derive(Clone)]
@@ -72,7 +78,7 @@ impl Entry {
     }
 
     fn size(&self) -> usize {
-        self.bytes.len() + OVERHEAD
+        self.bytes.len() + OVERHEAD + usize::from(Mistake::Hpack.is_planted())
     }
 }
 
@@ -86,12 +92,18 @@ impl Table {
             // referred to.
             size_max: if from_start { SIZE_USUAL } else { SIZE_MAX },
             is_partial: !from_start,
+            is_over: false,
         }
     }
 
     /// A block was missed.
     pub fn lose(&mut self) {
         *self = Table::new(false);
+    }
+
+    /// Has it become larger than we follow, since the last time?
+    pub fn is_over(&mut self) -> bool {
+        std::mem::take(&mut self.is_over)
     }
 
     #[cfg(test)]
@@ -119,17 +131,25 @@ impl Table {
     ) -> Result<(), Malformed> {
         let mut rest = block;
         let (mut name, mut value) = (Vec::new(), Vec::new());
+        let mut left = FIELDS_MAX;
+        let mut out = |field: Field<'_>| {
+            let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+            let size = length(field.name) + length(field.value);
+            left = left.checked_sub(size).ok_or(Malformed)?;
+            out(field);
+            Ok(())
+        };
         while let Some(&first) = rest.first() {
             // Section 6, by the bits that a field begins with.
             match first {
                 0x80.. => {
                     let index = integer(&mut rest, 7)?;
-                    out(self.field(index)?);
+                    out(self.field(index)?)?;
                 }
                 0x40.. => {
                     let entry = {
                         let field = self.literal(&mut rest, 6, &mut name, &mut value)?;
-                        out(field);
+                        out(field)?;
                         Entry::new(field)
                     };
                     self.insert(entry);
@@ -138,7 +158,7 @@ impl Table {
                     let size = integer(&mut rest, 5)?;
                     self.resize(size);
                 }
-                _ => out(self.literal(&mut rest, 4, &mut name, &mut value)?),
+                _ => out(self.literal(&mut rest, 4, &mut name, &mut value)?)?,
             }
         }
         Ok(())
@@ -201,6 +221,7 @@ impl Table {
     fn resize(&mut self, size: usize) {
         self.size_max = size.min(SIZE_MAX);
         self.is_partial |= size > SIZE_MAX;
+        self.is_over |= size > SIZE_MAX;
         self.shrink(self.size_max);
         // What was unknown was in it, and is no more.
         if size == 0 {
@@ -466,6 +487,21 @@ mod tests {
             assert_eq!(decode(&mut table, block), Err(Malformed), "{block}");
             assert!(table.is_partial());
         }
+    }
+
+    /// A field of 60,001 bytes, and references to it, of one byte each.
+    #[test]
+    fn fields_have_their_bound() {
+        let mut table = Table::new(true);
+        let mut block = unhex("3fe1ff03 4001617f e1d303");
+        block.extend(vec![b'x'; 60_000]);
+        block.extend(vec![0xbe; 100]);
+        let mut size = 0;
+        let decoded = table.decode(&block, &mut |field| {
+            size += field.name.map_or(0, <[u8]>::len) + field.value.map_or(0, <[u8]>::len);
+        });
+        assert_eq!((decoded, size), (Err(Malformed), 8 * 60_001));
+        assert!(table.is_partial());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     head::{Fields, Head, Request, Response, Version},
     websocket::Deflate,
 };
-use crate::plaintext::Plaintext;
+use crate::{plaintext::Plaintext, planted::Mistake};
 
 /// Longest head.
 const HEAD_MAX: usize = 256 << 10;
@@ -91,6 +91,8 @@ enum Method {
     Connect,
     Other,
     Unknown,
+    /// Its name was not whole when a hole came: what looks like a request next may be the rest of it.
+    Torn,
 }
 
 /// How far a feed went.
@@ -131,6 +133,17 @@ impl Http1 {
         }
     }
 
+    /// Counts on from the exchanges that were there before, in another protocol.
+    pub fn behind(mut self, exchanges: u64) -> Http1 {
+        self.next = exchanges;
+        self
+    }
+
+    /// How many exchanges began.
+    pub fn begun(&self) -> u64 {
+        self.next
+    }
+
     /// The next bytes of a lane, as one TLS call carried them.
     pub fn feed(&mut self, side: Side, bytes: &[u8], time: u64, out: Out<'_>) -> Fed {
         self.at = 0;
@@ -152,6 +165,7 @@ impl Http1 {
             exchange,
             side,
             length,
+            is_inside: true,
         };
         match &mut lane.state {
             State::Body(Body::Rest) => out(hole(length)),
@@ -275,7 +289,8 @@ impl Http1 {
         let room = HEAD_MAX.saturating_sub(known);
         lane.buffer
             .extend_from_slice(&bytes[..bytes.len().min(room)]);
-        if let Some(end) = head_end(&lane.buffer, known.saturating_sub(3)) {
+        let begun = if Mistake::Http1.is_planted() { 0 } else { 3 };
+        if let Some(end) = head_end(&lane.buffer, known.saturating_sub(begun)) {
             let head = std::mem::take(&mut lane.buffer);
             return self.whole_head(side, &head[..end], end - known, out);
         }
@@ -321,8 +336,17 @@ impl Http1 {
     }
 
     fn asked(&mut self, head: Request, out: Out<'_>) {
-        self.settle(out);
-        let exchange = self.ask(method_of(&head));
+        let method = method_of(&head);
+        let exchange = match self.torn() {
+            Some(asked) => {
+                asked.method = method;
+                asked.exchange
+            }
+            None => {
+                self.settle(out);
+                self.ask(method)
+            }
+        };
         let framing = framing_of_request(&head.fields);
         let began = self.request.began;
         self.request.exchange = exchange;
@@ -339,6 +363,13 @@ impl Http1 {
             self.abandon(out);
         }
         self.enter(Side::Request, framing, out);
+    }
+
+    /// The request that a hole tore, if nothing has come of its answer.
+    fn torn(&mut self) -> Option<&mut Asked> {
+        let is_answered = matches!(self.response.state, State::Body(_));
+        let last = self.pending.back_mut();
+        last.filter(|asked| !is_answered && asked.method == Method::Torn)
     }
 
     /// A request comes: what came before it is answered, unless this client does not wait for that.
@@ -469,6 +500,7 @@ impl Http1 {
         };
         let method = match &head {
             Ok(Head::Request(head)) => method_of(head),
+            Err(_) if side == Side::Request => Method::Torn,
             _ => Method::Unknown,
         };
         let exchange = match self.pending.front() {
@@ -486,16 +518,22 @@ impl Http1 {
             });
         };
         self.lane(side).exchange = exchange;
+        let is_interim = matches!(&head, Head::Response(head) if head.is_interim());
         out(Message::Head {
             exchange,
             head,
             began,
         });
+        if is_interim {
+            // The response itself may follow the hole.
+            return;
+        }
         if missing > 0 {
             out(Message::Hole {
                 exchange,
                 side,
                 length: missing,
+                is_inside: false,
             });
         }
         self.end(side, false, out);
@@ -673,6 +711,7 @@ fn request(head: &[u8]) -> Result<Request, Malformed> {
             target: request.path.map(|path| path.as_bytes().to_vec()),
             scheme: None,
             authority: None,
+            protocol: None,
             fields: fields_of(request.headers),
         })
     })
@@ -1209,6 +1248,59 @@ mod tests {
                 "0 response [abcd]",
                 "2 204",
                 "2 response []",
+            ]
+        );
+    }
+
+    #[test]
+    fn behind_a_torn_interim_response_comes_the_real_one() {
+        let said = self::said(
+            true,
+            &[
+                asks("GET /a HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 103 Early Hints\r\nLink: x\r\n"),
+                Wire::Gap(Answers, 2),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+            ],
+        );
+        assert_eq!(
+            said,
+            [
+                "0 GET /a",
+                "0 request []",
+                "0 103",
+                "0 204",
+                "0 response []"
+            ]
+        );
+    }
+
+    /// What follows a hole in a method looks like one, and is answered once.
+    #[test]
+    fn the_rest_of_a_torn_request_is_no_other_one() {
+        let said = self::said(
+            true,
+            &[
+                asks("D"),
+                Wire::Gap(Asks, 2),
+                asks("ETE /a HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+                asks("GET /b HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"),
+            ],
+        );
+        assert_eq!(
+            said,
+            [
+                "request ?D",
+                "0 ETE /a",
+                "0 request []",
+                "0 204",
+                "0 response []",
+                "1 GET /b",
+                "1 request []",
+                "1 200",
+                "1 response [x]",
             ]
         );
     }

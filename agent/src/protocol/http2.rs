@@ -11,7 +11,7 @@ use super::{
     head::{Fields, Head, Request, Response, Version},
     hpack::Table,
 };
-use crate::plaintext::Plaintext;
+use crate::{plaintext::Plaintext, planted::Mistake};
 
 /// What a client sends first (section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -30,12 +30,19 @@ const SMALL: usize = 16 << 10;
 pub struct Http2 {
     client: Lane,
     server: Lane,
+    /// The open ones, by [`place`].
     streams: BTreeMap<u32, Stream>,
     /// Streams that the client began have odd ids, the server's have even ones; each end counts up.
     ids: [Ids; 2],
     next: u64,
     /// Bytes of the call that were used before.
     at: usize,
+}
+
+/// Where a stream is among the open ones. The lowest bit of its id says who began it, and comes first: the streams
+/// that one end may refuse lie together.
+fn place(id: u32) -> u32 {
+    id.rotate_right(1)
 }
 
 /// Ids of streams that one end began.
@@ -67,9 +74,6 @@ enum State {
         frame: Frame,
         left: usize,
         padding: usize,
-    },
-    Padding {
-        left: usize,
     },
     /// A frame that is read as a whole.
     Whole(Frame),
@@ -169,6 +173,12 @@ impl Http2 {
         }
     }
 
+    /// Counts on from the exchanges that were there before, in another protocol.
+    pub fn behind(mut self, exchanges: u64) -> Http2 {
+        self.next = exchanges;
+        self
+    }
+
     /// The next bytes of a lane, as one TLS call carried them.
     pub fn feed(&mut self, side: Side, bytes: &[u8], time: u64, out: Out<'_>) {
         self.at = 0;
@@ -193,12 +203,13 @@ impl Http2 {
                 left,
                 padding,
             };
-            if let Some(stream) = self.streams.get(&frame.stream) {
+            if let Some(stream) = self.streams.get(&place(frame.stream)) {
                 let exchange = stream.exchange;
                 out(Message::Hole {
                     exchange,
                     side,
                     length,
+                    is_inside: true,
                 });
             }
             if left == 0 {
@@ -211,9 +222,8 @@ impl Http2 {
 
     /// The connection is over.
     pub fn close(&mut self, out: Out<'_>) {
-        while let Some((id, _)) = self.streams.first_key_value() {
-            let id = *id;
-            self.abort(id, out);
+        while let Some((at, _)) = self.streams.first_key_value() {
+            self.abort_at(*at, out);
         }
     }
 
@@ -287,7 +297,7 @@ impl Http2 {
                 }
                 used
             }
-            State::Padding { left } | State::Skip { left } => {
+            State::Skip { left } => {
                 let used = left.min(bytes.len());
                 lane.state = match left - used {
                     0 => State::Header,
@@ -435,13 +445,12 @@ impl Http2 {
                     Side::Response => 1,
                     Side::Request => 0,
                 };
-                let refused = self.streams.range(last.saturating_add(1)..);
-                let refused: Vec<u32> = refused
-                    .map(|(id, _)| *id)
-                    .filter(|id| id % 2 == parity)
-                    .collect();
-                for id in refused {
-                    self.abort(id, out);
+                let first = last + 1 + (last + 1 + parity) % 2;
+                let refused = place(first)..=place(!1 | parity);
+                let refused = self.streams.range(refused);
+                let refused: Vec<u32> = refused.map(|(at, _)| *at).collect();
+                for at in refused {
+                    self.abort_at(at, out);
                 }
             }
             _ => {}
@@ -485,6 +494,9 @@ impl Http2 {
         let decoded = lane
             .table
             .decode(&block.bytes, &mut |field| head.push(field));
+        if lane.table.is_over() {
+            out(Message::Limit(Limit::Table));
+        }
         if head.is_over {
             out(Message::Limit(Limit::Head));
         }
@@ -495,11 +507,12 @@ impl Http2 {
             false => side,
         };
         self.head(of, &block, head, out);
-        if lost && let Some(stream) = self.streams.get(&block.stream) {
+        if lost && let Some(stream) = self.streams.get(&place(block.stream)) {
             out(Message::Hole {
                 exchange: stream.exchange,
                 side: of,
                 length: 0,
+                is_inside: true,
             });
         }
         if block.ends_stream || block.is_promise {
@@ -528,6 +541,7 @@ impl Http2 {
                 target: head.path,
                 scheme: head.scheme,
                 authority: head.authority,
+                protocol: head.protocol,
                 fields: head.fields,
             }),
             Side::Response => Head::Response(Response {
@@ -548,7 +562,7 @@ impl Http2 {
     /// The stream, made if it is new. One that was reset is none any more, though the other end may go on
     /// with it for a while.
     fn open(&mut self, id: u32, out: Out<'_>) -> Option<&mut Stream> {
-        if !self.streams.contains_key(&id) {
+        if !self.streams.contains_key(&place(id)) {
             let ids = &mut self.ids[id as usize % 2];
             if id <= ids.highest && id > ids.hidden {
                 return None;
@@ -557,13 +571,12 @@ impl Http2 {
             if self.streams.len() >= STREAMS_MAX {
                 out(Message::Limit(Limit::Streams));
                 let (oldest, _) = self.streams.first_key_value()?;
-                let oldest = *oldest;
-                self.abort(oldest, out);
+                self.abort_at(*oldest, out);
             }
             let exchange = self.next;
             self.next += 1;
             self.streams.insert(
-                id,
+                place(id),
                 Stream {
                     exchange,
                     request: Part::default(),
@@ -571,7 +584,7 @@ impl Http2 {
                 },
             );
         }
-        self.streams.get_mut(&id)
+        self.streams.get_mut(&place(id))
     }
 
     fn body(&mut self, side: Side, id: u32, bytes: &[u8], out: Out<'_>) {
@@ -595,7 +608,7 @@ impl Http2 {
     fn data_over(&mut self, side: Side, frame: Frame, padding: usize, out: Out<'_>) {
         self.lane(side).state = match padding {
             0 => State::Header,
-            left => State::Padding { left },
+            left => State::Skip { left },
         };
         if frame.has(flag::END_STREAM) {
             self.end(frame.stream, side, out);
@@ -604,7 +617,7 @@ impl Http2 {
 
     /// A stream is over on one side.
     fn end(&mut self, id: u32, side: Side, out: Out<'_>) {
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(&place(id)) else {
             return;
         };
         // Its request was sent before anybody looked, and is not waited for.
@@ -628,13 +641,17 @@ impl Http2 {
             is_whole: true,
         });
         if stream.request.is_over && stream.response.is_over {
-            self.streams.remove(&id);
+            self.streams.remove(&place(id));
         }
     }
 
     /// A stream is over before its ends.
     fn abort(&mut self, id: u32, out: Out<'_>) {
-        let Some(mut stream) = self.streams.remove(&id) else {
+        self.abort_at(place(id), out);
+    }
+
+    fn abort_at(&mut self, at: u32, out: Out<'_>) {
+        let Some(mut stream) = self.streams.remove(&at) else {
             return;
         };
         for side in [Side::Request, Side::Response] {
@@ -654,7 +671,9 @@ impl Http2 {
         lane.state = State::Lost;
         lane.buffer = Vec::new();
         lane.block = None;
-        lane.table.lose();
+        if !Mistake::Http2.is_planted() {
+            lane.table.lose();
+        }
         for ids in &mut self.ids {
             ids.hidden = ids.hidden.max(ids.highest);
         }
@@ -665,6 +684,7 @@ impl Http2 {
                     exchange,
                     side,
                     length,
+                    is_inside: false,
                 });
             }
         }
@@ -791,6 +811,7 @@ struct Pseudo {
     scheme: Option<Vec<u8>>,
     authority: Option<Vec<u8>>,
     path: Option<Vec<u8>>,
+    protocol: Option<Vec<u8>>,
     status: Option<u16>,
     fields: Fields,
     /// There is more than is kept.
@@ -808,6 +829,7 @@ impl Pseudo {
             b":scheme" => self.scheme = kept(),
             b":authority" => self.authority = kept(),
             b":path" => self.path = kept(),
+            b":protocol" => self.protocol = kept(),
             b":status" => {
                 self.status = str::from_utf8(value)
                     .ok()

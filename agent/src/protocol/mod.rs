@@ -4,7 +4,9 @@
 //! A decoder never fails: what it can't read it says as [`Message::Undecoded`], and goes on where it finds
 //! the next message.
 
+pub mod charset;
 pub mod content;
+pub mod deflate;
 pub mod exchange;
 pub mod grpc;
 pub mod head;
@@ -21,7 +23,10 @@ use std::fmt;
 
 use agent_ebpf::Direction;
 
-use crate::plaintext::{Kept, Plaintext};
+use crate::{
+    plaintext::{Kept, Plaintext},
+    planted::Mistake,
+};
 use exchange::{Exchange, Exchanges, Keep, Told};
 use head::{Fields, Head};
 use http1::{Fed, Http1};
@@ -55,6 +60,8 @@ pub enum Message<'a> {
         exchange: u64,
         side: Side,
         length: u64,
+        /// All of them are of its body. Else nobody knows how many of them are, and whether more are.
+        is_inside: bool,
     },
     Trailers {
         exchange: u64,
@@ -81,12 +88,19 @@ pub enum Message<'a> {
 /// Bounds of what a peer can make us keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
-    /// A head, a trailer or the line before a chunk is too long, or has too many fields.
+    /// A head, a trailer or the line before a chunk is too long, or has too many fields; or too many heads come
+    /// before the response.
     Head,
+    /// A sender's table of fields is too large.
+    Table,
     /// More requests were sent than answered.
     Pipeline,
     /// More streams are open than anybody needs.
     Streams,
+    /// A body has too many codings, one with too large a window, or grows too much.
+    Coding,
+    /// What is kept of exchanges that are open is too much.
+    Memory,
     /// A server-sent event is too long.
     Event,
     /// A WebSocket message is too long.
@@ -94,10 +108,13 @@ pub enum Limit {
 }
 
 impl Limit {
-    pub const ALL: [Limit; 5] = [
+    pub const ALL: [Limit; 8] = [
         Limit::Head,
+        Limit::Table,
         Limit::Pipeline,
         Limit::Streams,
+        Limit::Coding,
+        Limit::Memory,
         Limit::Event,
         Limit::Message,
     ];
@@ -106,8 +123,11 @@ impl Limit {
     pub const fn name(self) -> &'static str {
         match self {
             Limit::Head => "head",
+            Limit::Table => "table",
             Limit::Pipeline => "pipeline",
             Limit::Streams => "streams",
+            Limit::Coding => "coding",
+            Limit::Memory => "memory",
             Limit::Event => "event",
             Limit::Message => "message",
         }
@@ -141,6 +161,8 @@ pub struct Protocol {
     /// The direction of requests, once it is known.
     asks: Direction,
     exchanges: Exchanges,
+    /// How many exchanges began before the present decoder.
+    begun: u64,
 }
 
 #[derive(Debug)]
@@ -175,6 +197,17 @@ pub enum Said<'a> {
         time: u64,
         /// The connection is decoded otherwise: redaction can't know what this is a part of.
         is_stray: bool,
+    },
+    /// A request began.
+    Asked(u64),
+    /// An exchange goes on.
+    Open(&'a Exchange),
+    /// A message of gRPC, in an exchange that goes on.
+    Part {
+        exchange: u64,
+        direction: Direction,
+        number: u64,
+        size: u32,
     },
     Exchange(&'a Exchange),
     Event {
@@ -211,6 +244,7 @@ impl Protocol {
             },
             asks: Direction::Sent,
             exchanges: Exchanges::default(),
+            begun: 0,
         }
     }
 
@@ -239,12 +273,12 @@ impl Protocol {
             Decoder::Middle => match looks_from(bytes.reveal(), direction, client) {
                 Looks::Http1(side) => {
                     self.asks = direction_of(direction, side);
-                    self.decoder = Decoder::Http1(Box::new(Http1::new(false)));
+                    self.decoder = Decoder::Http1(Box::new(Http1::new(false).behind(self.begun)));
                     self.decode(piece, keep, out);
                 }
                 Looks::Http2(side) => {
                     self.asks = direction_of(direction, side);
-                    self.decoder = Decoder::Http2(Box::new(Http2::new(false)));
+                    self.decoder = Decoder::Http2(Box::new(Http2::new(false).behind(self.begun)));
                     self.decode(piece, keep, out);
                 }
                 Looks::Open | Looks::Other => out(data(piece, false)),
@@ -280,7 +314,7 @@ impl Protocol {
             decoder, exchanges, ..
         } = self;
         let note = &mut |message: Message<'_>| {
-            exchanges.note(message, time, keep, &mut |told| tell(told, out));
+            exchanges.note(message, time, keep, &mut |told| tell(told, asks, out));
         };
         match decoder {
             Decoder::Http1(http) => http.gap(side, length, note),
@@ -304,7 +338,7 @@ impl Protocol {
             decoder, exchanges, ..
         } = self;
         let note = &mut |message: Message<'_>| {
-            exchanges.note(message, time, keep, &mut |told| tell(told, out));
+            exchanges.note(message, time, keep, &mut |told| tell(told, asks, out));
         };
         match decoder {
             Decoder::Http1(http) => http.close(note),
@@ -314,8 +348,15 @@ impl Protocol {
             }
             Decoder::New(_) | Decoder::Middle | Decoder::Opaque => {}
         }
-        exchanges.close(keep, &mut |told| tell(told, out));
+        exchanges.close(keep, &mut |told| tell(told, asks, out));
         self.decoder = Decoder::Opaque;
+    }
+
+    /// Tells of an exchange that it goes on, unless it is over or was told of.
+    pub fn show(&mut self, exchange: u64, out: &mut dyn FnMut(Said<'_>)) {
+        let asks = self.asks;
+        self.exchanges
+            .show(exchange, &mut |told| tell(told, asks, out));
     }
 
     fn side(&self, direction: Direction) -> Side {
@@ -336,8 +377,14 @@ impl Protocol {
         let (decoder, side) = match looks {
             Looks::Open => return,
             Looks::Other => return self.let_go(Decoder::Opaque, out),
-            Looks::Http1(side) => (Decoder::Http1(Box::new(Http1::new(true))), side),
-            Looks::Http2(side) => (Decoder::Http2(Box::new(Http2::new(true))), side),
+            Looks::Http1(side) => (
+                Decoder::Http1(Box::new(Http1::new(true).behind(self.begun))),
+                side,
+            ),
+            Looks::Http2(side) => (
+                Decoder::Http2(Box::new(Http2::new(true).behind(self.begun))),
+                side,
+            ),
         };
         self.asks = direction_of(direction, side);
         let Decoder::New(waiting) = std::mem::replace(&mut self.decoder, decoder) else {
@@ -395,12 +442,15 @@ impl Protocol {
                 time,
                 is_stray: true,
             }),
-            message => exchanges.note(message, time, keep, &mut |told| tell(told, out)),
+            message => exchanges.note(message, time, keep, &mut |told| tell(told, asks, out)),
         };
         let next = match decoder {
             Decoder::Http1(http) => match http.feed(side, bytes.reveal(), time, note) {
                 Fed::All => return,
-                Fed::Switched(at, next) => (at, next),
+                Fed::Switched(at, next) => {
+                    self.begun = http.begun();
+                    (at, next)
+                }
             },
             Decoder::Http2(http) => return http.feed(side, bytes.reveal(), time, note),
             Decoder::WebSocket(socket) => {
@@ -412,13 +462,20 @@ impl Protocol {
             Decoder::New(_) | Decoder::Middle | Decoder::Opaque => return,
         };
         let (at, next) = next;
+        // What is still open is of the protocol that ends here.
+        exchanges.close(keep, &mut |told| tell(told, asks, out));
         self.decoder = match next {
             Next::WebSocket(deflate) => Decoder::WebSocket(Box::new(WebSocket::new(deflate))),
             Next::Tunnel => Decoder::New(Vec::new()),
         };
+        let behind = if Mistake::Protocol.is_planted() {
+            0
+        } else {
+            at
+        };
         let rest = Piece {
             direction,
-            offset: offset + at as u64,
+            offset: offset + behind as u64,
             bytes: bytes.skip(at),
             time,
         };
@@ -448,8 +505,22 @@ fn data(piece: Piece<'_>, is_stray: bool) -> Said<'_> {
     }
 }
 
-fn tell(told: Told<'_>, out: &mut dyn FnMut(Said<'_>)) {
+/// `asks`: the client's direction.
+fn tell(told: Told<'_>, asks: Direction, out: &mut dyn FnMut(Said<'_>)) {
     match told {
+        Told::Asked(exchange) => out(Said::Asked(exchange)),
+        Told::Open(exchange) => out(Said::Open(exchange)),
+        Told::Message {
+            exchange,
+            side,
+            number,
+            size,
+        } => out(Said::Part {
+            exchange,
+            direction: direction_of(asks, side),
+            number,
+            size,
+        }),
         Told::Exchange(exchange) => out(Said::Exchange(exchange)),
         Told::Event {
             exchange,
@@ -459,6 +530,10 @@ fn tell(told: Told<'_>, out: &mut dyn FnMut(Said<'_>)) {
             exchange,
             event: &event,
             number,
+        }),
+        Told::WebSocket(message) => out(Said::Message {
+            direction: direction_of(asks, message.side),
+            message: &message,
         }),
         Told::Limit(limit) => out(Said::Limit(limit)),
     }

@@ -1,6 +1,7 @@
 //! Server-sent events (HTML standard, section 9.2.6): the text of a body in, events out as they come.
 
 use super::Limit;
+use crate::planted::Mistake;
 
 /// Longest event.
 const EVENT_MAX: usize = 1 << 20;
@@ -75,11 +76,17 @@ impl Events {
             rest = &rest[end + 1..];
             match rest.first() {
                 Some(b'\n') if is_return => rest = &rest[1..],
-                None => self.after_return = is_return,
+                None => self.after_return = is_return && !Mistake::Sse.is_planted(),
                 _ => {}
             }
         }
         self.add(rest, out);
+    }
+
+    /// Bytes of what is not whole.
+    pub fn held(&self) -> usize {
+        let Event { name, data, id, .. } = &self.event;
+        self.line.len() + name.len() + data.len() + id.len()
     }
 
     /// A part of the body is missing.

@@ -9,6 +9,8 @@ use Direction::{Received, Sent};
 const BOUNDS: Bounds = Bounds {
     body: 1 << 10,
     total: 4 << 10,
+    share: 1 << 20,
+    held: 1 << 20,
 };
 
 /// A connection that counts its offsets, and what is said of it, in lines.
@@ -17,15 +19,22 @@ struct Play {
     keep: Keep,
     offsets: [u64; 2],
     said: Vec<String>,
+    /// Of the exchanges that were told.
+    ids: Vec<u64>,
 }
 
 impl Play {
     fn new(from_start: bool) -> Play {
+        Play::within(BOUNDS, from_start)
+    }
+
+    fn within(bounds: Bounds, from_start: bool) -> Play {
         Play {
             protocol: Protocol::new(from_start),
-            keep: Keep::new(BOUNDS),
+            keep: Keep::new(bounds),
             offsets: [0, 0],
             said: Vec::new(),
+            ids: Vec::new(),
         }
     }
 
@@ -38,9 +47,12 @@ impl Play {
             time: 7,
         };
         *offset += bytes.len() as u64;
-        let said = &mut self.said;
+        let (said, ids) = (&mut self.said, &mut self.ids);
         self.protocol
             .feed(piece, Some(Sent), &mut self.keep, &mut |what| {
+                if let Said::Exchange(exchange) = &what {
+                    ids.push(exchange.id);
+                }
                 note(what, said)
             });
     }
@@ -58,7 +70,8 @@ impl Play {
         let said = &mut self.said;
         self.protocol
             .close(7, &mut self.keep, &mut |what| note(what, said));
-        assert_eq!(self.keep.used(), 0, "bodies are kept of nobody");
+        let kept = (self.keep.used(), self.keep.held());
+        assert_eq!(kept, (0, 0), "something is kept of nobody");
         self.said
     }
 }
@@ -77,21 +90,12 @@ fn note(what: Said<'_>, said: &mut Vec<String>) {
             format!("{direction:?} {offset} {}{stray}", text(bytes.reveal()))
         }
         Said::Exchange(exchange) => {
-            let target = |half: &exchange::Half<head::Request>| {
-                text(half.head.as_ref()?.target.as_ref()?).into()
-            };
-            let status = exchange
-                .response
-                .as_ref()
-                .and_then(|half| half.head.as_ref()?.status);
-            let body = exchange.response.as_ref().map(|half| text(&half.body.kept));
+            let target = exchange.asked().and_then(|head| head.target.as_ref());
+            let status = exchange.answered().and_then(|head| head.status);
+            let body = exchange.response().map(|half| text(&half.body.kept));
             format!(
                 "{:?} {status:?} {}",
-                exchange
-                    .request
-                    .as_ref()
-                    .and_then(target)
-                    .unwrap_or("?".to_owned()),
+                target.map_or("?".into(), |target| text(target)),
                 body.unwrap_or_default()
             )
         }
@@ -100,6 +104,8 @@ fn note(what: Said<'_>, said: &mut Vec<String>) {
             format!("{direction:?} {:?} {}", message.kind, text(&message.bytes))
         }
         Said::Limit(limit) => format!("{limit:?}"),
+        // When it is said depends on the calls.
+        Said::Asked(_) | Said::Open(_) | Said::Part { .. } => return,
     });
 }
 
@@ -212,6 +218,18 @@ fn behind_connect_it_begins_again() {
     assert_eq!(play.close(), ["\"a:80\" Some(200) ", TOLD]);
 }
 
+/// What was open there is told before, and is not what comes behind.
+#[test]
+fn behind_an_upgrade_it_begins_again() {
+    let mut play = Play::new(true);
+    play.feed(Sent, b"POST /up HTTP/1.1\r\nContent-Length: 9\r\n\r\nab");
+    play.feed(Received, b"HTTP/1.1 101 S\r\nUpgrade: x\r\n\r\n");
+    play.feed(Sent, ASKED);
+    play.feed(Received, ANSWERED);
+    assert_eq!(play.ids, [0, 1]);
+    assert_eq!(play.close(), ["\"/up\" Some(101) ", TOLD]);
+}
+
 /// Messages that are cut keep their direction: by a hole, and by the end of the connection.
 #[test]
 fn cut_messages_keep_their_direction() {
@@ -235,6 +253,271 @@ fn cut_messages_keep_their_direction() {
     }
 }
 
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
+    [&[a, b, c, kind, flags][..], &stream.to_be_bytes(), payload].concat()
+}
+
+/// Fields that go into the table of HTTP/2.
+fn learned(fields: &[(&str, &str)]) -> Vec<u8> {
+    let literal = |(name, value): &(&str, &str)| {
+        let (name, value) = (name.as_bytes(), value.as_bytes());
+        [&[0x40, name.len() as u8], name, &[value.len() as u8], value].concat()
+    };
+    fields.iter().flat_map(literal).collect()
+}
+
+/// A server may reset a stream that it has answered before it reads where the request ends, which may be a frame of
+/// its own.
+#[test]
+fn a_stream_that_is_reset_behind_its_last_byte() {
+    for (length, is_whole) in [("5", true), ("6", false)] {
+        let asked = learned(&[
+            (":method", "POST"),
+            (":path", "/"),
+            ("content-length", length),
+        ]);
+        let mut protocol = Protocol::new(true);
+        let keep = &mut Keep::new(BOUNDS);
+        let mut told = Vec::new();
+        for (direction, bytes) in [
+            (Sent, http2::PREFACE.to_vec()),
+            (Sent, frame(1, 4, 1, &asked)),
+            (Sent, frame(0, 0, 1, b"asked")),
+            (Received, frame(1, 5, 1, &[0x88])),
+            (Received, frame(3, 0, 1, &[0; 4])),
+            (Sent, frame(0, 1, 1, b"")),
+        ] {
+            let piece = Piece {
+                direction,
+                offset: 0,
+                bytes: Plaintext::new(&bytes),
+                time: 7,
+            };
+            protocol.feed(piece, Some(Sent), keep, &mut |what| {
+                if let Said::Exchange(exchange) = what {
+                    told.extend(exchange.halves().map(|half| half.is_whole));
+                }
+            });
+        }
+        assert_eq!(told, [is_whole, true], "{length}");
+    }
+}
+
+/// A stream that is a WebSocket (RFC 8441, section 5.1) beside one that is none.
+fn socket_of_http2() -> [(Direction, Vec<u8>); 4] {
+    let connect = learned(&[
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "https"),
+        (":path", "/chat"),
+        (":authority", "x"),
+    ]);
+    let get = learned(&[(":method", "GET"), (":scheme", "https"), (":path", "/b")]);
+    let accepted = learned(&[
+        (":status", "200"),
+        ("sec-websocket-extensions", "permessage-deflate"),
+    ]);
+    let said = [
+        frame(0, 0, 1, b"\x81\x85\0\0\0\0as"),
+        frame(0, 0, 1, b"ked\x82"),
+        frame(0, 1, 1, b"\x81\0\0\0\0!\x88\x82\0\0\0\0\x03\xe8"),
+    ];
+    // The message of RFC 7692, section 7.2.3.1, by two frames.
+    let answered = [
+        frame(0, 0, 1, &[0xc1, 0x07, 0xf2, 0x48, 0xcd]),
+        frame(1, 4, 3, &learned(&[(":status", "200")])),
+        frame(0, 1, 3, b"plain"),
+        frame(0, 0, 1, &[0xc9, 0xc9, 0x07, 0x00]),
+        frame(0, 1, 1, b""),
+    ];
+    [
+        (
+            Sent,
+            [
+                http2::PREFACE,
+                &frame(1, 4, 1, &connect),
+                &frame(1, 5, 3, &get),
+            ]
+            .concat(),
+        ),
+        (Received, frame(1, 4, 1, &accepted)),
+        (Sent, said.concat()),
+        (Received, answered.concat()),
+    ]
+}
+
+#[test]
+fn a_stream_may_be_a_websocket() {
+    let calls = socket_of_http2();
+    for (at, cut) in calls
+        .iter()
+        .enumerate()
+        .flat_map(|(at, (_, bytes))| (0..bytes.len()).map(move |cut| (at, cut)))
+    {
+        let mut play = Play::new(true);
+        for (number, (direction, bytes)) in calls.iter().enumerate() {
+            let (first, second) = bytes.split_at(if number == at { cut } else { 0 });
+            play.feed(*direction, first);
+            play.feed(*direction, second);
+        }
+        assert_eq!(
+            play.close(),
+            [
+                "Sent Text asked",
+                "Sent Binary !",
+                "Sent Close(Some(1000)) ",
+                "\"/b\" Some(200) plain",
+                "Received Text Hello",
+                "\"/chat\" Some(200) ",
+            ],
+            "{at} {cut}"
+        );
+    }
+}
+
+/// A hole in a frame of HTTP/2 is one in a message; one that may hide frames ends all that is told of the socket.
+#[test]
+fn a_websocket_of_a_stream_has_holes() {
+    let [asked, accepted, ..] = socket_of_http2();
+    let begin = || {
+        let mut play = Play::new(true);
+        play.feed(asked.0, &asked.1);
+        play.feed(accepted.0, &accepted.1);
+        play
+    };
+    let message = frame(0, 0, 1, b"\x81\x09123456789");
+    let mut play = begin();
+    play.feed(Received, &message[..13]);
+    play.gap(Received, 3);
+    play.feed(Received, &message[16..]);
+    play.feed(Received, &frame(0, 1, 1, b"\x81\x01x"));
+    assert_eq!(
+        play.said,
+        ["Received Text 126789", "Received Text x"].map(str::to_owned)
+    );
+
+    // More is missing than the frame had left, and not more than the message had.
+    let mut play = begin();
+    play.feed(Received, &frame(0, 0, 1, b"\x81\x6412345")[..13]);
+    play.gap(Received, 30);
+    play.feed(Received, &frame(0, 0, 1, b"6789 and more"));
+    let said = play.close();
+    assert_eq!(said[0], "Received Text 12");
+    assert_eq!(
+        said.iter().filter(|line| line.contains("Text")).count(),
+        1,
+        "{said:?}"
+    );
+    assert!(
+        said.iter().any(|line| line.contains("6789 and more")),
+        "{said:?}"
+    );
+}
+
+/// What goes on is told of once for each part that is known: by its events, its messages, or because it waits.
+#[test]
+fn what_goes_on_is_told_of() {
+    fn live(calls: &[(Direction, &[u8])], shows: bool) -> Vec<String> {
+        let mut protocol = Protocol::new(true);
+        let keep = &mut Keep::new(BOUNDS);
+        let mut told = Vec::new();
+        let mut out = |what: Said<'_>| match what {
+            Said::Asked(exchange) => told.push(format!("asked {exchange}")),
+            Said::Open(exchange) => {
+                let extents: Vec<_> = exchange.halves().map(|half| half.told).collect();
+                told.push(format!("open {} {extents:?}", exchange.id));
+            }
+            Said::Part { number, size, .. } => told.push(format!("part {number} {size}")),
+            Said::Event { number, .. } => told.push(format!("event {number}")),
+            Said::Exchange(exchange) => {
+                let extents: Vec<_> = exchange.halves().map(|half| half.told).collect();
+                told.push(format!("over {} {extents:?}", exchange.id));
+            }
+            _ => panic!("nothing else"),
+        };
+        let mut offsets = [0, 0];
+        for (direction, bytes) in calls {
+            let piece = Piece {
+                direction: *direction,
+                offset: offsets[*direction as usize],
+                bytes: Plaintext::new(bytes),
+                time: 7,
+            };
+            offsets[*direction as usize] += bytes.len() as u64;
+            protocol.feed(piece, Some(Sent), keep, &mut out);
+            if shows {
+                protocol.show(0, &mut out);
+            }
+        }
+        protocol.close(7, keep, &mut out);
+        told
+    }
+
+    // Over at once: nothing in between.
+    let plain = [(Sent, ASKED), (Received, ANSWERED)];
+    assert_eq!(
+        live(&plain, false),
+        ["asked 0", "over 0 [Nothing, Nothing]"]
+    );
+    // It waits, and waits on.
+    let (head, body) = ANSWERED.split_at(30);
+    let slow = [(Sent, ASKED), (Received, head), (Received, body)];
+    assert_eq!(
+        live(&slow, true),
+        ["asked 0", "open 0 [Nothing]", "over 0 [All, Nothing]"]
+    );
+    // An upload that waits: its body is told when it is over.
+    let (begun, rest) = (b"PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\na", b"b");
+    let upload = [(Sent, &begun[..]), (Sent, rest), (Received, ANSWERED)];
+    assert_eq!(
+        live(&upload, true),
+        ["asked 0", "open 0 [Nothing]", "over 0 [Head, Nothing]"]
+    );
+    // Events, whether or not it waited before.
+    let stream = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: a\n\n";
+    let events = [(Sent, ASKED), (Received, &stream[..])];
+    assert_eq!(
+        live(&events, false),
+        [
+            "asked 0",
+            "open 0 [Nothing, Nothing]",
+            "event 0",
+            "over 0 [All, All]"
+        ]
+    );
+    assert_eq!(
+        live(&events, true),
+        [
+            "asked 0",
+            "open 0 [Nothing]",
+            "open 0 [All, Nothing]",
+            "event 0",
+            "over 0 [All, All]"
+        ]
+    );
+    // Messages, from the second on.
+    let call =
+        b"POST /s/m HTTP/1.1\r\nContent-Type: application/grpc\r\nContent-Length: 19\r\n\r\n";
+    let message = b"\0\0\0\0\x01x";
+    let calls = [
+        (Sent, &call[..]),
+        (Sent, message),
+        (Sent, message),
+        (Sent, b"\0\0\0\0\x02yz"),
+        (Received, ANSWERED),
+    ];
+    assert_eq!(
+        live(&calls, false),
+        [
+            "asked 0",
+            "open 0 [Nothing]",
+            "part 2 2",
+            "over 0 [All, Nothing]"
+        ]
+    );
+}
+
 /// Both bounds: of a body, and of all that are open.
 #[test]
 fn bodies_have_their_bounds() {
@@ -248,7 +531,7 @@ fn bodies_have_their_bounds() {
     for (number, connection) in connections.iter_mut().enumerate() {
         let mut out = |what: Said<'_>| {
             if let Said::Exchange(exchange) = what {
-                kept.push(exchange.response.as_ref().unwrap().body.kept.len());
+                kept.push(exchange.response().unwrap().body.kept.len());
             }
         };
         for (direction, bytes) in [(Sent, ASKED), (Received, &long.as_bytes()[..1900])] {
@@ -265,7 +548,7 @@ fn bodies_have_their_bounds() {
     for connection in &mut connections {
         connection.close(7, &mut keep, &mut |what| {
             if let Said::Exchange(exchange) = what {
-                let body = &exchange.response.as_ref().unwrap().body;
+                let body = &exchange.response().unwrap().body;
                 assert!(body.is_cut);
                 kept.push(body.kept.len());
             }
@@ -273,6 +556,149 @@ fn bodies_have_their_bounds() {
     }
     assert_eq!(kept, [1024, 1024, 1024, 1024, 0, 0]);
     assert_eq!(keep.used(), 0);
+}
+
+/// A request of HTTP/2 that nothing is waited of, as its stream's number says.
+fn get(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
+    let path = format!("/{stream}");
+    let asked = learned(&[(":method", "GET"), (":path", &path)]);
+    frame(1, 5, stream, &[asked, learned(fields)].concat())
+}
+
+/// Heads of streams that nobody answers: what is too much is not kept, and behind it all is told again.
+#[test]
+fn heads_have_their_share_of_memory() {
+    let bounds = Bounds {
+        share: 8 << 10,
+        ..BOUNDS
+    };
+    let mut play = Play::within(bounds, true);
+    play.feed(Sent, http2::PREFACE);
+    let long = "x".repeat(100);
+    let fields: Vec<(&str, &str)> = (0..10).map(|_| ("name", &long[..])).collect();
+    for number in 0..100 {
+        play.feed(Sent, &get(2 * number + 1, &fields));
+        assert!(play.keep.held() <= bounds.share, "{}", play.keep.held());
+    }
+    let said = std::mem::take(&mut play.said);
+    let kept = 8192 / (10 * (104 + 12) + 3);
+    assert_eq!(said, vec!["Memory"; 100 - kept]);
+    for number in 0..100 {
+        play.feed(Received, &frame(3, 0, 2 * number + 1, &[0; 4]));
+    }
+    let told = std::mem::take(&mut play.said);
+    assert_eq!(
+        told.iter().filter(|line| line.starts_with("\"?\"")).count(),
+        100 - kept
+    );
+    assert_eq!(told[1], "\"/3\" None ");
+    assert_eq!(play.keep.held(), 0);
+    play.feed(Sent, &get(201, &fields));
+    play.feed(Received, &frame(1, 5, 201, &[0x88]));
+    assert_eq!(play.close(), ["\"/201\" Some(200) "]);
+}
+
+/// Two bodies are read at once, and the third as soon as one of them is over.
+#[test]
+fn codings_have_their_share_of_memory() {
+    let mut coder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut coder, b"plain").unwrap();
+    let coded = coder.finish().unwrap();
+    let bounds = Bounds {
+        held: 100 << 10,
+        ..BOUNDS
+    };
+    let mut play = Play::within(bounds, true);
+    play.feed(Sent, http2::PREFACE);
+    let begin = |play: &mut Play, stream| {
+        play.feed(Sent, &get(stream, &[]));
+        let head = [&[0x88][..], &learned(&[("content-encoding", "gzip")])].concat();
+        play.feed(Received, &frame(1, 4, stream, &head));
+        play.feed(Received, &frame(0, 0, stream, &coded[..7]));
+    };
+    let end = |play: &mut Play, stream| {
+        play.feed(Received, &frame(0, 1, stream, &coded[7..]));
+    };
+    begin(&mut play, 1);
+    begin(&mut play, 3);
+    begin(&mut play, 5);
+    end(&mut play, 1);
+    begin(&mut play, 7);
+    for stream in [3, 5, 7] {
+        end(&mut play, stream);
+    }
+    assert_eq!(
+        play.close(),
+        [
+            "Memory",
+            "\"/1\" Some(200) plain",
+            "\"/3\" Some(200) plain",
+            "\"/5\" Some(200) ",
+            "\"/7\" Some(200) plain"
+        ]
+    );
+}
+
+/// Events and messages of streams that are not whole, and what of them is told when there is no room for more.
+#[test]
+fn events_and_messages_have_their_share_of_memory() {
+    let bounds = Bounds {
+        share: 1 << 10,
+        ..BOUNDS
+    };
+    let mut play = Play::within(bounds, true);
+    play.feed(Sent, http2::PREFACE);
+    play.feed(Sent, &get(1, &[]));
+    let head = [
+        &[0x88][..],
+        &learned(&[("content-type", "text/event-stream")]),
+    ]
+    .concat();
+    play.feed(Received, &frame(1, 4, 1, &head));
+    play.feed(Received, &frame(0, 0, 1, b"data: one\n\ndata: "));
+    play.feed(Received, &frame(0, 0, 1, &[b'x'; 2000]));
+    play.feed(Received, &frame(0, 1, 1, b"\n\ndata: not told\n\n"));
+    let said = std::mem::take(&mut play.said);
+    assert_eq!(said[..2], ["event 0 one", "Memory"]);
+    assert!(
+        said[2].starts_with("\"/1\" Some(200) data: one"),
+        "{said:?}"
+    );
+    assert_eq!((said.len(), play.keep.held()), (3, 0));
+    let mut connect = Play::within(bounds, true);
+    for (direction, bytes) in &socket_of_http2()[..2] {
+        connect.feed(*direction, bytes);
+    }
+    // Its windows are too large for this bound.
+    assert_eq!(connect.said, ["Memory"]);
+    connect.feed(Received, &frame(1, 5, 3, &[0x88]));
+    assert_eq!(connect.said[1..], ["\"/b\" Some(200) "]);
+}
+
+/// What gives up a coding or a table is counted, and what follows is read.
+#[test]
+fn codings_and_tables_have_their_bounds() {
+    let mut play = Play::new(true);
+    for coding in ["gzip, gzip, gzip, gzip, gzip", "identity"] {
+        play.feed(Sent, ASKED);
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: 2\r\n\r\nok");
+        play.feed(Received, head.as_bytes());
+    }
+    assert_eq!(play.close(), ["Coding", "\"/a\" Some(200) ", TOLD]);
+
+    let mut play = Play::new(true);
+    play.feed(Sent, http2::PREFACE);
+    // The size becomes 1 MiB.
+    let asked = [&[0x3f, 0xe1, 0xff, 0x3f][..], &learned(&[(":path", "/1")])].concat();
+    play.feed(Sent, &frame(1, 5, 1, &asked));
+    play.feed(Sent, &get(3, &[]));
+    play.feed(Received, &frame(1, 5, 1, &[0x88]));
+    play.feed(Received, &frame(1, 5, 3, &[0x88]));
+    assert_eq!(
+        play.close(),
+        ["Table", "\"/1\" Some(200) ", "\"/3\" Some(200) "]
+    );
 }
 
 /// `cargo xtask bench decode`.
@@ -334,17 +760,6 @@ fn speed() {
 
     // The same by HTTP/2: the first fields are learned, then referred to.
     let mut protocol = Protocol::new(true);
-    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
-        let [_, a, b, c] = (payload.len() as u32).to_be_bytes();
-        [&[a, b, c, kind, flags][..], &stream.to_be_bytes(), payload].concat()
-    };
-    let learned = |fields: &[(&str, &str)]| -> Vec<u8> {
-        let literal = |(name, value): &(&str, &str)| {
-            let (name, value) = (name.as_bytes(), value.as_bytes());
-            [&[0x40, name.len() as u8], name, &[value.len() as u8], value].concat()
-        };
-        fields.iter().flat_map(literal).collect()
-    };
     let asked = learned(&[
         (":authority", "api.example.com"),
         (":path", "/v1/things"),

@@ -93,6 +93,7 @@ impl Transcript {
                 exchange,
                 side,
                 length,
+                ..
             } => format!("{exchange} {side} -{length}"),
             Message::Trailers {
                 exchange, fields, ..

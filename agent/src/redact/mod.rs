@@ -38,7 +38,13 @@ mod token;
 mod value;
 mod verdict;
 
-use std::{borrow::Cow, collections::HashMap, fmt, sync::LazyLock};
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::LazyLock,
+};
 
 use crate::{event::StreamId, plaintext::Plaintext};
 
@@ -47,7 +53,7 @@ use scanner::{Cleared, Scanner};
 use verdict::Ending;
 
 /// `--content`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Policy {
     /// Lengths and metadata only.
     None,
@@ -93,7 +99,20 @@ impl<'a> Content<'a> {
 
 /// [`Content`] that owns its bytes: of what was put together from many calls.
 #[derive(Clone, PartialEq, Eq)]
-pub struct OwnedContent(Owned);
+pub struct OwnedContent {
+    shown: Owned,
+    holes: Vec<Hole>,
+}
+
+/// A place where something is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// In what is shown.
+    pub at: usize,
+    /// Position and length on the wire.
+    pub offset: u64,
+    pub length: u64,
+}
 
 #[derive(Clone, PartialEq, Eq)]
 enum Owned {
@@ -105,12 +124,17 @@ enum Owned {
 
 impl OwnedContent {
     pub fn content(&self) -> Content<'_> {
-        Content(match &self.0 {
+        Content(match &self.shown {
             Owned::Nothing => Shown::Nothing,
             Owned::Encoded => Shown::Encoded,
             Owned::Text(text, redactions) => Shown::Text(text, redactions),
             Owned::Raw(bytes) => Shown::Raw(bytes),
         })
+    }
+
+    /// In text, and in bytes as they were.
+    pub fn holes(&self) -> &[Hole] {
+        &self.holes
     }
 }
 
@@ -204,6 +228,28 @@ fn cleared(text: &str, key: Option<Key>) -> String {
     clear
 }
 
+/// Whom a piece of data is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum View {
+    /// Who wants every byte as data.
+    All,
+    /// Who wants of data only what no decoder reads.
+    Undecoded,
+}
+
+/// A stream as it is told to some: what is held back of it is another's end of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Told {
+    pub stream: StreamId,
+    pub view: View,
+}
+
+impl Told {
+    pub fn of(stream: StreamId) -> [Told; 2] {
+        [View::All, View::Undecoded].map(|view| Told { stream, view })
+    }
+}
+
 /// Bytes of a stream, in order.
 pub struct Piece<'a> {
     pub offset: u64,
@@ -213,7 +259,7 @@ pub struct Piece<'a> {
     pub time: u64,
 }
 
-/// Makes the hashes of secrets. Random, and gone with the process.
+/// Makes the hashes of secrets. Random, and gone with the process, but for a recording of it.
 #[derive(Clone)]
 pub struct Key([u8; 32]);
 
@@ -234,19 +280,26 @@ impl fmt::Debug for Key {
     }
 }
 
+/// What is shown is the same for the same input: no order comes from a hash.
+fn sorted(ids: impl Iterator<Item = Told>) -> Vec<Told> {
+    let mut ids: Vec<Told> = ids.collect();
+    ids.sort_unstable();
+    ids
+}
+
 /// The beginning of the hash of a whole secret. Of little it would tell too much.
 fn hash8(hasher: &blake3::Hasher, length: u64) -> Option<u32> {
     let [a, b, c, d, ..] = *hasher.finalize().as_bytes();
     (length >= 8).then(|| u32::from_be_bytes([a, b, c, d]))
 }
 
-/// The stage: a scanner for each stream.
+/// The stage: a scanner for each stream, as often as it is told.
 pub struct Redactor {
     policy: Policy,
     key: Key,
-    scanners: HashMap<StreamId, Scanner>,
+    scanners: HashMap<Told, Scanner>,
     /// Streams that hold something back, and since when.
-    holding: HashMap<StreamId, Held>,
+    holding: BTreeMap<Told, Held>,
 }
 
 #[derive(Clone, Copy)]
@@ -282,12 +335,24 @@ impl Redactor {
             policy,
             key,
             scanners: HashMap::new(),
-            holding: HashMap::new(),
+            holding: BTreeMap::new(),
         }
     }
 
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// Another policy from here on. What is held back is to be given out before, as before a gap. A stream goes on as
+    /// one that we join in its middle.
+    pub fn follow(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.scanners.clear();
+        self.holding.clear();
+    }
+
     /// The next bytes of a stream.
-    pub fn bytes(&mut self, id: StreamId, piece: Piece<'_>, out: Out<'_>) {
+    pub fn bytes(&mut self, id: Told, piece: Piece<'_>, out: Out<'_>) {
         let Piece {
             offset,
             bytes,
@@ -316,7 +381,7 @@ impl Redactor {
     }
 
     /// Bytes of a stream are missing.
-    pub fn gap(&mut self, id: StreamId, length: u64, out: Out<'_>) {
+    pub fn gap(&mut self, id: Told, length: u64, out: Out<'_>) {
         if let Some(scanner) = self.scanners.get_mut(&id) {
             scanner.gap(length, &mut content(out));
             self.holding.remove(&id);
@@ -324,25 +389,25 @@ impl Redactor {
     }
 
     /// The stream is over.
-    pub fn close(&mut self, id: StreamId, out: Out<'_>) {
+    pub fn close(&mut self, id: Told, out: Out<'_>) {
         if let Some(mut scanner) = self.scanners.remove(&id) {
             scanner.close(&mut content(out));
             self.holding.remove(&id);
         }
     }
 
-    /// Streams whose text has waited long enough for what follows it.
-    pub fn due(&self, now: u64) -> Vec<StreamId> {
+    /// Streams whose text has waited long enough for what follows it, in order.
+    pub fn due(&self, now: u64) -> Vec<Told> {
         let is_due = |held: &Held| {
             let waited = now.saturating_sub(held.since);
             waited > LATE || waited > IDLE && !held.is_flushed
         };
         let due = self.holding.iter().filter(|(_, held)| is_due(held));
-        due.map(|(id, _)| *id).collect()
+        sorted(due.map(|(id, _)| *id))
     }
 
     /// Gives out what has waited long enough.
-    pub fn flush(&mut self, id: StreamId, now: u64, out: Out<'_>) {
+    pub fn flush(&mut self, id: Told, now: u64, out: Out<'_>) {
         let (Some(scanner), Some(held)) = (self.scanners.get_mut(&id), self.holding.get_mut(&id))
         else {
             return;
@@ -365,13 +430,13 @@ impl Redactor {
         !self.holding.is_empty()
     }
 
-    /// Streams that hold something back.
-    pub fn all_holding(&self) -> Vec<StreamId> {
+    /// Streams that hold something back, in order.
+    pub fn all_holding(&self) -> Vec<Told> {
         let holding = self
             .scanners
             .iter()
             .filter(|(_, scanner)| scanner.is_holding());
-        holding.map(|(id, _)| *id).collect()
+        sorted(holding.map(|(id, _)| *id))
     }
 
     /// A string that a stranger chose.
@@ -391,36 +456,54 @@ impl Redactor {
         is_cut: bool,
     ) -> OwnedContent {
         let bytes = bytes.reveal();
-        match self.policy {
-            Policy::None => OwnedContent(Owned::Nothing),
-            Policy::Full => OwnedContent(Owned::Raw(bytes.to_vec())),
-            Policy::Redacted => {
-                let mut text = String::with_capacity(bytes.len());
-                let (mut redactions, mut is_encoded) = (Vec::new(), false);
-                let out: scanner::Out<'_> = &mut |_, _, shown| match shown {
-                    Cleared::Text(more, marks) => {
-                        text.push_str(more);
-                        redactions.extend_from_slice(marks);
-                    }
-                    Cleared::Encoded => is_encoded = true,
-                };
-                let mut scanner = Scanner::new(Some(self.key.clone()), 0, true);
-                let mut from = 0;
-                for (at, length) in holes {
-                    scanner.feed(&bytes[from..*at], out);
-                    scanner.gap(*length, out);
-                    from = *at;
-                }
-                scanner.feed(&bytes[from..], out);
-                if is_cut {
-                    scanner.flush(Ending::Late, out);
-                }
-                scanner.close(out);
-                OwnedContent(match is_encoded {
-                    true => Owned::Encoded,
-                    false => Owned::Text(text, redactions),
-                })
+        let mut missing = 0;
+        let hole = |(at, length): &(usize, u64)| {
+            let offset = *at as u64 + missing;
+            missing += length;
+            Hole {
+                at: *at,
+                offset,
+                length: *length,
             }
+        };
+        let mut holes: Vec<Hole> = holes.iter().map(hole).collect();
+        let shown = match self.policy {
+            Policy::None => Owned::Nothing,
+            Policy::Full => Owned::Raw(bytes.to_vec()),
+            Policy::Redacted => self.text(bytes, &mut holes, is_cut),
+        };
+        OwnedContent { shown, holes }
+    }
+
+    /// The holes are in the bytes, and then in what is shown of them.
+    fn text(&self, bytes: &[u8], holes: &mut [Hole], is_cut: bool) -> Owned {
+        let mut text = String::with_capacity(bytes.len());
+        let (mut redactions, mut is_encoded) = (Vec::new(), false);
+        let shown = Cell::new(0);
+        let out: scanner::Out<'_> = &mut |_, _, cleared| match cleared {
+            Cleared::Text(more, marks) => {
+                text.push_str(more);
+                shown.set(text.len());
+                redactions.extend_from_slice(marks);
+            }
+            Cleared::Encoded => is_encoded = true,
+        };
+        let mut scanner = Scanner::new(Some(self.key.clone()), 0, true);
+        let mut from = 0;
+        for hole in holes {
+            scanner.feed(&bytes[from..hole.at], out);
+            scanner.gap(hole.length, out);
+            from = hole.at;
+            hole.at = shown.get();
+        }
+        scanner.feed(&bytes[from..], out);
+        if is_cut {
+            scanner.flush(Ending::Late, out);
+        }
+        scanner.close(out);
+        match is_encoded {
+            true => Owned::Encoded,
+            false => Owned::Text(text, redactions),
         }
     }
 
@@ -435,10 +518,14 @@ impl Redactor {
 
     /// In place of a text that was sent in a way that can't be read.
     pub fn unreadable(&self) -> OwnedContent {
-        OwnedContent(match self.policy {
+        let shown = match self.policy {
             Policy::None => Owned::Nothing,
             Policy::Redacted | Policy::Full => Owned::Encoded,
-        })
+        };
+        OwnedContent {
+            shown,
+            holes: Vec::new(),
+        }
     }
 
     /// A value of which nothing tells whether it is a secret.
@@ -571,6 +658,21 @@ fn secret_part(
 impl From<&str> for Clear {
     fn from(text: &str) -> Clear {
         Clear(Cow::Owned(text.to_owned()))
+    }
+}
+
+#[cfg(test)]
+impl From<Shown<'_>> for OwnedContent {
+    fn from(shown: Shown<'_>) -> OwnedContent {
+        OwnedContent {
+            shown: match shown {
+                Shown::Nothing => Owned::Nothing,
+                Shown::Encoded => Owned::Encoded,
+                Shown::Text(text, redactions) => Owned::Text(text.into(), redactions.into()),
+                Shown::Raw(bytes) => Owned::Raw(bytes.into()),
+            },
+            holes: Vec::new(),
+        }
     }
 }
 

@@ -619,3 +619,34 @@ fn any_input_adds_up() {
         assert_eq!(told, sent);
     }
 }
+
+/// Where a hole is in what is shown: behind a secret that became longer, and where it was in what was sent.
+#[test]
+fn holes_have_their_places() {
+    let body = b"password=hunter2x\nbefore\nafter\nend";
+    let (first, second) = (24, 30);
+    let holes = [(first, 5), (second, 7)];
+    for policy in [Policy::Redacted, Policy::Full] {
+        let redactor = Redactor::new(policy, Key::new([7; 32]));
+        let whole = redactor.whole(Plaintext::new(body), &holes, false);
+        let shown = match whole.content().shown() {
+            Shown::Text(text, _) => text.as_bytes(),
+            Shown::Raw(bytes) => bytes,
+            Shown::Nothing | Shown::Encoded => panic!("{policy:?} shows it"),
+        };
+        let [one, other] = whole.holes() else {
+            panic!("{:?}", whole.holes());
+        };
+        assert!(shown[..one.at].ends_with(b"\nbefore"), "{policy:?}");
+        let between = str::from_utf8(&shown[one.at..other.at]).unwrap();
+        let behind = str::from_utf8(&shown[other.at..]).unwrap();
+        let parts = match policy {
+            Policy::Full => ("\nafter", "\nend"),
+            // What follows a hole may be the rest of a secret.
+            _ => ("[redacted:after_gap]", "[redacted:after_gap]"),
+        };
+        assert_eq!((between, behind), parts, "{policy:?}");
+        let wire = [one, other].map(|hole| (hole.offset, hole.length));
+        assert_eq!(wire, [(24, 5), (35, 7)], "{policy:?}");
+    }
+}

@@ -13,8 +13,9 @@ use super::{Origin, instruction_name};
 use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
-    Attribution, Body, Cause, Connection, Content, Coverage, CoverageStatus, Grpc, Header, Http,
-    HttpHalf, Joined, Ledger, Probed, Process, Record, Role, Sse, Stats, Url, WallTime, WebSocket,
+    Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
+    Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Message, Pod, Probed, Process, Record,
+    Role, Sse, Stats, Url, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -69,6 +70,7 @@ impl Encoder {
         match &record.body {
             Body::Http(http) => line.exchange(http),
             Body::Grpc(grpc) => line.grpc(grpc),
+            Body::Message(message) => line.message(message),
             Body::Sse(sse) => line.sse(sse),
             Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
@@ -76,6 +78,7 @@ impl Encoder {
                 offset,
                 length,
                 content,
+                ..
             } => {
                 line.word("direction", direction_name(*direction));
                 line.number("offset", *offset);
@@ -162,7 +165,16 @@ impl Object<'_> {
         if let Some(process) = record.process {
             self.object("process", |member| member.process(process, record.tid));
             if let Some(id) = &process.container_id {
-                self.object("container", |container| container.string("id", id));
+                let told = process.container.as_deref();
+                self.object("container", |member| {
+                    member.string("id", id);
+                    if let Some(told) = told {
+                        member.container(told);
+                    }
+                });
+                if let Some(pod) = told.and_then(|told| told.pod.as_ref()) {
+                    self.object("k8s", |member| member.pod(pod));
+                }
             }
         }
         let connection = record.connection;
@@ -244,6 +256,55 @@ impl Object<'_> {
         self.optional_number("parent_pid", process.parent_pid.map(u64::from));
     }
 
+    fn container(&mut self, container: &Container) {
+        self.optional_string("name", container.name.as_deref());
+        if let Some(name) = &container.image {
+            self.object("image", |image| {
+                image.string("name", name);
+                if let Some(tag) = &container.image_tag {
+                    image.array("tags", std::slice::from_ref(tag), |out, tag| {
+                        quoted(tag, out)
+                    });
+                }
+            });
+        }
+        self.pairs("labels", &container.labels);
+    }
+
+    fn pod(&mut self, pod: &Pod) {
+        self.object("namespace", |namespace| {
+            namespace.string("name", &pod.namespace)
+        });
+        self.object("pod", |member| {
+            member.string("name", &pod.name);
+            if !pod.uid.is_empty() {
+                member.string("uid", &pod.uid);
+            }
+            member.pairs("labels", &pod.labels);
+            member.pairs("annotations", &pod.annotations);
+        });
+        if let Some(name) = &pod.container {
+            self.object("container", |container| container.string("name", name));
+        }
+    }
+
+    /// Keys that others chose, dots included: one flat object.
+    fn pairs(&mut self, key: &str, pairs: &[(Clear, Clear)]) {
+        if pairs.is_empty() {
+            return;
+        }
+        self.object(key, |members| {
+            for (key, value) in pairs {
+                if !members.0.ends_with(b"{") {
+                    members.0.push(b',');
+                }
+                quoted(key, members.0);
+                members.0.push(b':');
+                quoted(value, members.0);
+            }
+        });
+    }
+
     fn address(&mut self, key: &str, address: Option<SocketAddr>) {
         let Some(address) = address else { return };
         self.object(key, |member| {
@@ -314,10 +375,17 @@ impl Object<'_> {
                     member.half(request);
                 });
             }
-            if let Some(response) = &http.response {
+            if http.response.is_some() || !http.interim.is_empty() {
                 member.object("response", |member| {
+                    if !http.interim.is_empty() {
+                        member.array("interim", &http.interim, |out, interim| {
+                            braces(out, |member| member.interim(interim));
+                        });
+                    }
                     member.optional_number("status_code", http.status.map(u64::from));
-                    member.half(response);
+                    if let Some(response) = &http.response {
+                        member.half(response);
+                    }
                 });
             }
         });
@@ -362,9 +430,16 @@ impl Object<'_> {
         });
     }
 
+    fn interim(&mut self, interim: &Interim) {
+        self.optional_number("status_code", interim.status.map(u64::from));
+        self.headers("header", &interim.headers);
+        self.unknown_fields(interim.headers.iter());
+    }
+
     fn half(&mut self, half: &HttpHalf) {
         self.headers("header", &half.headers);
         self.headers("trailer", &half.trailers);
+        self.unknown_fields(half.headers.iter().chain(&half.trailers));
         let body = &half.body;
         self.object("body", |member| {
             member.number("size", body.size);
@@ -374,6 +449,7 @@ impl Object<'_> {
             if body.size > 0 {
                 member.content_as("content", body.content.content());
             }
+            member.optional_string("charset", body.charset);
             if body.is_cut {
                 member.boolean("cut", true);
             }
@@ -384,7 +460,7 @@ impl Object<'_> {
         }
     }
 
-    /// Values by name, each name once; what is unknown is `null`, and without a name only counted.
+    /// Values by name, each name once; what is unknown is `null`.
     fn headers(&mut self, key: &'static str, headers: &[Header]) {
         if headers.is_empty() {
             return;
@@ -417,10 +493,11 @@ impl Object<'_> {
                 member.0.push(b']');
             }
         });
-        let nameless = headers
-            .iter()
-            .filter(|header| header.name.is_none())
-            .count();
+    }
+
+    /// Fields without a name, of a head and its trailers together: a member comes once.
+    fn unknown_fields<'a>(&mut self, headers: impl Iterator<Item = &'a Header>) {
+        let nameless = headers.filter(|header| header.name.is_none()).count();
         if nameless > 0 {
             self.number("unknown_fields", nameless as u64);
         }
@@ -447,6 +524,14 @@ impl Object<'_> {
             }
         });
         self.exchange(&grpc.http);
+    }
+
+    fn message(&mut self, message: &Message) {
+        self.word("direction", direction_name(message.direction));
+        self.object("grpc", |member| {
+            member.number("number", message.number);
+            member.number("size", message.size.into());
+        });
     }
 
     fn sse(&mut self, sse: &Sse) {
@@ -493,6 +578,9 @@ impl Object<'_> {
                 library.optional_string("name", coverage.library_name.as_deref());
                 library.optional_string("version", coverage.library_version.as_deref());
                 library.string("path", path);
+                if let Some(located) = coverage.library_located {
+                    library.word("located", located);
+                }
             });
         }
         // The pair at the top is the dearest point: who looks for the cost need not look further.
@@ -544,6 +632,13 @@ impl Object<'_> {
                 bounds.number(what, *count);
             }
         });
+        if let Some(containers) = &stats.containers {
+            self.object("containers", |member| {
+                member.number("named", containers.named);
+                member.number("unknown", containers.unknown);
+                member.number("late", containers.late);
+            });
+        }
     }
 
     fn ledger(&mut self, ledger: &Ledger) {
@@ -915,7 +1010,10 @@ mod tests {
         assert_eq!(got.get("complete"), None);
         assert_eq!(
             got["library"],
-            json!({"name": "OpenSSL", "version": "3.0.22", "path": "/usr/lib/libssl.so.3"})
+            json!({
+                "name": "OpenSSL", "version": "3.0.22", "path": "/usr/lib/libssl.so.3",
+                "located": "symbols",
+            })
         );
         assert_eq!(got["function"], "ssl_read_internal");
         assert_eq!(got["instruction"], "emulated");

@@ -1,13 +1,21 @@
-//! Where records go: a format, a target, and a thread that does the waiting.
+//! Where records go: any number of outputs, each of them a format, a target, and a thread that does the waiting.
 //!
 //! ```text
-//! pipeline ── encode ─► batch ── hand over ─► queue (bounded) ── writer thread ─► target
+//! pipeline ─┬ select ── encode ─► batch ── hand over ─► queue (bounded) ── writer thread ─► target
+//!           └ select …
 //! ```
 //! The pipeline never waits: what a slow target leaves no room for is dropped and counted. It never
 //! fails either: the first error ends the writing, is remembered, and whatever follows is dropped and
 //! counted. Every record ends as sent or as dropped.
 
+mod file;
 mod json;
+mod keeper;
+mod page;
+mod rotation;
+mod settings;
+mod sinks;
+mod stdout;
 mod target;
 mod text;
 mod writer;
@@ -15,9 +23,16 @@ mod writer;
 use std::io;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
+pub use file::File;
+#[cfg(any(feature = "otlp", feature = "prometheus"))]
+pub(crate) use settings::Share;
+pub use settings::{Selection, Settings, Type};
+pub use sinks::{End, Ready, Sinks};
+pub use stdout::Stdout;
 pub use target::{OpenError, Target};
-pub use writer::Failure;
-use writer::Writer;
+pub use writer::{Failure, State, Writer};
 
 use crate::locate::Instruction;
 use crate::record::{Record, SinkCount};
@@ -26,14 +41,15 @@ use crate::record::{Record, SinkCount};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Json,
-    /// Colour if the target is a terminal and `NO_COLOR` is unset: the caller knows.
     Text {
         colour: bool,
+        /// What goes on is told in pieces.
+        live: bool,
     },
 }
 
 /// Who writes: part of every JSON record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// Unique to this run; a record's id is this and its sequence number.
     pub run: String,
@@ -62,34 +78,52 @@ pub struct Sink {
     writer: Writer,
 }
 
-enum Encoder {
+/// Turns records into what is written of them.
+pub struct Encoder(Form);
+
+enum Form {
     Json(json::Encoder),
     Text(text::Encoder),
+}
+
+impl Encoder {
+    pub fn new(format: Format, origin: &Origin) -> Self {
+        Encoder(match format {
+            Format::Json => Form::Json(json::Encoder::new(origin)),
+            Format::Text { colour, live } => Form::Text(text::Encoder { colour, live }),
+        })
+    }
+
+    /// Appends one record.
+    pub fn encode(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
+        match &mut self.0 {
+            Form::Json(encoder) => encoder.encode(record, out),
+            Form::Text(encoder) => encoder.encode(record, out),
+        }
+    }
 }
 
 impl Sink {
     /// Starts the thread of `target`.
     pub fn start(target: Target, format: Format, origin: &Origin) -> io::Result<Self> {
         Ok(Sink {
-            encoder: match format {
-                Format::Json => Encoder::Json(json::Encoder::new(origin)),
-                Format::Text { colour } => Encoder::Text(text::Encoder { colour }),
-            },
+            encoder: Encoder::new(format, origin),
             writer: Writer::start(target)?,
         })
     }
 
     /// Takes one record, or drops and counts it.
     pub fn write(&mut self, record: &Record<'_>) {
-        self.writer.append(|out| match &mut self.encoder {
-            Encoder::Json(encoder) => encoder.encode(record, out),
-            Encoder::Text(encoder) => encoder.encode(record, out),
-        });
+        self.writer.append(|out| self.encoder.encode(record, out));
     }
 
     /// Is there no room for much more? Then what is written now may be dropped.
     pub fn is_full(&self) -> bool {
-        self.writer.is_full()
+        self.state() == State::Full
+    }
+
+    pub fn state(&self) -> State {
+        self.writer.state()
     }
 
     /// Hands over what there is, so that it is seen now. For when the pipeline goes idle; costs next
@@ -114,6 +148,11 @@ impl Sink {
         self.writer.failure()
     }
 
+    /// What went wrong besides since the last question: it is written on.
+    pub fn trouble(&self) -> Option<String> {
+        self.writer.trouble()
+    }
+
     /// Writes what there is and ends the thread. What isn't written by `deadline` counts as dropped.
     pub fn close(self, deadline: Instant) -> (SinkCount, Option<Failure>) {
         self.writer.close(deadline)
@@ -127,27 +166,27 @@ fn instruction_name(instruction: Instruction) -> &'static str {
     }
 }
 
-/// Records for the tests of the encoders.
+/// Records for tests.
 #[cfg(test)]
-mod sample {
+pub(crate) mod sample {
     use agent_ebpf::Direction;
 
     use super::Origin;
     use crate::locate::Instruction;
     use crate::record::{
-        Attribution, Body, Connection, Content, Coverage, CoverageStatus, Joined, Probed, Process,
-        Record, Role, WallTime,
+        Attribution, Body, Connection, Content, Coverage, CoverageStatus, Header, Http, HttpBody,
+        HttpHalf, Joined, Probed, Process, Record, Role, Url, View, WallTime,
     };
-    use crate::redact::Policy;
+    use crate::redact::{Policy, Shown};
 
-    pub(super) fn origin() -> Origin {
+    pub(crate) fn origin() -> Origin {
         Origin {
             run: "7c1f".into(),
             host: "box".into(),
         }
     }
 
-    pub(super) fn process() -> Process {
+    pub(crate) fn process() -> Process {
         Process {
             pid: 4242,
             vpid: Some(7),
@@ -157,12 +196,14 @@ mod sample {
             owner_uid: Some(1000),
             parent_pid: Some(1),
             container_id: Some("c0ffee".into()),
+            container: None,
         }
     }
 
-    pub(super) fn connection() -> Connection {
+    pub(crate) fn connection() -> Connection {
         Connection {
             id: "4242-1a2b-1".into(),
+            number: 3,
             attribution: Attribution::Exact,
             joined: Joined::Start,
             has_unseen: false,
@@ -177,9 +218,9 @@ mod sample {
     }
 
     /// 2026-11-21T01:20:29.000000042Z
-    pub(super) const TIME: WallTime = WallTime(1_795_224_029_000_000_042);
+    pub(crate) const TIME: WallTime = WallTime(1_795_224_029_000_000_042);
 
-    pub(super) fn data<'a>(
+    pub(crate) fn data<'a>(
         process: &'a Process,
         connection: &'a Connection,
         payload: &'a [u8],
@@ -189,7 +230,7 @@ mod sample {
         shown(process, connection, length, policy.apply(payload))
     }
 
-    pub(super) fn shown<'a>(
+    pub(crate) fn shown<'a>(
         process: &'a Process,
         connection: &'a Connection,
         length: u64,
@@ -209,11 +250,12 @@ mod sample {
                 offset: 5,
                 length,
                 content,
+                view: View::All,
             },
         }
     }
 
-    pub(super) fn alone<'a>(process: Option<&'a Process>, body: Body<'a>) -> Record<'a> {
+    pub(crate) fn alone<'a>(process: Option<&'a Process>, body: Body<'a>) -> Record<'a> {
         Record {
             sequence: 1,
             time: TIME,
@@ -227,7 +269,52 @@ mod sample {
         }
     }
 
-    pub(super) fn coverage() -> Coverage {
+    pub(crate) fn header(name: &str, value: &str) -> Header {
+        Header {
+            name: Some(name.into()),
+            value: Some(value.into()),
+        }
+    }
+
+    pub(crate) fn half(headers: Vec<Header>, body: &[u8]) -> HttpHalf {
+        HttpHalf {
+            headers,
+            trailers: Vec::new(),
+            body: HttpBody {
+                size: body.len() as u64,
+                decoded_size: body.len() as u64,
+                content: Shown::Raw(body).into(),
+                is_cut: false,
+                unreadable: None,
+                charset: None,
+            },
+            began: TIME,
+            ended: TIME,
+            is_whole: true,
+            has_head: true,
+            has_body: true,
+        }
+    }
+
+    pub(crate) fn http(request: HttpHalf, response: HttpHalf) -> Http {
+        Http {
+            exchange: 1,
+            is_open: false,
+            is_continued: false,
+            method: Some("GET".into()),
+            url: Url {
+                full: Some("https://example.org/".into()),
+                ..Url::default()
+            },
+            status: Some(200),
+            request: Some(request),
+            response: Some(response),
+            interim: Vec::new(),
+            events: 0,
+        }
+    }
+
+    pub(crate) fn coverage() -> Coverage {
         let probed = |function, instruction| Probed {
             function,
             instruction,
@@ -238,6 +325,7 @@ mod sample {
             library_path: Some("/usr/lib/libssl.so.3".into()),
             library_name: Some("OpenSSL".into()),
             library_version: Some("3.0.22".into()),
+            library_located: Some("symbols"),
             functions: vec![
                 probed("ssl_read_internal", Instruction::Emulated),
                 probed("ssl_write_internal", Instruction::Emulated),
@@ -271,9 +359,18 @@ mod tests {
                 Format::Json,
                 "{\"v\":1,\"kind\":\"data\",\"id\":\"7c1f-42\"",
             ),
-            (Format::Text { colour: false }, "01:20:29.000000 curl[4242]"),
             (
-                Format::Text { colour: true },
+                Format::Text {
+                    colour: false,
+                    live: true,
+                },
+                "01:20:29.000000 #3 curl[4242]",
+            ),
+            (
+                Format::Text {
+                    colour: true,
+                    live: true,
+                },
                 "\x1b[2m01:20:29.000000\x1b[0m",
             ),
         ] {
@@ -281,6 +378,7 @@ mod tests {
             let target = Target {
                 name: "pipe".into(),
                 file: OwnedFd::from(writer).into(),
+                rotation: None,
             };
             let mut sink = Sink::start(target, format, &sample::origin()).unwrap();
             sink.write(&record);
@@ -318,6 +416,7 @@ mod tests {
         let target = Target {
             name: "null".into(),
             file: File::options().write(true).open("/dev/null").unwrap(),
+            rotation: None,
         };
         let mut sink = Sink::start(target, Format::Json, &sample::origin()).unwrap();
         let start = Instant::now();

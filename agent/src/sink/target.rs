@@ -11,17 +11,25 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
+use super::keeper::{Keeper, Place, now};
+use super::rotation::{Rotate, Rotation};
+
 /// An open descriptor, and its name in `stats` and in errors. Opened while there are privileges,
 /// written to when there are none.
 #[derive(Debug)]
 pub struct Target {
-    pub(super) name: String,
-    pub(super) file: File,
+    pub(crate) name: String,
+    pub(crate) file: File,
+    /// When another file takes its place.
+    pub(crate) rotation: Option<Rotation>,
 }
 
 /// Why there is no target.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[cfg(any(feature = "otlp", feature = "prometheus"))]
+    #[error(transparent)]
+    Deliver(#[from] crate::deliver::StartError),
     #[error("write to {}: {what}; name a regular file, or leave out -o and redirect", path.display())]
     NotAFile { path: PathBuf, what: &'static str },
     #[error("write to {}: it belongs to user {owner}; remove it or name another file", path.display())]
@@ -30,6 +38,10 @@ pub enum OpenError {
     Linked { path: PathBuf, links: u64 },
     #[error("write to {}: {error}; name a file that you can write to", path.display())]
     Other { path: PathBuf, error: io::Error },
+    #[error("write to {name}: another output writes there already; name another file")]
+    Twice { name: String },
+    #[error(transparent)]
+    Standard(#[from] io::Error),
 }
 
 impl Target {
@@ -45,6 +57,7 @@ impl Target {
         Ok(Target {
             name: name.into(),
             file: stream.as_fd().try_clone_to_owned()?.into(),
+            rotation: None,
         })
     }
 
@@ -57,7 +70,46 @@ impl Target {
         Ok(Target {
             name: path.display().to_string(),
             file,
+            rotation: None,
         })
+    }
+
+    /// The same for a file that others will follow: what is in it now becomes an old one.
+    pub fn rotated(path: &Path, rotate: Rotate) -> Result<Self, OpenError> {
+        let failed = |error| OpenError::Other {
+            path: path.to_owned(),
+            error,
+        };
+        let before = rustix::fs::statat(CWD, path, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        if let Ok(stat) = &before {
+            check(path, stat)?;
+        }
+        let mut place = Place::open(path, rotate).map_err(failed)?;
+        let file = match before {
+            Ok(stat) if stat.st_size == 0 => existing(path)?,
+            _ => place.next(now()).map_err(failed)?.0,
+        };
+        let keeper = Keeper::start(place).map_err(failed)?;
+        Ok(Target {
+            name: path.display().to_string(),
+            file,
+            rotation: Some(Rotation::new(rotate, keeper)),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process that makes its next files.
+    pub(super) fn keeper(&self) -> Option<u32> {
+        self.rotation.as_ref().map(Rotation::keeper)
+    }
+
+    pub fn is_same_file(&self, other: &Target) -> io::Result<bool> {
+        let [one, two] = [self, other].map(|target| rustix::fs::fstat(&target.file));
+        let (one, two) = (one?, two?);
+        Ok((one.st_dev, one.st_ino) == (two.st_dev, two.st_ino))
     }
 
     pub fn is_terminal(&self) -> bool {

@@ -1,31 +1,38 @@
 //! Text for people: like `curl -v`, for the whole machine.
 //!
 //! ```text
-//! 09:30:01.250000 curl[4242] → localhost (127.0.0.1:443): 41 bytes
-//!   > GET / HTTP/1.1
-//!   > Host: localhost
-//!   >
+//! 09:30:01.250000 #3.1 curl[4242] → localhost (127.0.0.1:443): GET https://localhost/ 200 in 1.2 ms
+//!   > user-agent: curl/8
+//!   < content-type: text/plain
+//!   <
+//!   < hello
 //! ```
+//!
+//! `#3.1` is the first exchange of the third connection: what goes on for a while is several blocks, between
+//! which there may be those of others.
 
 use std::fmt::Arguments;
 use std::io::Write as _;
 use std::mem;
 use std::net::SocketAddr;
-use std::ops::Range;
 
 use agent_ebpf::Direction;
 
 use super::instruction_name;
+use super::page::{Ink, Mark, Page, secrets};
 use crate::escape;
 use crate::record::{
-    Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Content, Coverage, CoverageStatus,
-    Grpc, Header, Http, HttpHalf, Process, Record, Role, Sse, Stats, WallTime, WebSocket,
+    Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Container, Content, Coverage,
+    CoverageStatus, Grpc, Header, Http, HttpHalf, Message, Messages, OwnedContent, Process, Record,
+    Role, Sse, Stats, WallTime, WebSocket,
 };
-use crate::redact::{Redaction, Shown};
+use crate::redact::Shown;
 
 /// Turns records into blocks of lines.
 pub(super) struct Encoder {
     pub(super) colour: bool,
+    /// What goes on is told in pieces. Otherwise all of an exchange is in the one record of it.
+    pub(super) live: bool,
 }
 
 const BOLD: &str = "\x1b[1m";
@@ -35,7 +42,22 @@ const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 const MAGENTA: &str = "\x1b[35m";
 const CYAN: &str = "\x1b[36m";
+const BLUE: &str = "\x1b[94m";
 const RESET: &str = "\x1b[0m";
+
+/// Of connections, so that blocks of the same are found at a glance. Red is for what went wrong.
+const LABELS: [&str; 5] = ["\x1b[93m", "\x1b[95m", "\x1b[96m", "\x1b[92m", BLUE];
+
+/// Most lines of a body, and most bytes of a line of it.
+const LINES: usize = 200;
+const LONGEST: usize = 4096;
+
+/// Most lines of a dump: of a body, and of data, which nobody knows better.
+const DUMPED: usize = 4;
+const DUMPED_DATA: usize = 16;
+
+/// Most messages of one side of a call.
+const MESSAGES: usize = 8;
 
 impl Encoder {
     /// Appends one block.
@@ -43,6 +65,7 @@ impl Encoder {
         match &record.body {
             Body::Http(http) => self.exchange(record, http, None, out),
             Body::Grpc(grpc) => self.exchange(record, &grpc.http, Some(grpc), out),
+            Body::Message(message) => self.message(record, message, out),
             Body::Sse(sse) => self.sse(record, sse, out),
             Body::WebSocket(socket) => self.websocket(record, socket, out),
             Body::Data {
@@ -50,8 +73,9 @@ impl Encoder {
                 offset,
                 length,
                 content,
+                ..
             } => {
-                self.head(record, *direction, out);
+                self.head(record, record.time, None, *direction, out);
                 print(out, format_args!("{}\n", plural(*length, "byte")));
                 self.payload(*direction, *offset, *content, out);
             }
@@ -61,7 +85,7 @@ impl Encoder {
                 offset,
                 length,
             } => {
-                self.head(record, *direction, out);
+                self.head(record, record.time, None, *direction, out);
                 self.painted(RED, out, |out| {
                     print(out, format_args!("{} missing", plural(*length, "byte")));
                     if let Some(offset) = offset {
@@ -76,79 +100,142 @@ impl Encoder {
         }
     }
 
-    /// When, who, which way and with whom.
-    fn head(&self, record: &Record<'_>, direction: Direction, out: &mut Vec<u8>) {
-        self.painted(DIM, out, |out| time(record.time, out));
+    /// When, of which connection and exchange, who, and which way.
+    fn who(
+        &self,
+        record: &Record<'_>,
+        moment: WallTime,
+        exchange: Option<u64>,
+        direction: Direction,
+        out: &mut Vec<u8>,
+    ) {
+        self.painted(DIM, out, |out| time(moment, out));
         out.push(b' ');
+        if let Some(connection) = record.connection {
+            let colour = LABELS[(connection.number % LABELS.len() as u64) as usize];
+            self.painted(colour, out, |out| {
+                print(out, format_args!("#{}", connection.number));
+                if let Some(exchange) = exchange {
+                    print(out, format_args!(".{}", exchange + 1));
+                }
+            });
+            out.push(b' ');
+        }
         self.painted(colour_of(direction), out, |out| {
             process(record.process, out);
-            print(
-                out,
-                format_args!(
-                    "{}",
-                    match direction {
-                        Direction::Received => " ← ",
-                        Direction::Sent => " → ",
-                    }
-                ),
-            );
-            match record.connection {
-                Some(connection) => peer(connection, out),
-                None => out.extend_from_slice(UNKNOWN),
-            }
+            let arrow = match direction {
+                Direction::Received => " ← ",
+                Direction::Sent => " → ",
+            };
+            out.extend_from_slice(arrow.as_bytes());
+        });
+    }
+
+    /// The same, and with whom.
+    fn head(
+        &self,
+        record: &Record<'_>,
+        moment: WallTime,
+        exchange: Option<u64>,
+        direction: Direction,
+        out: &mut Vec<u8>,
+    ) {
+        self.who(record, moment, exchange, direction, out);
+        self.painted(colour_of(direction), out, |out| match record.connection {
+            Some(connection) => peer(connection, out),
+            None => out.extend_from_slice(UNKNOWN),
         });
         out.extend_from_slice(b": ");
     }
 
+    /// A piece of a stream.
     fn payload(&self, direction: Direction, offset: u64, content: Content<'_>, out: &mut Vec<u8>) {
         let bytes = match content.shown() {
             Shown::Nothing => return,
-            Shown::Encoded => return self.withheld(direction, out),
+            Shown::Encoded => return self.note(direction, DIM, WITHHELD, out),
             Shown::Text(text, redactions) => {
-                let marks = marks(offset, text, redactions);
-                return self.lines(direction, &[], (text, &marks), &[], out);
+                let marks = secrets(offset, text, redactions, &[]);
+                return self.lines(direction, &Lines::all(text, &marks), out);
             }
             Shown::Raw(bytes) => bytes,
         };
         if let Some((before, text, after)) = as_text(bytes) {
-            return self.lines(direction, before, (text, &[]), after, out);
+            let lines = Lines {
+                before,
+                after,
+                ..Lines::all(text, &[])
+            };
+            return self.lines(direction, &lines, out);
         }
         let head = head_before(bytes);
-        self.lines(direction, &[], (head, &[]), &[], out);
+        self.lines(direction, &Lines::all(head, &[]), out);
         let (offset, rest) = (offset + head.len() as u64, &bytes[head.len()..]);
-        self.dump(direction, offset, rest, out);
+        self.dump(direction, offset, rest, DUMPED_DATA, out);
     }
 
-    /// In place of what redaction can't see into.
-    fn withheld(&self, direction: Direction, out: &mut Vec<u8>) {
+    /// A body, an event or a message: JSON with a value a line if `in_lines`.
+    fn content(
+        &self,
+        direction: Direction,
+        content: &OwnedContent,
+        (in_lines, is_cut): (bool, bool),
+        out: &mut Vec<u8>,
+    ) {
+        let (before, text, after, redactions) = match content.content().shown() {
+            Shown::Nothing => return,
+            Shown::Encoded => return self.note(direction, DIM, WITHHELD, out),
+            Shown::Text(text, redactions) => (&[][..], text, &[][..], redactions),
+            Shown::Raw(bytes) => match as_text(bytes) {
+                Some((before, text, after)) => (before, text, after, &[][..]),
+                None => return self.dump(direction, 0, bytes, DUMPED, out),
+            },
+        };
+        let page = Page::new(text, redactions, content.holes()).laid_out(in_lines, is_cut);
+        let lines = Lines {
+            before,
+            text: &page.text,
+            marks: &page.marks,
+            after,
+            most: LINES,
+            longest: LONGEST,
+        };
+        self.lines(direction, &lines, out);
+    }
+
+    /// A line of ours.
+    fn note(&self, direction: Direction, colour: &str, text: &str, out: &mut Vec<u8>) {
         self.margin(direction, out);
-        self.painted(DIM, out, |out| {
-            out.extend_from_slice(b"(withheld: not plain text)");
-        });
+        self.painted(colour, out, |out| escape::visible(text, out));
         out.push(b'\n');
     }
 
-    fn lines(
-        &self,
-        direction: Direction,
-        before: &[u8],
-        (text, mut marks): (&str, &[Range<usize>]),
-        after: &[u8],
-        out: &mut Vec<u8>,
-    ) {
+    fn lines(&self, direction: Direction, lines: &Lines<'_>, out: &mut Vec<u8>) {
+        let Lines {
+            mut before,
+            text,
+            mut marks,
+            after,
+            most,
+            longest,
+        } = *lines;
         let cut = |bytes: &[u8], out: &mut Vec<u8>| {
             for byte in bytes {
                 escape::byte(*byte, out);
             }
         };
-        let mut before = before;
         let mut start = 0;
-        let mut lines = text.split('\n').peekable();
-        while let Some(line) = lines.next() {
-            let last = lines.peek().is_none();
+        let mut all = text.split('\n').enumerate().peekable();
+        while let Some((number, line)) = all.next() {
+            let last = all.peek().is_none();
             // A newline ends a line, it doesn't begin an empty one.
             if last && line.is_empty() && after.is_empty() {
                 break;
+            }
+            if number == most {
+                let rest = &text[start..];
+                let count = plural(rest.lines().count() as u64, "more line");
+                let note = format!("… {count}, {}", size(rest.len() as u64));
+                return self.note(direction, YELLOW, &note, out);
             }
             self.margin(direction, out);
             cut(mem::take(&mut before), out);
@@ -159,18 +246,28 @@ impl Encoder {
             } else {
                 line.strip_suffix('\r').unwrap_or(line)
             };
+            let (line, more) = line.split_at(line.floor_char_boundary(longest));
             let mut shown = 0;
-            while let [mark, rest @ ..] = marks
-                && mark.end < next
+            while let [Mark { range, ink }, rest @ ..] = marks
+                && range.end < next
             {
-                spread(&line[shown..mark.start - start], out);
-                shown = mark.end - start;
-                self.painted(MAGENTA, out, |out| {
-                    escape::visible(&text[mark.clone()], out);
-                });
                 marks = rest;
+                // It may be in what is cut off.
+                let (from, to) = (range.start - start, (range.end - start).min(line.len()));
+                if from < to {
+                    spread(&line[shown..from], out);
+                    shown = to;
+                    self.painted(colour_of_ink(*ink), out, |out| {
+                        escape::visible(&line[from..to], out);
+                    });
+                }
             }
             spread(&line[shown..], out);
+            if !more.is_empty() {
+                self.painted(YELLOW, out, |out| {
+                    print(out, format_args!(" … {} more", size(more.len() as u64)));
+                });
+            }
             if last {
                 cut(after, out);
             }
@@ -180,10 +277,16 @@ impl Encoder {
     }
 
     /// Bytes as hex and ASCII, with their position in the stream.
-    fn dump(&self, direction: Direction, offset: u64, bytes: &[u8], out: &mut Vec<u8>) {
-        const LINES: usize = 16;
+    fn dump(
+        &self,
+        direction: Direction,
+        offset: u64,
+        bytes: &[u8],
+        lines: usize,
+        out: &mut Vec<u8>,
+    ) {
         const WIDTH: usize = 16;
-        let shown = bytes.len().min(LINES * WIDTH);
+        let shown = bytes.len().min(lines * WIDTH);
         for (i, row) in bytes[..shown].chunks(WIDTH).enumerate() {
             self.margin(direction, out);
             let position = offset + (i * WIDTH) as u64;
@@ -221,21 +324,24 @@ impl Encoder {
         out.push(b' ');
     }
 
-    /// One block: what was asked and what came of it, then both in full.
-    ///
-    /// ```text
-    /// 09:30:01.250000 curl[4242] → localhost (127.0.0.1:443): GET https://localhost/ 200 in 1.2 ms
-    ///   > user-agent: curl/8
-    ///   < content-type: text/plain
-    ///   <
-    ///   < hello
-    /// ```
+    /// One block: what was asked and what came of it, then both in full. What goes on is told when it begins to,
+    /// and the rest in a second block when it is over.
     fn exchange(&self, record: &Record<'_>, http: &Http, grpc: Option<&Grpc>, out: &mut Vec<u8>) {
-        let asks = match record.connection.and_then(|connection| connection.role) {
-            Some(Role::Server) => Direction::Received,
-            Some(Role::Client) | None => Direction::Sent,
+        let (asks, answers) = match record.connection.and_then(|connection| connection.role) {
+            Some(Role::Server) => (Direction::Received, Direction::Sent),
+            Some(Role::Client) | None => (Direction::Sent, Direction::Received),
         };
-        self.head(record, asks, out);
+        let exchange = Some(http.exchange);
+        match http.is_continued && self.live {
+            false => self.head(record, record.time, exchange, asks, out),
+            true => self.who(
+                record,
+                last(http).unwrap_or(record.time),
+                exchange,
+                answers,
+                out,
+            ),
+        }
         self.painted(BOLD, out, |out| {
             escape::visible(http.method.as_deref().unwrap_or("?"), out);
             out.push(b' ');
@@ -243,55 +349,61 @@ impl Encoder {
             escape::visible(url.map_or("?", Clear::as_str), out);
         });
         out.push(b' ');
-        let colour = match http.status {
-            Some(100..400) => GREEN,
-            Some(400..500) => YELLOW,
-            _ => RED,
-        };
-        self.painted(colour, out, |out| match (http.status, &http.response) {
-            (Some(status), _) => print(out, format_args!("{status}")),
-            (None, Some(_)) => out.extend_from_slice(b"unknown status"),
-            (None, None) => out.extend_from_slice(b"no response"),
-        });
+        self.outcome(http, out);
+        self.painted(DIM, out, |out| times(http, out));
         if let Some(grpc) = grpc {
             self.call(grpc, out);
         }
-        self.painted(DIM, out, |out| {
-            if let (Some(request), Some(response)) = (&http.request, &http.response) {
-                let nanoseconds = response.ended.0.saturating_sub(request.began.0);
-                print(out, format_args!(" in {}", duration(nanoseconds)));
-            }
-            let size = |half: &Option<HttpHalf>| half.as_ref().map_or(0, |half| half.body.size);
-            let (up, down) = (size(&http.request), size(&http.response));
-            if up > 0 {
-                print(out, format_args!(", {} asked", plural(up, "byte")));
-            }
-            if down > 0 {
-                print(out, format_args!(", {} answered", plural(down, "byte")));
-            }
-        });
-        if !record.complete {
-            self.painted(RED, out, |out| out.extend_from_slice(b", incomplete"));
+        self.painted(DIM, out, |out| sizes(http, out));
+        if !http.is_open && !record.complete {
+            self.painted(RED, out, |out| {
+                out.extend_from_slice(b", incomplete");
+                if record.lost_bytes > 0 {
+                    print(out, format_args!(": {} missing", size(record.lost_bytes)));
+                }
+            });
         }
         out.push(b'\n');
-        let answers = match asks {
-            Direction::Sent => Direction::Received,
-            Direction::Received => Direction::Sent,
-        };
         if let Some(request) = &http.request {
-            self.half(asks, request, out);
+            self.half(asks, request, grpc.map(|grpc| &grpc.sent), out);
         }
+        self.interim(answers, http, out);
         if let Some(response) = &http.response {
-            self.half(answers, response, out);
+            self.half(answers, response, grpc.map(|grpc| &grpc.received), out);
         }
     }
 
+    fn outcome(&self, http: &Http, out: &mut Vec<u8>) {
+        match (http.status, &http.response) {
+            (Some(status), _) => self.status(status, out),
+            (None, None) if http.is_open => {
+                self.painted(DIM, out, |out| out.extend_from_slice(b"(no response yet)"));
+            }
+            (None, response) => self.painted(RED, out, |out| {
+                out.extend_from_slice(match response {
+                    Some(_) => b"unknown status",
+                    None => b"no response",
+                });
+            }),
+        }
+    }
+
+    fn status(&self, status: u16, out: &mut Vec<u8>) {
+        let colour = match status {
+            100..300 => GREEN,
+            300..400 => CYAN,
+            400..500 => YELLOW,
+            _ => RED,
+        };
+        self.painted(colour, out, |out| print(out, format_args!("{status}")));
+    }
+
     fn call(&self, grpc: &Grpc, out: &mut Vec<u8>) {
-        print(out, format_args!(", gRPC"));
+        out.extend_from_slice(b", gRPC");
         if let Some(status) = grpc.status {
             let colour = if status == 0 { GREEN } else { RED };
             self.painted(colour, out, |out| {
-                print(out, format_args!(" status {status}"))
+                print(out, format_args!(" {}", grpc_status(status)));
             });
         }
         if let Some(message) = grpc
@@ -308,53 +420,138 @@ impl Encoder {
         );
     }
 
-    fn half(&self, direction: Direction, half: &HttpHalf, out: &mut Vec<u8>) {
-        self.headers(direction, &half.headers, out);
-        let body = &half.body;
-        if body.size > 0 {
-            self.margin(direction, out);
-            out.push(b'\n');
-            match body.content.content().shown() {
-                Shown::Text(text, redactions) => {
-                    let (text, marks) = pretty(text, &marks(0, text, redactions));
-                    self.lines(direction, &[], (&text, &marks), &[], out);
-                }
-                Shown::Raw(bytes) => match str::from_utf8(bytes) {
-                    Ok(text) => {
-                        let (text, _) = pretty(text, &[]);
-                        self.lines(direction, &[], (&text, &[]), &[], out);
-                    }
-                    Err(_) => self.payload(direction, 0, body.content.content(), out),
-                },
-                Shown::Nothing | Shown::Encoded => {
-                    self.payload(direction, 0, body.content.content(), out);
-                }
-            }
-        }
-        let note = match (body.unreadable, body.is_cut) {
-            (Some(why), _) => Some(format!("(not all of it can be read: {why})")),
-            (None, true) => Some(format!("(cut: {} in all)", plural(body.size, "byte"))),
-            (None, false) => None,
+    /// Responses before the response, where its head is told or none came.
+    fn interim(&self, direction: Direction, http: &Http, out: &mut Vec<u8>) {
+        let is_here = match &http.response {
+            Some(response) => self.has_head(response),
+            None => !http.is_open,
         };
-        if let Some(note) = note {
-            self.margin(direction, out);
-            self.painted(YELLOW, out, |out| print(out, format_args!("{note}")));
-            out.push(b'\n');
+        if http.interim.is_empty() || !is_here {
+            return;
+        }
+        for interim in &http.interim {
+            self.status_line(direction, interim.status, out);
+            self.headers(direction, &interim.headers, out);
+        }
+        if http.response.is_some() {
+            self.status_line(direction, http.status, out);
+        }
+    }
+
+    fn status_line(&self, direction: Direction, status: Option<u16>, out: &mut Vec<u8>) {
+        self.margin(direction, out);
+        match status {
+            Some(status) => self.status(status, out),
+            None => out.extend_from_slice(b"?"),
+        }
+        out.push(b'\n');
+    }
+
+    fn half(
+        &self,
+        direction: Direction,
+        half: &HttpHalf,
+        messages: Option<&Messages>,
+        out: &mut Vec<u8>,
+    ) {
+        if self.has_head(half) {
+            self.headers(direction, &half.headers, out);
+        }
+        if half.has_body || !self.live {
+            self.body(direction, half, messages, out);
         }
         self.headers(direction, &half.trailers, out);
     }
 
-    fn headers(&self, direction: Direction, headers: &[Header], out: &mut Vec<u8>) {
-        for header in headers {
+    fn has_head(&self, half: &HttpHalf) -> bool {
+        half.has_head || !self.live
+    }
+
+    fn body(
+        &self,
+        direction: Direction,
+        half: &HttpHalf,
+        messages: Option<&Messages>,
+        out: &mut Vec<u8>,
+    ) {
+        let body = &half.body;
+        if body.size > 0 && self.has_head(half) {
             self.margin(direction, out);
-            self.painted(DIM, out, |out| {
-                escape::visible(header.name.as_deref().unwrap_or("(unknown)"), out);
-                out.push(b':');
-            });
-            out.push(b' ');
-            escape::visible(header.value.as_deref().unwrap_or("(unknown)"), out);
             out.push(b'\n');
         }
+        if let Some(messages) = messages {
+            for (number, size) in (0..).zip(messages.sizes.iter().take(MESSAGES)) {
+                self.margin(direction, out);
+                self.message_line(number, *size, out);
+            }
+            let more = messages.count.saturating_sub(MESSAGES as u64);
+            if more > 0 {
+                let note = format!("… {}", plural(more, "more message"));
+                self.note(direction, YELLOW, &note, out);
+            }
+        }
+        let kind = value(&half.headers, "content-type").unwrap_or("binary");
+        let what = format!("{kind}, {}", size(body.size));
+        match body.content.content().shown() {
+            _ if body.size == 0 => {}
+            // What its messages are is said already.
+            Shown::Encoded if messages.is_some() => {}
+            Shown::Encoded => {
+                let note = format!("({what}; withheld: not plain text)");
+                self.note(direction, DIM, &note, out);
+            }
+            Shown::Raw(bytes) if messages.is_none() && as_text(bytes).is_none() => {
+                self.note(direction, DIM, &format!("({what})"), out);
+                self.dump(direction, 0, bytes, DUMPED, out);
+            }
+            _ => {
+                let is_cut = body.is_cut || !half.is_whole;
+                self.content(direction, &body.content, (true, is_cut), out);
+            }
+        }
+        let has_holes = !body.content.holes().is_empty();
+        let note = match (body.unreadable, body.is_cut) {
+            (Some(why), _) => format!("(not all of it can be read: {why})"),
+            (None, true) => format!("(cut: {} in all)", size(body.size)),
+            // Holes are said in their place.
+            (None, false) if half.is_whole || messages.is_some() || has_holes => return,
+            (None, false) => "(its end was not seen)".into(),
+        };
+        self.note(direction, YELLOW, &note, out);
+    }
+
+    fn headers(&self, direction: Direction, headers: &[Header], out: &mut Vec<u8>) {
+        for header in headers {
+            let Some(name) = &header.name else { continue };
+            self.margin(direction, out);
+            self.painted(DIM, out, |out| {
+                escape::visible(name, out);
+                out.extend_from_slice(b": ");
+                escape::visible(header.value.as_deref().unwrap_or("(unknown)"), out);
+            });
+            out.push(b'\n');
+        }
+        let nameless = headers.iter().filter(|header| header.name.is_none());
+        let nameless = nameless.count() as u64;
+        if nameless > 0 {
+            let fields = plural(nameless, "unknown field");
+            let note = format!("({fields}: the connection was joined in its middle)");
+            self.note(direction, YELLOW, &note, out);
+        }
+    }
+
+    /// As it happens: a message of a call that goes on.
+    fn message(&self, record: &Record<'_>, message: &Message, out: &mut Vec<u8>) {
+        let (exchange, direction) = (Some(message.exchange), message.direction);
+        self.who(record, record.time, exchange, direction, out);
+        self.message_line(message.number, message.size, out);
+    }
+
+    fn message_line(&self, number: u64, length: u32, out: &mut Vec<u8>) {
+        self.painted(BOLD, out, |out| {
+            print(out, format_args!("message {number}"))
+        });
+        print(out, format_args!(", {}\n", size(length.into())));
     }
 
     /// As it happens: an event of a response that goes on.
@@ -363,7 +560,7 @@ impl Encoder {
             Some(Role::Server) => Direction::Sent,
             Some(Role::Client) | None => Direction::Received,
         };
-        self.head(record, direction, out);
+        self.who(record, record.time, Some(sse.exchange), direction, out);
         self.painted(BOLD, out, |out| {
             print(out, format_args!("event {}", sse.number));
             if let Some(name) = &sse.name {
@@ -371,23 +568,33 @@ impl Encoder {
                 escape::visible(name, out);
             }
         });
+        if let Some(id) = &sse.id {
+            self.painted(DIM, out, |out| {
+                out.extend_from_slice(b", id ");
+                escape::visible(id, out);
+            });
+        }
+        if sse.is_cut {
+            self.painted(YELLOW, out, |out| out.extend_from_slice(b", cut"));
+        }
         out.push(b'\n');
-        self.payload(direction, 0, sse.data.content(), out);
+        self.content(direction, &sse.data, (false, sse.is_cut), out);
     }
 
     fn websocket(&self, record: &Record<'_>, socket: &WebSocket, out: &mut Vec<u8>) {
-        self.head(record, socket.direction, out);
+        self.who(record, record.time, None, socket.direction, out);
         self.painted(BOLD, out, |out| print(out, format_args!("{}", socket.kind)));
         if let Some(code) = socket.close_code {
             print(out, format_args!(" {code}"));
         }
-        print(out, format_args!(", {}", plural(socket.size, "byte")));
+        print(out, format_args!(", {}", size(socket.size)));
         if socket.is_cut {
             self.painted(YELLOW, out, |out| out.extend_from_slice(b", cut"));
         }
         out.push(b'\n');
         if socket.size > 0 {
-            self.payload(socket.direction, 0, socket.content.content(), out);
+            let how = (false, socket.is_cut);
+            self.content(socket.direction, &socket.content, how, out);
         }
     }
 
@@ -497,67 +704,131 @@ impl Encoder {
     }
 }
 
-/// JSON in lines, one value each; the marks with it. Anything else is as it was.
-///
-/// It is never parsed: a cut or redacted document is laid out as far as it goes.
-fn pretty(text: &str, marks: &[Range<usize>]) -> (String, Vec<Range<usize>>) {
-    if !matches!(text.trim_start().bytes().next(), Some(b'{' | b'[')) || text.contains('\n') {
-        return (text.to_owned(), marks.to_vec());
+/// A text, and how it is shown.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    /// Pieces of characters at its ends.
+    before: &'a [u8],
+    text: &'a str,
+    marks: &'a [Mark],
+    after: &'a [u8],
+    /// So many lines of it, and of each so many bytes.
+    most: usize,
+    longest: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn all(text: &'a str, marks: &'a [Mark]) -> Lines<'a> {
+        Lines {
+            before: &[],
+            text,
+            marks,
+            after: &[],
+            most: usize::MAX,
+            longest: usize::MAX,
+        }
     }
-    const DEEPEST: usize = 32;
-    let mut out = String::with_capacity(text.len() * 2);
-    let mut moved = Vec::with_capacity(marks.len());
-    let mut rest = marks.iter().peekable();
-    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
-    let mut characters = text.char_indices().peekable();
-    let new_line = |out: &mut String, depth: usize| {
-        out.push('\n');
-        (0..depth.min(DEEPEST)).for_each(|_| out.push_str("  "));
+}
+
+/// In place of what redaction can't see into.
+const WITHHELD: &str = "(withheld: not plain text)";
+
+/// When the last of an exchange so far came.
+fn last(http: &Http) -> Option<WallTime> {
+    let half = http.response.as_ref().or(http.request.as_ref())?;
+    Some(half.ended)
+}
+
+/// How long it took.
+fn times(http: &Http, out: &mut Vec<u8>) {
+    let (Some(request), Some(response)) = (&http.request, &http.response) else {
+        return;
     };
-    while let Some((at, character)) = characters.next() {
-        if let Some(mark) = rest.next_if(|mark| mark.start <= at) {
-            // What stands for a secret is no JSON.
-            let start = out.len();
-            out.push_str(&text[at..mark.end]);
-            moved.push(start..out.len());
-            while characters.next_if(|(at, _)| *at < mark.end).is_some() {}
+    let since = |moment: WallTime| moment.0.saturating_sub(request.began.0);
+    let (first, all) = (since(response.began), since(response.ended));
+    if http.is_open {
+        return print(out, format_args!(" after {}, goes on", duration(first)));
+    }
+    print(out, format_args!(" in {}", duration(all)));
+    // Where it says more than the whole does.
+    if first < all / 10 * 9 {
+        print(out, format_args!(", first byte after {}", duration(first)));
+    }
+}
+
+/// How much it was.
+fn sizes(http: &Http, out: &mut Vec<u8>) {
+    if http.events > 0 {
+        print(out, format_args!(", {}", plural(http.events, "event")));
+    }
+    for (half, verb) in [(&http.request, "asked"), (&http.response, "answered")] {
+        let Some(half) = half.as_ref().filter(|half| half.body.size > 0) else {
             continue;
-        }
-        let next = characters.peek().map(|(_, next)| *next);
-        match character {
-            _ if in_string => {
-                out.push(character);
-                in_string = escaped || character != '"';
-                escaped = !escaped && character == '\\';
-            }
-            '"' => {
-                out.push('"');
-                (in_string, escaped) = (true, false);
-            }
-            '{' | '[' if matches!(next, Some('}' | ']')) => {
-                out.push(character);
-                out.extend(characters.next().map(|(_, next)| next));
-            }
-            '{' | '[' => {
-                depth += 1;
-                out.push(character);
-                new_line(&mut out, depth);
-            }
-            '}' | ']' => {
-                depth = depth.saturating_sub(1);
-                new_line(&mut out, depth);
-                out.push(character);
-            }
-            ',' => {
-                out.push(',');
-                new_line(&mut out, depth);
-            }
-            ':' => out.push_str(": "),
-            ' ' | '\t' => {}
-            other => out.push(other),
+        };
+        print(out, format_args!(", {} {verb}", size(half.body.size)));
+        let decoded = half.body.decoded_size;
+        if decoded != half.body.size {
+            out.extend_from_slice(b" (");
+            escape::visible(
+                value(&half.headers, "content-encoding").unwrap_or("coded"),
+                out,
+            );
+            print(out, format_args!(" of {})", size(decoded)));
         }
     }
-    (out, moved)
+}
+
+/// The first value of this name.
+fn value<'a>(headers: &'a [Header], name: &str) -> Option<&'a str> {
+    let mut named = headers
+        .iter()
+        .filter(|header| header.name.as_deref() == Some(name));
+    named.next()?.value.as_deref()
+}
+
+/// The names of gRPC's status codes (gRPC, "Status codes and their use in gRPC").
+fn grpc_status(status: u16) -> String {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    match NAMES.get(usize::from(status)) {
+        Some(name) => (*name).into(),
+        None => format!("status {status}"),
+    }
+}
+
+/// As people say it: `1.2 KiB`.
+fn size(bytes: u64) -> String {
+    let mut amount = bytes as f64;
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut unit = "";
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        // What rounds to 1024.0 is 1.0 of the next.
+        if amount < 1023.95 {
+            break;
+        }
+        amount /= 1024.0;
+        unit = next;
+    }
+    format!("{amount:.1} {unit}")
 }
 
 /// As people say it: `1.2 ms`.
@@ -606,21 +877,6 @@ fn head_before(bytes: &[u8]) -> &str {
         return "";
     }
     &text[..end]
-}
-
-/// Where in the text the redactions are, which say where they are on the wire.
-fn marks(offset: u64, text: &str, redactions: &[Redaction]) -> Vec<Range<usize>> {
-    // What all redactions before have added, and taken away.
-    let (mut longer, mut shorter) = (0, 0);
-    let mark = |redaction: &Redaction| {
-        let label = redaction.label();
-        let start = (redaction.offset.checked_sub(offset)? + longer).checked_sub(shorter)? as usize;
-        longer += label.len() as u64;
-        shorter += redaction.length;
-        let mark = start..start + label.len();
-        (text.get(mark.clone()) == Some(&label)).then_some(mark)
-    };
-    redactions.iter().filter_map(mark).collect()
 }
 
 /// A part of a line, with tabs that don't depend on what is before it.
@@ -779,17 +1035,27 @@ fn peer(connection: &Connection, out: &mut Vec<u8>) {
     }
 }
 
-/// `curl[4242]`, and its container as people write it
+/// `curl[4242]`, and its pod or container as people write it
 fn process(process: Option<&Process>, out: &mut Vec<u8>) {
     let Some(process) = process else {
         return out.push(b'?');
     };
     escape::visible(process.comm.as_deref().unwrap_or("?"), out);
     print(out, format_args!("[{}]", process.pid));
-    if let Some(id) = &process.container_id {
-        let short = &id[..id.floor_char_boundary(CONTAINER)];
-        out.extend_from_slice(b" in ");
-        escape::visible(short, out);
+    let Some(id) = &process.container_id else {
+        return;
+    };
+    out.extend_from_slice(b" in ");
+    match process.container.as_deref() {
+        Some(Container { pod: Some(pod), .. }) => {
+            escape::visible(&pod.namespace, out);
+            out.push(b'/');
+            escape::visible(&pod.name, out);
+        }
+        Some(Container {
+            name: Some(name), ..
+        }) => escape::visible(name, out),
+        _ => escape::visible(&id[..id.floor_char_boundary(CONTAINER)], out),
     }
 }
 
@@ -825,6 +1091,15 @@ fn colour_of(direction: Direction) -> &'static str {
     }
 }
 
+fn colour_of_ink(ink: Ink) -> &'static str {
+    match ink {
+        Ink::Secret => MAGENTA,
+        Ink::Missing => RED,
+        Ink::Key => BLUE,
+        Ink::String => GREEN,
+    }
+}
+
 fn cause_words(cause: Cause) -> &'static str {
     match cause {
         Cause::RingFull => "the ring buffer was full",
@@ -845,15 +1120,21 @@ fn print(out: &mut Vec<u8>, text: Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sample;
+    use std::sync::Arc;
+
+    use super::super::sample::{self, half, header, http};
     use super::*;
     use crate::locate::Instruction;
-    use crate::record::{Ledger, Lost, SinkCount, Unmatched};
-    use crate::redact::Policy;
+    use crate::record::{Interim, Ledger, Lost, Pod, SinkCount, Unmatched, View};
+    use crate::redact::{Policy, Redaction};
 
     fn block(record: &Record<'_>) -> String {
         let mut out = Vec::new();
-        Encoder { colour: false }.encode(record, &mut out);
+        Encoder {
+            colour: false,
+            live: true,
+        }
+        .encode(record, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -871,7 +1152,7 @@ mod tests {
         let record = sample::data(&process, &connection, request, Policy::Full);
         assert_eq!(
             block(&record),
-            "01:20:29.000000 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n  \
+            "01:20:29.000000 #3 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n  \
              > GET / HTTP/1.1\n  \
              > Host: localhost\n  \
              > \n  \
@@ -880,7 +1161,7 @@ mod tests {
         let record = sample::data(&process, &connection, request, Policy::None);
         assert_eq!(
             block(&record),
-            "01:20:29.000000 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n"
+            "01:20:29.000000 #3 curl[4242] in c0ffee → example.org ([::1]:443): 44 bytes\n"
         );
     }
 
@@ -892,7 +1173,7 @@ mod tests {
         let mut connection = sample::connection();
         let head = |process: &Process, connection: &Connection| {
             let block = block(&sample::data(process, connection, b"", Policy::None));
-            let head = block.strip_prefix("01:20:29.000000 ").unwrap();
+            let head = block.strip_prefix("01:20:29.000000 #3 ").unwrap();
             head.strip_suffix(": 0 bytes\n").unwrap().to_owned()
         };
         let who = "curl[4242] in c0ffee012345 →";
@@ -906,6 +1187,21 @@ mod tests {
         let unknown = head(&process, &connection);
         assert_eq!(unknown, format!("{who} example.org (unknown address)"));
         connection.server_name = None;
+        let mut container = Container {
+            name: Some("web".into()),
+            ..Container::default()
+        };
+        process.container = Some(Arc::new(container.clone()));
+        let named = head(&process, &connection);
+        assert_eq!(named, "curl[4242] in web → unknown peer");
+        container.pod = Some(Pod {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            ..Pod::default()
+        });
+        process.container = Some(Arc::new(container));
+        let named = head(&process, &connection);
+        assert_eq!(named, "curl[4242] in shop/web-0 → unknown peer");
         process.container_id = None;
         assert_eq!(head(&process, &connection), "curl[4242] → unknown peer");
         connection.peer = Some("[::ffff:127.0.0.1]:443".parse().unwrap());
@@ -921,6 +1217,7 @@ mod tests {
                 offset: 0,
                 length: 1,
                 content: Policy::Full.apply(b"x"),
+                view: View::All,
             },
         );
         assert_eq!(
@@ -999,11 +1296,11 @@ mod tests {
         ];
         // On the wire: ten bytes, a secret, a tab and a newline, a secret, CRLF, a secret.
         let text = "[redacted:[redacted:cookie:00000abc]\t\n[redacted:cookie]\r\n[redacted:cookie]";
-        assert_eq!(
-            marks(5, text, &redactions),
-            [10..36, 38..55, 57..74],
-            "{text}"
-        );
+        let marks = |redactions: &[Redaction]| -> Vec<_> {
+            let marks = secrets(5, text, redactions, &[]).into_iter();
+            marks.map(|mark| mark.range).collect()
+        };
+        assert_eq!(marks(&redactions), [10..36, 38..55, 57..74], "{text}");
         let (process, connection) = (sample::process(), sample::connection());
         let record = sample::shown(
             &process,
@@ -1012,7 +1309,11 @@ mod tests {
             Shown::Text(text, &redactions).into(),
         );
         let mut out = Vec::new();
-        Encoder { colour: true }.encode(&record, &mut out);
+        Encoder {
+            colour: true,
+            live: true,
+        }
+        .encode(&record, &mut out);
         let coloured = String::from_utf8(out).unwrap();
         let painted: Vec<&str> = coloured
             .split(MAGENTA)
@@ -1033,9 +1334,104 @@ mod tests {
             "  > [redacted:[redacted:cookie:00000abc]    \n  > [redacted:cookie]\n  > [redacted:cookie]\n"
         );
         // Not where it should be: nothing is painted.
-        assert!(marks(5, text, &[redaction(14, 20, Some(0xabc))]).is_empty());
+        assert!(marks(&[redaction(14, 20, Some(0xabc))]).is_empty());
         let overlapping = [redaction(5, 99, None), redaction(6, 1, None)];
-        assert!(marks(5, text, &overlapping).is_empty());
+        assert!(marks(&overlapping).is_empty());
+    }
+
+    /// A block of this connection, in colour or not.
+    fn exchange(body: Body<'_>, colour: bool) -> String {
+        let (process, connection) = (sample::process(), sample::connection());
+        let record = Record {
+            body,
+            ..sample::shown(&process, &connection, 0, Policy::Full.apply(b""))
+        };
+        let mut out = Vec::new();
+        Encoder { colour, live: true }.encode(&record, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    /// The lines of a response's body.
+    fn body(bytes: &[u8]) -> Vec<String> {
+        let http = http(half(Vec::new(), b""), half(Vec::new(), bytes));
+        let block = exchange(Body::Http(&http), false);
+        block.lines().skip(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn long_bodies_are_cut_with_a_line_that_says_so() {
+        let lines = body("x\n".repeat(LINES).as_bytes());
+        assert_eq!(lines.len(), LINES);
+        let lines = body("12345\n".repeat(LINES + 1000).as_bytes());
+        assert_eq!(lines.len(), LINES + 1);
+        assert_eq!(lines[LINES], "  < … 1000 more lines, 5.9 KiB");
+        // JSON is cut where it is laid out.
+        let lines = body(format!("[{}1]", "1,".repeat(LINES)).as_bytes());
+        assert_eq!(lines[LINES], "  < … 3 more lines, 10 B");
+        let lines = body(&vec![b'y'; LONGEST + 2000]);
+        let expected = format!("  < {} … 2.0 KiB more", "y".repeat(LONGEST));
+        assert_eq!(lines, [expected]);
+        // Binary: its type, and a few lines of it.
+        let lines = body(&[0; 1000]);
+        assert_eq!(lines[0], "  < (binary, 1000 B)");
+        assert_eq!(lines.len(), 1 + DUMPED + 1);
+        assert_eq!(lines[1 + DUMPED], "  < … 936 more bytes");
+    }
+
+    #[test]
+    fn colours_say_how_it_went() {
+        let painted = |status| {
+            let mut http = http(half(Vec::new(), b""), half(Vec::new(), b""));
+            http.status = Some(status);
+            let block = exchange(Body::Http(&http), true);
+            let at = block.find(&format!("{status}{RESET}")).unwrap();
+            block[..at].rsplit('\x1b').next().unwrap().to_owned()
+        };
+        let colours = [200, 304, 404, 503].map(painted);
+        let expected = [GREEN, CYAN, YELLOW, RED].map(|colour| colour.trim_start_matches('\x1b'));
+        assert_eq!(colours, expected);
+        // Keys and strings of JSON, and nothing of it without a terminal.
+        let http = http(half(Vec::new(), b""), half(Vec::new(), br#"{"a":"b"}"#));
+        let coloured = exchange(Body::Http(&http), true);
+        assert!(coloured.contains(&format!("  {BLUE}\"a\"{RESET}: {GREEN}\"b\"{RESET}\n")));
+        let plain = exchange(Body::Http(&http), false);
+        assert!(!plain.contains('\x1b') && plain.contains("  \"a\": \"b\"\n"));
+    }
+
+    #[test]
+    fn fields_without_names_are_counted() {
+        let unknown = |name: Option<&str>| Header {
+            name: name.map(Into::into),
+            value: None,
+        };
+        let headers = vec![unknown(None), unknown(Some("cookie")), unknown(None)];
+        let http = http(half(headers, b""), half(Vec::new(), b""));
+        let block = exchange(Body::Http(&http), false);
+        let lines: Vec<&str> = block.lines().skip(1).collect();
+        let expected = [
+            "  > cookie: (unknown)",
+            "  > (2 unknown fields: the connection was joined in its middle)",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn sizes_as_people_say_them() {
+        let sizes = [
+            0,
+            1023,
+            1024,
+            1536,
+            (1 << 20) - 1,
+            1 << 20,
+            5 << 30,
+            u64::MAX,
+        ]
+        .map(size);
+        let expected = [
+            "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 MiB", "5.0 GiB", "16.0 EiB",
+        ];
+        assert_eq!(sizes, expected);
     }
 
     #[test]
@@ -1140,6 +1536,7 @@ mod tests {
             content: "full",
             limits: vec!["no BTF".into()],
             bounds: Vec::new(),
+            containers: None,
         };
         assert_eq!(
             block(&sample::alone(None, Body::Stats(stats.clone()))),
@@ -1199,7 +1596,63 @@ mod tests {
                 bounds: Vec::new(),
                 ..Stats::default()
             };
+            let evils = vec![header(&evil, &evil), header("content-encoding", &evil)];
+            let mut http = http(
+                half(evils.clone(), evil.as_bytes()),
+                half(evils.clone(), evil.as_bytes()),
+            );
+            if let Some(half) = &mut http.response {
+                (half.trailers, half.body.decoded_size) = (evils.clone(), 99);
+            }
+            http.method = Some(evil.as_str().into());
+            http.url.full = http.method.clone();
+            http.interim = vec![Interim {
+                status: Some(103),
+                headers: evils,
+            }];
+            let picture = format!("{evil}\0");
+            let mut binary = http.clone();
+            binary.response = Some(half(
+                vec![header("content-type", &evil)],
+                picture.as_bytes(),
+            ));
+            let grpc = Grpc {
+                http: http.clone(),
+                service: None,
+                method: None,
+                status: Some(2),
+                message: http.method.clone(),
+                sent: Messages::default(),
+                received: Messages::default(),
+            };
+            let sse = Sse {
+                exchange: 0,
+                url: http.url.clone(),
+                number: 0,
+                name: http.method.clone(),
+                id: http.method.clone(),
+                size: 3,
+                data: Shown::Raw(evil.as_bytes()).into(),
+                is_cut: false,
+            };
+            let socket = WebSocket {
+                direction: Direction::Sent,
+                kind: "text",
+                close_code: None,
+                size: 3,
+                content: Shown::Text(&evil, &[]).into(),
+                is_cut: false,
+            };
+            let with = |body| Record {
+                body,
+                ..sample::data(&process, &connection, b"", Policy::Full)
+            };
             let records = [
+                with(Body::Http(&http)),
+                with(Body::Http(&binary)),
+                with(Body::Grpc(&grpc)),
+                with(Body::Sse(&sse)),
+                with(Body::WebSocket(&socket)),
                 sample::data(&process, &connection, evil.as_bytes(), Policy::Full),
                 sample::alone(Some(&process), Body::Coverage(coverage)),
                 sample::alone(None, Body::Stats(stats)),
@@ -1223,10 +1676,15 @@ mod tests {
         for payload in [b"GET /\n\x1b[0m".as_slice(), b"\0\x1b\xff"] {
             let record = sample::data(&process, &connection, payload, Policy::Full);
             let mut out = Vec::new();
-            Encoder { colour: true }.encode(&record, &mut out);
+            Encoder {
+                colour: true,
+                live: true,
+            }
+            .encode(&record, &mut out);
             let mut coloured = String::from_utf8(out).unwrap();
             assert!(coloured.contains(CYAN) && coloured.contains(DIM));
-            for style in [DIM, RED, GREEN, YELLOW, CYAN, RESET] {
+            let label = LABELS[3];
+            for style in [DIM, RED, GREEN, YELLOW, CYAN, RESET, label] {
                 coloured = coloured.replace(style, "");
             }
             assert_eq!(coloured, block(&record));

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs::File;
 use std::io::{self, ErrorKind, Write as _};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,6 +32,20 @@ pub struct Failure {
 }
 
 impl Failure {
+    #[cfg(any(feature = "otlp", feature = "prometheus"))]
+    pub(super) fn of(target: &str, error: io::Error) -> Failure {
+        Failure {
+            target: target.to_owned(),
+            error: Arc::new(error),
+        }
+    }
+
+    /// What went wrong, without what follows from it.
+    pub fn cause(&self) -> String {
+        let Failure { target, error } = self;
+        format!("write to {target}: {error}")
+    }
+
     /// The reader has gone (`| head`): an end, not an error.
     pub fn is_broken_pipe(&self) -> bool {
         self.error.kind() == ErrorKind::BrokenPipe
@@ -41,11 +54,9 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Failure { target, error } = self;
-        write!(
-            f,
-            "write to {target}: {error}; the records from here on are dropped"
-        )?;
+        let Failure { error, .. } = self;
+        let cause = self.cause();
+        write!(f, "{cause}; the records from here on are dropped")?;
         match error.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
                 f.write_str(", make room or name another file with -o")
@@ -57,8 +68,17 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Open,
+    /// What comes until the next question could be dropped.
+    Full,
+    /// What comes is dropped.
+    Failed,
+}
+
 /// The pipeline's end. Every record taken is sent, dropped or waiting.
-pub(super) struct Writer {
+pub struct Writer {
     name: String,
     shared: Arc<Shared>,
     batch: Batch,
@@ -87,6 +107,7 @@ struct Queue {
     sent: u64,
     dropped: u64,
     failure: Option<Failure>,
+    trouble: Option<String>,
     /// No batches will come.
     closed: bool,
     /// The thread has ended.
@@ -101,7 +122,7 @@ struct Batch {
 }
 
 impl Writer {
-    pub(super) fn start(target: Target) -> io::Result<Self> {
+    pub fn start(target: Target) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let writer = Writer {
             name: target.name.clone(),
@@ -117,36 +138,46 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Takes the record that `encode` appends, or drops it unencoded.
-    pub(super) fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+    /// The target's.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Takes the record that `encode` appends. False: it was dropped, unencoded.
+    pub fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.taken += 1;
         if self.failed || self.batch.bytes.len() >= BATCH && !self.hand_over(QUEUE) {
             self.dropped += 1;
-            return;
+            return false;
         }
         encode(&mut self.batch.bytes);
         self.batch.ends.push(self.batch.bytes.len());
         if self.batch.bytes.len() >= BATCH {
             self.hand_over(QUEUE);
         }
+        true
     }
 
-    /// Could what comes until the next question be dropped?
-    pub(super) fn is_full(&self) -> bool {
-        self.shared.lock().bytes + ROOM > QUEUE
+    pub fn state(&self) -> State {
+        let queue = self.shared.lock();
+        match queue.failure {
+            Some(_) => State::Failed,
+            None if queue.bytes + ROOM > QUEUE => State::Full,
+            None => State::Open,
+        }
     }
 
-    pub(super) fn flush(&mut self) {
+    pub fn flush(&mut self) {
         self.hand_over(QUEUE);
     }
 
-    pub(super) fn drain(&mut self, deadline: Instant) -> bool {
+    pub fn drain(&mut self, deadline: Instant) -> bool {
         self.hand_over(usize::MAX);
         let queue = self.shared.wait(deadline, |queue| queue.bytes > 0);
         queue.bytes == 0
     }
 
-    pub(super) fn count(&self) -> SinkCount {
+    pub fn count(&self) -> SinkCount {
         let queue = self.shared.lock();
         SinkCount {
             name: self.name.clone(),
@@ -155,11 +186,15 @@ impl Writer {
         }
     }
 
-    pub(super) fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<Failure> {
         self.shared.lock().failure.clone()
     }
 
-    pub(super) fn close(mut self, deadline: Instant) -> (SinkCount, Option<Failure>) {
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.lock().trouble.take()
+    }
+
+    pub fn close(mut self, deadline: Instant) -> (SinkCount, Option<Failure>) {
         self.hand_over(usize::MAX);
         self.shared.close();
         let mut queue = self.shared.wait(deadline, |queue| !queue.finished);
@@ -242,9 +277,9 @@ impl Batch {
 
 impl Shared {
     /// The thread.
-    fn run(&self, target: Target) {
+    fn run(&self, mut target: Target) {
         while let Some(batch) = self.next() {
-            let result = self.write(&target.file, &batch);
+            let result = self.write(&mut target, &batch);
             let mut queue = self.lock();
             match result {
                 Ok(()) => queue.recycle(batch),
@@ -278,11 +313,15 @@ impl Shared {
     }
 
     /// Writes all of `batch` and counts as it goes; or how much was written, and the error.
-    fn write(&self, mut file: &File, batch: &Batch) -> Result<(), (usize, io::Error)> {
+    fn write(&self, target: &mut Target, batch: &Batch) -> Result<(), (usize, io::Error)> {
         let before = self.lock().sent;
         let mut written = 0;
+        let mut part = 0;
         while written < batch.bytes.len() {
-            match file.write(&batch.bytes[written..]) {
+            if written == part {
+                part = self.part(target, batch, written);
+            }
+            match (&target.file).write(&batch.bytes[written..part]) {
                 Ok(0) => return Err((written, ErrorKind::WriteZero.into())),
                 Ok(more) => {
                     written += more;
@@ -291,12 +330,25 @@ impl Shared {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 // A terminal or a pipe is shared, and somebody made it non-blocking: node does.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    let _ = rustix::event::poll(&mut [PollFd::new(file, PollFlags::OUT)], None);
+                    let _ =
+                        rustix::event::poll(&mut [PollFd::new(&target.file, PollFlags::OUT)], None);
                 }
                 Err(error) => return Err((written, error)),
             }
         }
         Ok(())
+    }
+
+    /// Up to where `batch` belongs into the file, which may be another one from here on.
+    fn part(&self, target: &mut Target, batch: &Batch, from: usize) -> usize {
+        let Some(rotation) = &mut target.rotation else {
+            return batch.bytes.len();
+        };
+        let (part, trouble) = rotation.part(&mut target.file, &batch.ends, from);
+        if let Some(trouble) = trouble {
+            self.lock().trouble = Some(format!("rotate {}: {trouble}", target.name));
+        }
+        part
     }
 
     /// Waits while `condition` holds, until `deadline`.
@@ -348,6 +400,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{PipeReader, Read as _, pipe};
     use std::os::fd::OwnedFd;
     use std::time::Duration;
@@ -358,6 +411,7 @@ mod tests {
         Writer::start(Target {
             name: "test".into(),
             file,
+            rotation: None,
         })
         .unwrap()
     }

@@ -2,6 +2,10 @@
 //!                                               and gets chunks in between
 //!        rustls-client frames PORT VERSION      by rustls alone, blocking, on two connections in turn at one
 //!                                               address: frames of the test server, up to 16 MiB
+//!        rustls-client turns PORT CONNECTIONS TURNS KEYS REST
+//!                                               by rustls alone, blocking, on so many connections at once, each with
+//!                                               a thread: TURNS small frames, with new keys before each KEYS-th
+//!                                               (0: never), and a rest of so many ms after each
 //!        rustls-client get CONNECTIONS REQUESTS URL...
 //!        rustls-client post CONNECTIONS REQUESTS URL...
 //!                                               by reqwest: connection C asks URL[C % URLs] for /nonce-C-R;
@@ -43,11 +47,26 @@ fn main() {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
         ["frames", port, version] => frames(port.parse().unwrap(), version),
+        ["turns", port, connections, turns, keys, rest] => {
+            let [connections, turns, keys, rest] =
+                [connections, turns, keys, rest].map(|number| number.parse().unwrap());
+            let config = config("1.3");
+            let port = port.parse().unwrap();
+            std::thread::scope(|threads| {
+                for connection in 0..connections {
+                    let config = config.clone();
+                    let rest = Duration::from_millis(rest as u64);
+                    threads.spawn(move || take_turns(config, port, connection, turns, keys, rest));
+                }
+            });
+        }
         _ => requests::run(&words),
     }
 }
 
-fn frames(port: u16, version: &str) {
+type Stream = StreamOwned<ClientConnection, TcpStream>;
+
+fn config(version: &str) -> Arc<ClientConfig> {
     let version = match version {
         "1.2" => &TLS12,
         "1.3" => &TLS13,
@@ -57,23 +76,60 @@ fn frames(port: u16, version: &str) {
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anybody))
         .with_no_client_auth();
-    let config = Arc::new(config);
+    Arc::new(config)
+}
+
+fn connect(config: Arc<ClientConfig>, port: u16) -> Stream {
+    let name = ServerName::try_from("localhost").unwrap();
+    let connection = ClientConnection::new(config, name).unwrap();
+    let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    StreamOwned::new(connection, socket)
+}
+
+fn frame(stream: &mut Stream, up: &[u8], down: usize) {
+    let head = [up.len(), down].map(|size| (size as u64).to_be_bytes()).concat();
+    stream.write_all(&head).unwrap();
+    stream.write_all(up).unwrap();
+    stream.flush().unwrap();
+    stream.read_exact(&mut vec![0; down]).unwrap();
+}
+
+fn close(mut stream: Stream) {
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+}
+
+fn frames(port: u16, version: &str) {
+    let config = config(version);
     for (up, down) in [(40_001, 50_003), (16 << 20, 16 << 20)] {
-        let name = ServerName::try_from("localhost").unwrap();
-        let connection = ClientConnection::new(config.clone(), name).unwrap();
-        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let mut stream = StreamOwned::new(connection, socket);
-        let mut back = vec![0; down];
+        let mut stream = connect(config.clone(), port);
         for _ in 0..2 {
-            let head = [up, down].map(|size| (size as u64).to_be_bytes()).concat();
-            stream.write_all(&head).unwrap();
-            stream.write_all(&noise(up)).unwrap();
-            stream.flush().unwrap();
-            stream.read_exact(&mut back).unwrap();
+            frame(&mut stream, &noise(up), down);
         }
-        stream.conn.send_close_notify();
-        stream.flush().unwrap();
+        close(stream);
     }
+}
+
+fn take_turns(
+    config: Arc<ClientConfig>,
+    port: u16,
+    connection: usize,
+    turns: usize,
+    keys: usize,
+    rest: Duration,
+) {
+    let mut stream = connect(config, port);
+    for turn in 0..turns {
+        if keys != 0 && turn % keys == keys - 1 {
+            stream.conn.refresh_traffic_keys().unwrap();
+        }
+        // No two connections say the same.
+        let from = connection * 10_007 + turn;
+        let size = 1 + from * 7919 % 3000;
+        frame(&mut stream, &noise(from + size)[from..], 1 + from * 104_729 % 20_000);
+        std::thread::sleep(rest);
+    }
+    close(stream);
 }
 
 /// The server's certificate is its own.

@@ -1,7 +1,8 @@
 //! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met; and
-//! `cargo xtask bench redact`, `bench decode`.
+//! `cargo xtask bench redact`, `bench decode`, `bench sinks`.
 
 mod agent;
+mod bystander;
 mod copy;
 mod cost;
 mod empty;
@@ -9,6 +10,7 @@ mod footprint;
 mod ground;
 mod load;
 mod loss;
+mod memory;
 mod points;
 mod reach;
 mod records;
@@ -28,7 +30,8 @@ usage: cargo xtask bench capture [OPTIONS]      as root
 
   --quick             3 rounds and shorter runs: a look, not a result
   --rounds N          rounds of the cost table (7)
-  --only PART,...     of cost, reach, speed, json, pauses, ring, volume, start, memory, mapping
+  --only PART,...     of cost, reach, bystander, speed, json, pauses, ring, volume, start, memory,
+                      mapping
   --json              one JSON document instead of the table
   --agent FILE        this binary instead of building one
   --no-agent          bare calls and empty probes alone
@@ -38,13 +41,17 @@ usage: cargo xtask bench capture [OPTIONS]      as root
 
 usage: cargo xtask bench redact                 how fast secrets are looked for, on one core
        cargo xtask bench decode                 how fast bodies and exchanges are decoded, on one core
+       cargo xtask bench decode --memory        what is kept over a million exchanges and 100,000 connections
+       cargo xtask bench sinks                  how fast records get into files; needs 5 GB in the temporary directory
 
 `reach` is what a call of Bun, Node.js, rustls and Go costs, by programs that `cargo xtask test` fetches or builds.
+`bystander` is what plain TCP of a process costs that nobody watches.
 `capture` needs cc, OpenSSL's headers and 3 GiB free on /dev/shm. Compare ratios: the nanoseconds are the machine's.";
 
 type Part = (&'static str, fn(&Bench) -> Result<Vec<Check>>);
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
+    ("bystander", bystander::measure),
     ("speed", loss::full_speed),
     ("json", loss::json),
     ("pauses", loss::pauses),
@@ -133,7 +140,9 @@ pub(crate) fn main(args: &[&str]) -> Result<()> {
         ["capture", rest @ ..] if !rest.contains(&"--help") => parse(rest)?,
         ["redact"] => return speed::main(&speed::REDACT),
         ["decode"] => return speed::main(&speed::DECODE),
-        ["--help" | "-h", ..] | ["capture" | "redact" | "decode", ..] => {
+        ["decode", "--memory"] => return memory::main(),
+        ["sinks"] => return speed::main(&speed::SINKS),
+        ["--help" | "-h", ..] | ["capture" | "redact" | "decode" | "sinks", ..] => {
             println!("{USAGE}");
             return Ok(());
         }

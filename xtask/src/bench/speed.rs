@@ -1,4 +1,5 @@
-//! `cargo xtask bench redact` and `bench decode`: how fast the stages are that look at every byte, on one core.
+//! `cargo xtask bench redact`, `bench decode` and `bench sinks`: how fast the stages are that look at every byte, on
+//! one core.
 //! Needs no root.
 
 use std::process::{Command, Stdio};
@@ -30,6 +31,13 @@ pub(super) const DECODE: Measurement = Measurement {
         ("http1-exchanges", 200_000.0),
         ("http2-exchanges", 100_000.0),
     ],
+};
+
+/// Records of 1 KiB, by their number.
+pub(super) const SINKS: Measurement = Measurement {
+    test: "sink::sinks::tests::speed",
+    unit: "a second",
+    targets: &[("file", 50_000.0), ("file-rotated", 50_000.0)],
 };
 
 pub(super) fn main(measurement: &Measurement) -> Result<()> {

@@ -1,5 +1,8 @@
 //! `vortex-agent doctor`: what works on this machine, what does not, and what to do about it.
 
+mod process;
+mod sandbox;
+
 use std::{
     env, fs,
     io::{self, Read as _, Write as _},
@@ -86,20 +89,27 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
         namespace(),
         cgroups(),
     ];
+    checks.extend(sandbox::checks());
     checks.extend(dangers());
     checks.extend(libraries());
     let (tested, features) = self_test();
     checks.push(tested);
     checks.extend(kernel_features(&features));
+    let mut about = Value::Null;
     if let Some(pid) = arguments.pid {
-        checks.extend(process(pid));
+        let process::Findings {
+            checks: found,
+            facts,
+        } = process::examine(pid);
+        checks.extend(found);
+        about = facts;
     }
     for check in &mut checks {
         check.detail = redact::line(&check.detail);
     }
     let is_healthy = checks.iter().all(|check| check.status != Status::Failed);
     let written = if arguments.json {
-        json(&checks, &features, is_healthy)
+        json(&checks, &features, about, is_healthy)
     } else {
         text(&checks)
     };
@@ -116,10 +126,13 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
     }
 }
 
-fn json(checks: &[Check], features: &Features, is_healthy: bool) -> io::Result<()> {
-    let report = serde_json::json!({
+fn json(checks: &[Check], features: &Features, process: Value, is_healthy: bool) -> io::Result<()> {
+    let mut report = serde_json::json!({
         "v": 1, "ok": is_healthy, "checks": checks, "features": features
     });
+    if !process.is_null() {
+        report["process"] = process;
+    }
     let report = report.to_string();
     // serde_json leaves DEL, C1 and format controls as they are; details hold strangers' paths.
     let mut line = String::with_capacity(report.len() + 1);
@@ -482,66 +495,6 @@ fn watch_ourselves(name: &'static str, features: &mut Features) -> Check {
         );
     }
     ok(name, detail)
-}
-
-/// What would be seen of this process.
-fn process(pid: u32) -> Vec<Check> {
-    const NAME: &str = "process";
-    let pid_text = pid.to_string();
-    let arguments = ["--emit", "coverage,stats", "--pid", &pid_text];
-    let output = match watch(
-        &arguments,
-        Duration::from_secs(20),
-        Some(Duration::from_secs(1)),
-    ) {
-        Ok(output) => output,
-        Err(error) => return vec![failed(NAME, error.to_string(), "is it running?")],
-    };
-    let found: Vec<Check> = output
-        .of("coverage")
-        .map(|record| covered(pid, record))
-        .collect();
-    if !found.is_empty() {
-        return found;
-    }
-    if output.of("stats").next().is_none() {
-        return vec![failed(NAME, output.complaint(), "is it running?")];
-    }
-    vec![limited(
-        NAME,
-        format!("process {pid} maps no TLS library that we know"),
-        "it may load one later, speak TLS by other means (a JVM, Go, a stripped static library), or \
-         leave it to another process",
-    )]
-}
-
-fn covered(pid: u32, record: &Value) -> Check {
-    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let library = &record["library"];
-    if library.is_null() {
-        let peer = &record["network"]["peer"];
-        let detail = format!(
-            "process {pid}: TLS with {} port {}",
-            text(&peer["address"]),
-            peer["port"]
-        );
-        return failed("process", detail, text(&record["reason"]));
-    }
-    let path = text(&library["path"]);
-    let facts = [&library["name"], &library["version"]];
-    let facts: Vec<&str> = facts.iter().filter_map(|fact| fact.as_str()).collect();
-    let functions: Vec<String> = record["functions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|one| format!("{} ({})", text(&one["name"]), text(&one["instruction"])))
-        .collect();
-    let (facts, functions) = (facts.join(" "), functions.join(", "));
-    let detail = format!("process {pid}: {path}: {facts}: {functions}");
-    match record["status"].as_str() {
-        Some("probed" | "partly") => ok("process", detail),
-        _ => failed("process", detail, text(&record["reason"])),
-    }
 }
 
 /// What a run of the agent said.

@@ -1,0 +1,275 @@
+//! An exchange or a call as a span.
+
+use bytes::Bytes;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    trace::v1::{ResourceSpans, ScopeSpans, Span, Status, span::SpanKind, status::StatusCode},
+};
+
+use super::{
+    line::Line,
+    resource::{Resource, attributes, scope},
+};
+use crate::record::Kind;
+
+/// A span for each line that has one.
+pub fn request(lines: &[Bytes], resource: &Resource) -> ExportTraceServiceRequest {
+    let lines = lines.iter().filter_map(|line| Line::read(line));
+    ExportTraceServiceRequest {
+        resource_spans: vec![ResourceSpans {
+            resource: resource.sent(),
+            scope_spans: vec![ScopeSpans {
+                scope: scope(),
+                spans: lines.filter(is_span).map(span).collect(),
+                ..ScopeSpans::default()
+            }],
+            ..ResourceSpans::default()
+        }],
+    }
+}
+
+/// Not so the messages of a call, which are records of the same kind.
+pub fn is_span(line: &Line) -> bool {
+    match line.kind() {
+        Some(Kind::Http | Kind::Llm) => true,
+        Some(Kind::Grpc) => line.at("/rpc").is_some(),
+        _ => false,
+    }
+}
+
+fn span(line: Line) -> Span {
+    let times = ["request_start", "request_end", "first_byte", "end"];
+    let times = times.map(|name| line.time(&format!("/timings/{name}")));
+    let at = line.time("/time").unwrap_or(0);
+    let start = times.iter().flatten().min().copied().unwrap_or(at);
+    let end = times.iter().flatten().max().copied().unwrap_or(at);
+    let role = line.text("/connection/role");
+    let ids = Ids::of(&line);
+    Span {
+        trace_id: ids.trace,
+        span_id: ids.span,
+        parent_span_id: ids.parent,
+        flags: ids.flags,
+        name: name(&line),
+        kind: match role {
+            Some("client") => SpanKind::Client,
+            Some("server") => SpanKind::Server,
+            _ => SpanKind::Unspecified,
+        }
+        .into(),
+        start_time_unix_nano: start,
+        end_time_unix_nano: end,
+        status: Some(status(&line, role == Some("server"))),
+        attributes: attributes(line.into_members(), is_left_out),
+        ..Span::default()
+    }
+}
+
+/// Of few values, as the conventions want it: the path is an attribute.
+fn name(line: &Line) -> String {
+    match (line.text("/rpc/service"), line.text("/rpc/method")) {
+        (Some(service), Some(method)) => format!("{service}/{method}"),
+        _ => line
+            .text("/http/request/method")
+            .unwrap_or("HTTP")
+            .to_owned(),
+    }
+}
+
+/// What has a place of its own, and bodies, which are in the log record with the same ids.
+fn is_left_out(path: &str) -> bool {
+    let is_body = |path: &str| {
+        let body = path.strip_prefix("http.request.body.");
+        let member = body.or(path.strip_prefix("http.response.body."));
+        matches!(member, Some("content" | "base64" | "redactions"))
+    };
+    matches!(path, "v" | "kind" | "time" | "host" | "timings") || is_body(path)
+}
+
+/// What went wrong for whom: a server that says 404 did its work.
+fn status(line: &Line, is_server: bool) -> Status {
+    let http = line.number("/http/response/status_code");
+    let grpc = line.number("/rpc/grpc/status_code");
+    let is_error = match (grpc, http) {
+        // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS
+        (Some(code), _) if is_server => [2, 4, 12, 13, 14, 15].contains(&code),
+        (Some(code), _) => code != 0,
+        (None, Some(code)) if is_server => code >= 500,
+        (None, Some(code)) => code >= 400,
+        (None, None) => line.at("/error/type").is_some(),
+    };
+    Status {
+        code: match is_error {
+            true => StatusCode::Error,
+            false => StatusCode::Unset,
+        }
+        .into(),
+        message: line.text("/grpc/message").unwrap_or("").to_owned(),
+    }
+}
+
+/// By what a span is known, here and by others.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ids {
+    pub trace: Vec<u8>,
+    pub span: Vec<u8>,
+    /// Empty: it is the first of its trace.
+    pub parent: Vec<u8>,
+    pub flags: u32,
+}
+
+impl Ids {
+    /// Of the record's own id, so that a batch that is sent twice has each span once. In a trace that the request
+    /// says it belongs to, else in one of its own.
+    pub fn of(line: &Line) -> Ids {
+        let id = line.text("/id").unwrap_or("");
+        let hash = blake3::hash(id.as_bytes());
+        let hash = hash.as_bytes();
+        let span = hash[16..24].to_vec();
+        let parent = line.text("/http/request/header/traceparent/0");
+        match parent.and_then(traceparent) {
+            Some((trace, parent, flags)) => Ids {
+                trace,
+                span,
+                parent,
+                flags: flags.into(),
+            },
+            None => Ids {
+                trace: hash[..16].to_vec(),
+                span,
+                parent: Vec::new(),
+                flags: 0,
+            },
+        }
+    }
+}
+
+/// <https://www.w3.org/TR/trace-context/#traceparent-header>: trace, span and flags, if it is valid.
+fn traceparent(text: &str) -> Option<(Vec<u8>, Vec<u8>, u8)> {
+    let mut parts = text.split('-');
+    let [version, trace, span, flags] = [2, 32, 16, 2].map(|digits| hex(parts.next()?, digits));
+    let (version, trace, span, flags) = (version?[0], trace?, span?, flags?[0]);
+    let is_zero = |id: &[u8]| id.iter().all(|byte| *byte == 0);
+    // A later version may have more behind it.
+    if version == 0xff || version == 0 && parts.next().is_some() {
+        return None;
+    }
+    (!is_zero(&trace) && !is_zero(&span)).then_some((trace, span, flags))
+}
+
+fn hex(text: &str, digits: usize) -> Option<Vec<u8>> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if text.len() != digits || !text.bytes().all(is_digit) {
+        return None;
+    }
+    let byte = |at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
+    (0..digits).step_by(2).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str) -> Line {
+        Line::read(text.as_bytes()).unwrap()
+    }
+
+    fn http(role: &str, status: u16) -> Span {
+        span(line(&format!(
+            r#"{{"kind":"http","id":"7c1f-1","time":"1970-01-01T00:00:09.000000000Z",
+                "connection":{{"role":"{role}"}},
+                "http":{{"request":{{"method":"GET","body":{{"size":2,"content":"hi"}}}},
+                         "response":{{"status_code":{status}}}}},
+                "timings":{{"request_start":"1970-01-01T00:00:01.000000000Z",
+                            "request_end":"1970-01-01T00:00:02.000000000Z",
+                            "end":"1970-01-01T00:00:03.000000007Z"}}}}"#
+        )))
+    }
+
+    #[test]
+    fn an_exchange_is_a_span_from_its_first_byte_to_its_last() {
+        let span = http("client", 200);
+        assert_eq!(span.name, "GET");
+        assert_eq!(span.start_time_unix_nano, 1_000_000_000);
+        assert_eq!(span.end_time_unix_nano, 3_000_000_007);
+        let keys: Vec<_> = span.attributes.iter().map(|pair| &*pair.key).collect();
+        assert!(keys.contains(&"http.request.body.size"));
+        assert!(!keys.contains(&"http.request.body.content"), "{keys:?}");
+    }
+
+    #[test]
+    fn who_failed_depends_on_who_tells() {
+        for (role, status, kind, code) in [
+            ("client", 200, SpanKind::Client, StatusCode::Unset),
+            ("client", 404, SpanKind::Client, StatusCode::Error),
+            ("server", 404, SpanKind::Server, StatusCode::Unset),
+            ("server", 503, SpanKind::Server, StatusCode::Error),
+            ("none", 204, SpanKind::Unspecified, StatusCode::Unset),
+        ] {
+            let span = http(role, status);
+            assert_eq!(span.kind, kind as i32, "{role} {status}");
+            assert_eq!(span.status.unwrap().code, code as i32, "{role} {status}");
+        }
+        let call = |role, code| {
+            let text = format!(
+                r#"{{"kind":"grpc","connection":{{"role":"{role}"}},"http":{{"response":{{"status_code":200}}}},
+                    "rpc":{{"service":"s","method":"m","grpc":{{"status_code":{code}}}}}}}"#
+            );
+            let span = span(line(&text));
+            assert_eq!(span.name, "s/m");
+            span.status.unwrap().code == StatusCode::Error as i32
+        };
+        assert!(call("client", 5) && !call("server", 5) && call("server", 13));
+        assert!(!call("client", 0));
+    }
+
+    #[test]
+    fn ids_are_the_same_each_time_and_differ_between_records() {
+        let of = |id: &str| Ids::of(&line(&format!(r#"{{"kind":"http","id":"{id}"}}"#)));
+        assert_eq!(of("a-1"), of("a-1"));
+        assert_ne!(of("a-1").trace, of("a-2").trace);
+        assert_ne!(of("a-1").span, of("a-2").span);
+        let all: std::collections::HashSet<_> =
+            (0..10_000).map(|n| of(&format!("a-{n}")).span).collect();
+        assert_eq!(all.len(), 10_000);
+    }
+
+    #[test]
+    fn a_trace_is_gone_on_with_if_its_header_is_valid() {
+        let valid = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let of = |header: &str| {
+            let text = format!(
+                r#"{{"kind":"http","id":"a-1","http":{{"request":{{"header":{{"traceparent":["{header}"]}}}}}}}}"#
+            );
+            Ids::of(&line(&text))
+        };
+        let ids = of(valid);
+        assert_eq!(ids.trace[..4], [0x0a, 0xf7, 0x65, 0x19]);
+        assert_eq!(ids.parent, [0xb7, 0xad, 0x6b, 0x71, 0x69, 0x20, 0x33, 0x31]);
+        assert_eq!(ids.flags, 1);
+        assert!(
+            !of(&valid.replacen("00", "cc", 1)).parent.is_empty(),
+            "a later version"
+        );
+        for wrong in [
+            "",
+            "00",
+            "[redacted:token:0badf00d]",
+            &valid.to_uppercase(),
+            &valid.replacen("00", "ff", 1),
+            &format!("{valid}-x"),
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319-b7ad6b7169203331-01",
+        ] {
+            assert!(of(wrong).parent.is_empty(), "{wrong}");
+            assert_eq!(of(wrong).trace.len(), 16);
+        }
+    }
+
+    #[test]
+    fn messages_of_a_call_are_no_spans() {
+        assert!(!is_span(&line(r#"{"kind":"grpc","grpc":{"number":0}}"#)));
+        assert!(!is_span(&line(r#"{"kind":"data"}"#)));
+    }
+}

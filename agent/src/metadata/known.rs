@@ -1,0 +1,191 @@
+//! What the line knows of containers. Each is asked for once, and is forgotten when there are too many and nobody is
+//! in it any more.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::CONTAINERS_MAX;
+use crate::record;
+
+/// Containers by their ids.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Somebody is there to be asked.
+    is_asked: bool,
+    /// The last question had no answer in time: until there is one, nobody waits.
+    is_silent: bool,
+    containers: BTreeMap<String, State>,
+    questions: Vec<String>,
+    counts: record::Containers,
+}
+
+#[derive(Debug)]
+enum State {
+    Asked,
+    Told(Arc<record::Container>, bool),
+    /// No runtime has it.
+    Unknown,
+}
+
+/// What is to be done with a process that is met in a container.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Meeting {
+    /// The answer may be there soon.
+    Wait,
+    GoOn,
+}
+
+impl Known {
+    /// From now on somebody can be asked, or nobody any more.
+    pub fn is_asked(&mut self, is_asked: bool) {
+        self.is_asked = is_asked;
+        self.questions.clear();
+    }
+
+    /// A process is in this container. `is_used`: of what else is known somebody is still in it.
+    pub fn meet(&mut self, id: &str, is_used: impl Fn(&str) -> bool) -> Meeting {
+        if !self.is_asked {
+            return Meeting::GoOn;
+        }
+        match self.containers.get_mut(id) {
+            Some(State::Told(..)) => return Meeting::GoOn,
+            // It may be younger than the answer. Nobody waits a second time.
+            Some(state @ State::Unknown) => {
+                *state = State::Asked;
+                self.questions.push(id.to_owned());
+                return Meeting::GoOn;
+            }
+            Some(State::Asked) => {}
+            None => {
+                if self.containers.len() == CONTAINERS_MAX {
+                    self.containers.retain(|id, _| is_used(id));
+                }
+                if self.containers.len() == CONTAINERS_MAX {
+                    self.counts.unknown += 1;
+                    return Meeting::GoOn;
+                }
+                self.containers.insert(id.to_owned(), State::Asked);
+                self.questions.push(id.to_owned());
+            }
+        }
+        match self.is_silent {
+            true => Meeting::GoOn,
+            false => Meeting::Wait,
+        }
+    }
+
+    /// The answer, and whether the filters want it.
+    pub fn told(&mut self, id: &str, container: Option<(Arc<record::Container>, bool)>) {
+        self.is_silent = false;
+        let Some(state) = self.containers.get_mut(id) else {
+            return;
+        };
+        *state = match container {
+            Some((container, passes)) => {
+                self.counts.named += 1;
+                State::Told(container, passes)
+            }
+            None => {
+                self.counts.unknown += 1;
+                State::Unknown
+            }
+        };
+    }
+
+    /// Somebody has waited for this one in vain.
+    pub fn is_late(&mut self) {
+        self.is_silent = true;
+        self.counts.late += 1;
+    }
+
+    /// What is known of it, and whether the filters want it.
+    pub fn get(&self, id: &str) -> Option<(&Arc<record::Container>, bool)> {
+        match self.containers.get(id)? {
+            State::Told(container, passes) => Some((container, *passes)),
+            State::Asked | State::Unknown => None,
+        }
+    }
+
+    /// Ids about which somebody is to be asked, since the last time.
+    pub fn questions(&mut self) -> std::vec::Drain<'_, String> {
+        self.questions.drain(..)
+    }
+
+    /// For `stats`: nothing, where nobody is asked.
+    pub fn counts(&self) -> Option<record::Containers> {
+        let is_used = self.is_asked || self.counts != record::Containers::default();
+        is_used.then_some(self.counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told() -> Option<(Arc<record::Container>, bool)> {
+        Some((Arc::default(), true))
+    }
+
+    #[test]
+    fn each_is_asked_for_once() {
+        let mut known = Known::default();
+        assert_eq!(known.meet("a", |_| true), Meeting::GoOn, "nobody is asked");
+        assert_eq!(
+            known.questions().count() + usize::from(known.counts().is_some()),
+            0
+        );
+        known.is_asked(true);
+        assert_eq!(known.meet("a", |_| true), Meeting::Wait);
+        assert_eq!(
+            known.meet("a", |_| true),
+            Meeting::Wait,
+            "the second process in it"
+        );
+        assert_eq!(known.questions().collect::<Vec<_>>(), ["a"]);
+        known.told("a", told());
+        assert_eq!(known.meet("a", |_| true), Meeting::GoOn);
+        assert!(known.get("a").is_some_and(|(_, passes)| passes));
+        known.meet("b", |_| true);
+        known.told("b", None);
+        assert!(known.get("b").is_none());
+        assert_eq!(
+            known.meet("b", |_| true),
+            Meeting::GoOn,
+            "asked again, not waited for"
+        );
+        assert_eq!(known.questions().collect::<Vec<_>>(), ["b", "b"]);
+        known.told("b", told());
+        assert!(known.get("b").is_some());
+        let counts = known.counts().unwrap();
+        assert_eq!((counts.named, counts.unknown, counts.late), (2, 1, 0));
+    }
+
+    #[test]
+    fn a_silent_runtime_is_waited_for_once() {
+        let mut known = Known::default();
+        known.is_asked(true);
+        assert_eq!(known.meet("a", |_| true), Meeting::Wait);
+        known.is_late();
+        assert_eq!(known.meet("a", |_| true), Meeting::GoOn);
+        assert_eq!(known.meet("b", |_| true), Meeting::GoOn);
+        assert_eq!(known.questions().count(), 2, "but asked");
+        known.told("a", told());
+        assert_eq!(known.meet("c", |_| true), Meeting::Wait, "it speaks again");
+        assert_eq!(known.counts().unwrap().late, 1);
+    }
+
+    #[test]
+    fn not_more_than_so_many() {
+        let mut known = Known::default();
+        known.is_asked(true);
+        for number in 0..CONTAINERS_MAX {
+            assert_eq!(known.meet(&number.to_string(), |_| true), Meeting::Wait);
+        }
+        assert_eq!(known.meet("one more", |_| true), Meeting::GoOn);
+        assert_eq!(known.questions().count(), CONTAINERS_MAX);
+        // Nobody is in most of them.
+        assert_eq!(known.meet("one more", |id| id == "7"), Meeting::Wait);
+        assert_eq!(known.containers.len(), 2);
+        known.told("5", told());
+        assert!(known.get("5").is_none(), "forgotten meanwhile");
+    }
+}

@@ -1,0 +1,247 @@
+//! Who reads a daemon's configuration again: a process of its own, started before the lock-in.
+//!
+//! The pipeline may open no file, and the privileged half parses nothing; names of users and the file itself need
+//! somebody who does both. It is root without a capability, so it reads what root owns, and it hears nothing but "read
+//! it again" from the pipeline. What it says is the text of a file that is valid as a whole, with the users' names looked
+//! up, or why it is not. It ends when the pipeline does.
+
+use std::{
+    io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::inotify,
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    command::close_all_but,
+    config::{Config, ConfigError, Owner, Settings},
+    half::{self, Received, clip},
+};
+
+/// The reader, seen from the pipeline.
+#[derive(Debug)]
+pub struct Reader {
+    pub pid: u32,
+    socket: OwnedFd,
+}
+
+/// Pipeline → reader.
+#[derive(Debug, Serialize, Deserialize)]
+enum Ask {
+    Again,
+}
+
+/// Reader → pipeline.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    /// The file, which is valid, and the users of its filter by number.
+    Text { text: String, uids: Vec<u32> },
+    /// Nothing of it is taken, and why.
+    Refused(String),
+}
+
+impl Said {
+    /// What was meant, without a file or a name to look up.
+    pub fn config(self, path: &Path) -> Result<Config, String> {
+        let (text, uids) = match self {
+            Said::Text { text, uids } => (text, uids),
+            Said::Refused(why) => return Err(why),
+        };
+        let config = Settings::parse(&text, path).and_then(|settings| {
+            let uid = settings.uid.as_ref();
+            let uid = uid.map(|_| uids.into_iter().map(Owner::Uid).collect());
+            Config::try_from(Settings { uid, ..settings })
+        });
+        config.map_err(|error| error.to_string())
+    }
+}
+
+impl Reader {
+    /// Starts it. `text` is what was read of the file so far. While this process has one thread.
+    pub fn start(path: &Path, text: &str) -> io::Result<Reader> {
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        // SAFETY: this process has one thread, so the child may do anything.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                // Not the lock of the daemon, nor its manager's socket.
+                close_all_but(theirs.as_raw_fd(), theirs.as_raw_fd());
+                if become_little().is_ok() {
+                    Watch::new(path, text).serve(&theirs);
+                }
+                // SAFETY: ends this process, and runs nothing of the parent's.
+                unsafe { libc::_exit(0) }
+            }
+            pid => Ok(Reader {
+                pid: pid.unsigned_abs(),
+                socket: ours,
+            }),
+        }
+    }
+
+    /// Answered by [`Reader::said`], also if nothing has changed.
+    pub fn ask(&self) -> io::Result<()> {
+        half::send(&self.socket, &Ask::Again, &[])
+    }
+
+    /// What it has said since the last time. `End`: it is gone.
+    pub fn said(&self) -> io::Result<Received<Said>> {
+        half::receive(&self.socket)
+    }
+}
+
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The terminal's signals are the pipeline's, with which this process ends.
+fn become_little() -> io::Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+        // SAFETY: ignoring a signal installs no handler.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets {
+        effective: none,
+        permitted: none,
+        inheritable: none,
+    };
+    set_capabilities(None, sets)?;
+    Ok(set_no_new_privs(true)?)
+}
+
+/// The file, and what is known of it.
+struct Watch {
+    path: PathBuf,
+    text: String,
+    /// Watches the directory: an editor or a package puts a new file in the place of the old one.
+    changes: Option<OwnedFd>,
+}
+
+/// So long nothing more must happen, and at most so long it is waited for.
+const CALM: Duration = Duration::from_millis(100);
+const CALM_MAX: Duration = Duration::from_secs(1);
+/// What fits into a message with room to spare.
+const TEXT_MAX: usize = 48 << 10;
+
+impl Watch {
+    fn new(path: &Path, text: &str) -> Watch {
+        Watch {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            changes: changes(path).ok(),
+        }
+    }
+
+    fn serve(&mut self, socket: &OwnedFd) {
+        loop {
+            let mut fds = vec![PollFd::new(socket, PollFlags::IN)];
+            fds.extend(self.changes.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+            let said = match half::receive(socket) {
+                Ok(Received::Message(Ask::Again, _)) => Some(self.read()),
+                Ok(Received::Nothing) => self.if_changed(),
+                Ok(Received::End) | Err(_) => return,
+            };
+            if let Some(said) = said
+                && half::send(socket, &said, &[]).is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    /// Says nothing of a file that was written again as it was.
+    fn if_changed(&mut self) -> Option<Said> {
+        if !self.has_happened() {
+            return None;
+        }
+        let until = Instant::now() + CALM_MAX;
+        while Instant::now() < until && self.happens_within(CALM) {
+            self.has_happened();
+        }
+        let before = self.text.clone();
+        let said = self.read();
+        let is_news = self.text != before || matches!(said, Said::Refused(_));
+        is_news.then_some(said)
+    }
+
+    fn read(&mut self) -> Said {
+        match self.settings() {
+            Ok(config) => Said::Text {
+                text: self.text.clone(),
+                uids: config.filter.uids,
+            },
+            Err(error) => Said::Refused(clip(&error.to_string())),
+        }
+    }
+
+    fn settings(&mut self) -> Result<Config, ConfigError> {
+        let text = Settings::text(&self.path)?;
+        if text.len() > TEXT_MAX {
+            return Err(ConfigError::Read {
+                path: self.path.clone(),
+                source: io::Error::other("it is larger than 48 KiB"),
+            });
+        }
+        self.text = text;
+        Config::try_from(Settings::parse(&self.text, &self.path)?)
+    }
+
+    /// Has anything been done to the file? A file that is being written is not looked at before it is closed: its
+    /// first half may be valid, too. A name with two dots is what Kubernetes puts a new version under.
+    fn has_happened(&self) -> bool {
+        let Some(changes) = &self.changes else {
+            return false;
+        };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(changes, &mut buffer);
+        let mut has_happened = false;
+        while let Ok(event) = events.next() {
+            let name = event.file_name().map(|name| name.to_bytes());
+            let file = self.path.file_name().map(|name| name.as_encoded_bytes());
+            has_happened |= name == file || name.is_some_and(|name| name.starts_with(b".."));
+        }
+        has_happened
+    }
+
+    fn happens_within(&self, time: Duration) -> bool {
+        let Some(changes) = &self.changes else {
+            return false;
+        };
+        let time = Timespec::try_from(time).expect("a moment");
+        poll(&mut [PollFd::new(changes, PollFlags::IN)], Some(&time)).is_ok_and(|ready| ready > 0)
+    }
+}
+
+fn changes(path: &Path) -> rustix::io::Result<OwnedFd> {
+    use inotify::{CreateFlags, WatchFlags};
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
+    };
+    let changes = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
+    inotify::add_watch(&changes, directory, what)?;
+    Ok(changes)
+}

@@ -1,0 +1,550 @@
+//! The daemon as its manager, its administrator and another agent see it. It watches one control group, named as a
+//! container's, in which the test's own server is with a library of its own: nobody else on the machine is looked at.
+
+use std::{
+    cell::RefCell,
+    fs,
+    os::unix::{
+        fs::{MetadataExt as _, PermissionsExt as _},
+        net::UnixDatagram,
+    },
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    containers::Group,
+    harness::{
+        Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, scaled, seconds, skip, wait_for,
+    },
+    records::{Records, compare, total},
+};
+
+/// A running daemon, and what its manager heard of it.
+struct Daemon<'a> {
+    lab: &'a Lab,
+    process: Proc,
+    manager: UnixDatagram,
+    heard: RefCell<Vec<(Instant, String)>>,
+}
+
+/// What the manager waits for a sign of life.
+const WATCHDOG: Duration = Duration::from_millis(800);
+
+impl Daemon<'_> {
+    /// With these settings besides those of each test.
+    fn start<'a>(lab: &'a Lab, name: &str, group: &str, settings: &str) -> Daemon<'a> {
+        let path = lab.path(&format!("{name}.notify"));
+        let _ = fs::remove_file(&path);
+        let manager = UnixDatagram::bind(&path).unwrap();
+        manager.set_nonblocking(true).unwrap();
+        write_settings(lab, group, settings);
+        let mut command = lab.command(argv![
+            Agent::path(),
+            "daemon",
+            "--config",
+            lab.path("config.toml")
+        ]);
+        command
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", WATCHDOG.as_micros().to_string());
+        Daemon {
+            lab,
+            process: lab.spawn(command, name),
+            manager,
+            heard: RefCell::default(),
+        }
+    }
+
+    /// Takes in what has come.
+    fn listen(&self) {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = self.manager.recv(&mut buffer) {
+            let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            self.heard.borrow_mut().push((Instant::now(), said));
+        }
+    }
+
+    fn count(&self, word: &str) -> usize {
+        self.listen();
+        let heard = self.heard.borrow();
+        let has = |said: &String| said.lines().any(|line| line == word);
+        heard.iter().filter(|(_, said)| has(said)).count()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, word: &str, count: usize) {
+        wait_for(&format!("{word} from the daemon"), seconds(30), || {
+            if let Some(end) = self.process.ended() {
+                panic!("the daemon ended: {end:?}\n{}", self.process.err());
+            }
+            (self.count(word) >= count).then_some(())
+        });
+    }
+
+    /// The words since the manager began to listen, without those of the watchdog.
+    fn words(&self) -> Vec<String> {
+        self.listen();
+        let heard = self.heard.borrow();
+        let lines = heard.iter().flat_map(|(_, said)| said.lines());
+        let words = lines.filter(|line| line.ends_with("=1") && *line != "WATCHDOG=1");
+        words.map(str::to_owned).collect()
+    }
+
+    fn reload(&self) {
+        self.process.signal(libc::SIGHUP);
+    }
+
+    /// `vortex-agent health`, how it ended and what it said.
+    fn health(&self, options: &[&str]) -> (End, String, String) {
+        health(self.lab, options)
+    }
+
+    /// Its status, if it is ready.
+    #[track_caller]
+    fn status(&self) -> Value {
+        let (end, out, err) = self.health(&[]);
+        assert_eq!(end, End::Code(0), "{out}{err}");
+        assert_eq!(out.lines().count(), 1, "{out}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// Ends it as its manager does, and gives what it wrote.
+    #[track_caller]
+    fn stop(self) -> Run {
+        self.process.signal(libc::SIGTERM);
+        let end = self.process.wait(seconds(30));
+        self.listen();
+        assert_eq!(self.words().last().unwrap(), "STOPPING=1");
+        Run {
+            end,
+            text: fs::read_to_string(self.lab.path("records.ndjson")).unwrap(),
+            process: self.process,
+        }
+    }
+}
+
+fn health(lab: &Lab, options: &[&str]) -> (End, String, String) {
+    let mut words = argv![Agent::path(), "health", "--socket", socket(lab)];
+    words.extend(options.iter().map(Into::into));
+    let process = lab.spawn(lab.command(words), "health");
+    let end = process.wait(seconds(10));
+    (end, process.out(), process.err())
+}
+
+fn socket(lab: &Lab) -> PathBuf {
+    lab.path("run/agent.sock")
+}
+
+/// As a package or an editor does: a new file in the place of the old one.
+fn write_settings(lab: &Lab, group: &str, settings: &str) {
+    let text = format!(
+        "container = [\"{group}\"]\noutput = \"json\"\noutput-file = \"{}\"\nstats-interval = \"500ms\"\n\
+         content = \"full\"\n{settings}\n[daemon]\nsocket = \"{}\"\n",
+        lab.path("records.ndjson").display(),
+        socket(lab).display()
+    );
+    let new = lab.file("config.new", text);
+    fs::rename(new, lab.path("config.toml")).unwrap();
+}
+
+const EMIT: &str = "emit = [\"data\", \"gap\", \"coverage\", \"stats\"]";
+
+/// An id that no runtime gives, with which the control group is named.
+fn container(number: u32) -> String {
+    format!("{:08x}{number:08x}", std::process::id()).repeat(4)
+}
+
+fn group(test: &'static str, number: u32) -> Option<(Group, String)> {
+    let id = container(number);
+    let group = Group::of_container(&id);
+    if group.is_none() {
+        skip(test, "no writable control group hierarchy is mounted");
+    }
+    Some((group?, id))
+}
+
+/// A server in the group, which alone maps its copy of libssl.
+fn server<'a>(lab: &'a Lab, name: &'static str, group: &Group) -> Server<'a> {
+    let mut shell = Command::new("sh");
+    let script = format!("{} exec {PYTHON} \"$@\"", group.enter());
+    shell
+        .args(["-c", &script, "sh"])
+        .env("LD_LIBRARY_PATH", lab.private_libssl(name));
+    lab.server_named(name, shell, &[])
+}
+
+#[track_caller]
+fn wait_for_coverage(lab: &Lab, pid: u32) {
+    wait_for("coverage of the server", seconds(20), || {
+        let text = fs::read_to_string(lab.path("records.ndjson")).unwrap_or_default();
+        let records = Records::parse(&text, false).unwrap();
+        let mut coverage = records.kind("coverage");
+        coverage
+            // It began before the daemon did.
+            .any(|record| record["process"]["pid"] == pid && record["status"] == "partly")
+            .then_some(())
+    });
+}
+
+/// Some megabytes both ways.
+fn talk(lab: &Lab, server: &Server<'_>) -> Proc {
+    let client = lab.program("http_client.py");
+    let words = argv![PYTHON, client, "http.client", server.port.to_string()];
+    lab.finish(lab.command(words), "client")
+}
+
+/// Each byte of the server's connections is there once, and no other.
+#[track_caller]
+fn assert_exact(run: &Run, server: &Server<'_>) {
+    run.success();
+    let truth = server.truth();
+    let records = run.records();
+    compare(&records.connections().unwrap(), &truth, &[]).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(records.check_ledger().unwrap(), total(&truth));
+}
+
+#[test]
+fn daemon_from_its_start_to_its_end() {
+    const TEST: &str = "daemon_from_its_start_to_its_end";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 1) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let (end, _, said) = health(&lab, &["--live"]);
+    assert_eq!(end, End::Code(1));
+    assert!(said.contains("no daemon is running"), "{said}");
+
+    let daemon = Daemon::start(&lab, "daemon", &id, EMIT);
+    daemon.wait_for("READY=1", 1);
+    // Ready means that what is mapped already is seen: nothing is waited for.
+    talk(&lab, &server);
+    wait_for_coverage(&lab, server.pid());
+    let mode = fs::metadata(socket(&lab)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    // Idle, it lives all the same.
+    let before = daemon.count("WATCHDOG=1");
+    std::thread::sleep(4 * WATCHDOG);
+    let lives = daemon.count("WATCHDOG=1") - before;
+    assert!(
+        (6..=9).contains(&lives),
+        "{lives} signs of life in 4 intervals"
+    );
+    let status = daemon.status();
+    assert_eq!(status["state"], "ready");
+    assert_eq!(status["pid"], daemon.process.pid());
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["coverage"]["partly"], 1, "{status}");
+    let bytes = &status["bytes"];
+    assert_eq!(bytes["seen"], total(&server.truth()), "{status}");
+    assert_eq!(bytes["delivered"], bytes["seen"], "{status}");
+
+    // A line that stands still says nothing, and nobody says it for it.
+    daemon.process.signal(libc::SIGSTOP);
+    let before = daemon.count("WATCHDOG=1");
+    std::thread::sleep(2 * WATCHDOG);
+    assert!(daemon.count("WATCHDOG=1") <= before + 1, "it is stopped");
+    let (end, _, said) = daemon.health(&["--live"]);
+    assert_eq!(end, End::Code(1));
+    assert!(said.contains("does not answer"), "{said}");
+    daemon.process.signal(libc::SIGCONT);
+    wait_for("health", seconds(10), || {
+        (daemon.health(&[]).0 == End::Code(0)).then_some(())
+    });
+
+    talk(&lab, &server);
+    let run = daemon.stop();
+    assert_exact(&run, &server);
+    let (end, _, said) = health(&lab, &[]);
+    assert_eq!(end, End::Code(1));
+    assert!(said.contains("no daemon is running"), "{said}");
+}
+
+/// Filters and kinds change while traffic flows; who is wanted before and after is seen all the time.
+#[test]
+fn daemon_reloads_under_load() {
+    const TEST: &str = "daemon_reloads_under_load";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 2) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let comm = "comm = [\"python3\"]";
+    let daemon = Daemon::start(&lab, "daemon", &id, &format!("{EMIT}\n{comm}"));
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    // The same process passes each of them, by another filter.
+    let filters = [
+        "uid = [0]",
+        "",
+        "comm = [\"other\", \"python3\"]\nuid = [\"root\"]",
+        "uid = [0, 1]",
+        comm,
+        "comm = [\"another\", \"python3\"]\nuid = [1, 0]",
+    ];
+    let client = lab.program("http_client.py");
+    let mut clients = Vec::new();
+    let count = scaled("reloads", 18, 6) as usize;
+    for (number, filter) in filters.iter().cycle().take(count).enumerate() {
+        let words = argv![PYTHON, &client, "http.client", server.port.to_string()];
+        clients.push(lab.spawn(lab.command(words), &format!("client-{number}")));
+        let body = format!("body-limit = {}", number + 1);
+        write_settings(&lab, &id, &format!("{EMIT}\n{filter}\n{body}"));
+        // In turn because of the signal, and because of the file alone.
+        if number % 2 == 0 {
+            daemon.reload();
+        }
+        daemon.wait_for("READY=1", number + 2);
+    }
+    for client in clients {
+        assert_eq!(client.wait(seconds(60)), End::Code(0), "{}", client.err());
+    }
+    let words = daemon.words();
+    assert!(words.iter().any(|word| word == "RELOADING=1"), "{words:?}");
+    let run = daemon.stop();
+    assert_exact(&run, &server);
+}
+
+/// Who is wanted no more is not seen, and seen again later. The way in which the test above would fail.
+#[test]
+fn daemon_turns_away_and_takes_back() {
+    const TEST: &str = "daemon_turns_away_and_takes_back";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 3) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let daemon = Daemon::start(&lab, "daemon", &id, EMIT);
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    talk(&lab, &server);
+    let seen = |daemon: &Daemon<'_>| daemon.status()["bytes"]["seen"].as_u64().unwrap();
+    let first = seen(&daemon);
+    assert_eq!(first, total(&server.truth()));
+
+    write_settings(&lab, &id, &format!("{EMIT}\ncomm = [\"other\"]"));
+    daemon.wait_for("READY=1", 2);
+    talk(&lab, &server);
+    assert_eq!(seen(&daemon), first, "it is wanted no more");
+
+    write_settings(&lab, &id, &format!("{EMIT}\ncomm = [\"python3\"]"));
+    daemon.wait_for("READY=1", 3);
+    talk(&lab, &server);
+    assert_eq!(seen(&daemon), 2 * first, "it is wanted again");
+    let run = daemon.stop();
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let of_server = records
+        .kind("coverage")
+        .filter(|record| record["process"]["pid"] == server.pid());
+    assert_eq!(
+        of_server.count(),
+        2,
+        "once at the start, once when it is back"
+    );
+    let error = compare(&records.connections().unwrap(), &server.truth(), &[]);
+    error.expect_err("a third of the connections was not to be seen");
+}
+
+/// The old settings stay, and what is wrong with the new ones is said in a line.
+#[test]
+fn daemon_refuses_a_broken_file_whole() {
+    const TEST: &str = "daemon_refuses_a_broken_file_whole";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 4) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let daemon = Daemon::start(&lab, "daemon", &id, EMIT);
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    for (number, (settings, words)) in [
+        (
+            "comm = [\"other\"]\nemti = [\"gap\"]",
+            "line 7: unknown key `emti`, did you mean `emit`?",
+        ),
+        (
+            "comm = [\"other\"]\nuid = [\"no-such-user-here\"]",
+            "no-such-user-here",
+        ),
+        (
+            &format!("{EMIT}\nring-size = \"1MiB\""),
+            "ring-size stay as they were",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        write_settings(&lab, &id, settings);
+        daemon.reload();
+        daemon.wait_for("READY=1", number + 2);
+        wait_for(words, seconds(10), || {
+            daemon.process.err().contains(words).then_some(())
+        });
+    }
+    talk(&lab, &server);
+    let run = daemon.stop();
+    assert_exact(&run, &server);
+}
+
+/// Of two daemons one runs; a run beside it says so. What a dead one left is in nobody's way.
+#[test]
+fn daemon_is_the_only_one() {
+    const TEST: &str = "daemon_is_the_only_one";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 5) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let daemon = Daemon::start(&lab, "daemon", &id, EMIT);
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+
+    let pid = daemon.process.pid();
+    let mut second = lab.command(argv![
+        Agent::path(),
+        "daemon",
+        "--config",
+        lab.path("config.toml")
+    ]);
+    // As under systemd, which takes a line's priority from its beginning.
+    let stderr = fs::metadata(lab.file("second.err", "")).unwrap();
+    let stderr = format!("{}:{}", stderr.dev(), stderr.ino());
+    second.env("JOURNAL_STREAM", stderr);
+    let second = lab.spawn(second, "second");
+    assert_eq!(second.wait(seconds(10)), End::Code(1));
+    let said = second.err();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let named = format!("<3>vortex-agent: another daemon (process {pid})");
+    assert!(said.starts_with(&named), "{said}");
+
+    let settings = lab.file(
+        "run.toml",
+        format!("[daemon]\nsocket = \"{}\"\n", socket(&lab).display()),
+    );
+    let options = argv!["--config", settings, "--container", &id];
+    let beside = lab.agent().output(Some(lab.path("beside.ndjson")));
+    let beside = beside.options(options).unfiltered();
+    beside.wait_for_coverage(server.pid());
+    talk(&lab, &server);
+    beside.process.signal(libc::SIGTERM);
+    let beside = beside.finish(seconds(30));
+    let said = beside.process.err();
+    assert!(
+        said.contains(&format!("a daemon (process {pid}) watches")),
+        "{said}"
+    );
+    // Each has all of it, once.
+    assert_exact(&beside, &server);
+    let seen = daemon.status()["bytes"]["seen"].clone();
+    assert_eq!(seen, total(&server.truth()));
+
+    daemon.process.signal(libc::SIGKILL);
+    daemon.process.wait(seconds(10));
+    assert!(socket(&lab).exists(), "nobody was there to remove it");
+    let next = Daemon::start(&lab, "next", &id, EMIT);
+    next.wait_for("READY=1", 1);
+    assert_eq!(next.status()["pid"], next.process.pid());
+    next.stop().success();
+}
+
+/// The unit as it is in the package: without a word from systemd, and with no more rights than it had when this was
+/// written.
+#[test]
+fn daemon_unit_is_valid() {
+    const TEST: &str = "daemon_unit_is_valid";
+    const BUDGET: f32 = 3.3;
+    let Some(lab) = Lab::with(TEST, &["systemd-analyze"]) else {
+        return;
+    };
+    let unit = include_str!("../../deploy/systemd/vortex-agent.service");
+    let agent = Agent::path().display().to_string();
+    let unit = lab.file(
+        "test.service",
+        unit.replace("/usr/bin/vortex-agent", &agent),
+    );
+    let analyze = |words: &[&str], name: &str| {
+        let mut command = Command::new("systemd-analyze");
+        command.args(words).arg(&unit);
+        let process = lab.finish(command, name);
+        (process.out(), process.err())
+    };
+    let (out, err) = analyze(&["verify", "--man=no"], "verify");
+    assert_eq!(out + &err, "", "what systemd does not understand");
+    let (out, _) = analyze(&["security", "--offline=yes"], "security");
+    let level = out.lines().find_map(|line| {
+        let (_, level) = line.split_once("Overall exposure level for test.service: ")?;
+        level.split(' ').next()?.parse::<f32>().ok()
+    });
+    let level = level.unwrap_or_else(|| panic!("{out}"));
+    assert!(level <= BUDGET, "{level} is more than {BUDGET}\n{out}");
+}
+
+/// What packages are made with.
+#[test]
+fn daemon_comes_with_papers() {
+    let Some(lab) = Lab::new("daemon_comes_with_papers") else {
+        return;
+    };
+    let print = |words: &[&str]| {
+        let mut command = Command::new(Agent::path());
+        command.args(words);
+        lab.finish(command, "print").out()
+    };
+    let page = print(&["man"]);
+    for words in [
+        ".TH vortex-agent 1",
+        "VORTEX-AGENT DAEMON",
+        "VORTEX-AGENT RUN",
+        "\\-\\-emit",
+    ] {
+        assert!(page.contains(words), "{words} in {page}");
+    }
+    for hidden in ["ATTACH", "load\\-check", "TLS"] {
+        let is_section = |line: &str| line.starts_with(".SH") && line.contains(hidden);
+        assert!(!page.lines().any(is_section), "{hidden}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let script = print(&["completions", shell]);
+        assert!(script.contains("--stats-interval") || script.contains("stats-interval"));
+    }
+    let schema: Value = serde_json::from_str(&print(&["config", "--schema"])).unwrap();
+    assert_eq!(schema["additionalProperties"], false);
+    lab.file("config.toml", print(&["config"]));
+    print(&[
+        "config",
+        "--check",
+        lab.path("config.toml").to_str().unwrap(),
+    ]);
+}

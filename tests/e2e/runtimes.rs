@@ -1,0 +1,630 @@
+//! What containers are called: asked of real runtimes, each private to its test.
+
+use std::{
+    collections::HashMap,
+    ffi::OsString,
+    fs,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    containers::Group,
+    harness::{Lab, PYTHON, Proc, argv, bare, libssl, scaled, seconds, skip, wait_for},
+    records::{Truth, total},
+};
+
+/// containerd with its state in the test's directory, and an image for pods and containers alike. All of its
+/// containers are below one control group.
+struct Containerd<'a> {
+    lab: &'a Lab,
+    bin: PathBuf,
+    grpc: PathBuf,
+    group: Group,
+    process: Option<Proc>,
+    pods: Vec<String>,
+    calls: u32,
+}
+
+const IMAGE: &str = "test.local/vortex:1";
+
+impl<'a> Containerd<'a> {
+    fn start(lab: &'a Lab, test: &str) -> Option<Containerd<'a>> {
+        let bin = lab.fixture("containerd", "bin/containerd")?;
+        let grpc = lab.fixture("grpcio", "grpc")?;
+        let Some(group) = Group::new("cgroup2", test) else {
+            skip(test, "no control group of version 2 can be made");
+            return None;
+        };
+        let state = |name: &str| lab.path(name).display().to_string();
+        // `restrict_oom_score_adj`: nobody may be less than we are where root has no CAP_SYS_RESOURCE.
+        let config = format!(
+            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n[grpc]\naddress = \"{}\"\n\
+             [plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{}\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{IMAGE}\"\n\
+             restrict_oom_score_adj = true\ndisable_tcp_service = true\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/nonexistent\"\nconf_dir = \"/nonexistent\"\n",
+            state("root"),
+            state("state"),
+            state("c.sock"),
+            state("opt"),
+        );
+        lab.file("containerd.toml", config);
+        let mut containerd = Containerd {
+            lab,
+            bin: bin.parent().expect("bin").to_owned(),
+            grpc: grpc.parent().expect("the wheel").to_owned(),
+            group,
+            process: None,
+            pods: Vec::new(),
+            calls: 0,
+        };
+        containerd.restart();
+        containerd.import();
+        Some(containerd)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.lab.path("c.sock")
+    }
+
+    /// Containers do not notice.
+    fn restart(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.signal(libc::SIGTERM);
+            process.wait(seconds(20));
+        }
+        let config = self.lab.path("containerd.toml");
+        let mut command = self
+            .lab
+            .command(argv![self.bin.join("containerd"), "-c", config]);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{}:{path}", self.bin.display()));
+        self.process = Some(self.lab.spawn(command, "containerd"));
+    }
+
+    fn import(&self) {
+        let tar = image(self.lab, &self.bin);
+        let ctr = self.bin.join("ctr");
+        wait_for("the socket of containerd", seconds(20), || {
+            self.socket().exists().then_some(())
+        });
+        let words = argv![
+            ctr,
+            "-a",
+            self.socket(),
+            "-n",
+            "k8s.io",
+            "images",
+            "import",
+            tar
+        ];
+        self.lab.finish(self.lab.command(words), "import");
+    }
+
+    /// Field 1 of each answer.
+    fn call(&mut self, calls: &[(&str, Value)]) -> Vec<String> {
+        self.calls += 1;
+        let name = format!("calls-{}", self.calls);
+        let lines = calls.iter().map(|call| json!(call).to_string() + "\n");
+        let file = self.lab.file(&name, lines.collect::<String>());
+        let script = format!("exec \"$@\" < {}", file.display());
+        let program = self.lab.program("cri.py");
+        let words = argv!["sh", "-c", script, "sh", PYTHON, program, self.socket()];
+        let mut command = self.lab.command(words);
+        command.env("PYTHONPATH", &self.grpc);
+        let answers = self.lab.finish(command, &name).out();
+        answers.lines().map(str::to_owned).collect()
+    }
+
+    /// `PodSandboxConfig`: its name, uid and namespace, a label, an annotation, and the machine's network.
+    fn pod(&self, name: &str) -> Value {
+        let parent = format!("/{}", self.group.name());
+        json!([
+            [1, [[1, name], [2, format!("uid-of-{name}")], [3, "shop"]]],
+            [6, [[1, "app.kubernetes.io/name"], [2, name]]],
+            [7, [[1, "note"], [2, "as somebody wrote it"]]],
+            [8, [[1, parent], [2, [[1, [[1, 2]]]]]]],
+        ])
+    }
+
+    fn start_pod(&mut self, name: &str) -> String {
+        let pod = self.pod(name);
+        let id = self.call(&[("RunPodSandbox", json!([[1, pod]]))]).remove(0);
+        self.pods.push(id.clone());
+        id
+    }
+
+    /// `CreateContainer`: runs a shell's script, with the libssl of the image.
+    fn creation(&self, pod: (&str, &str), name: &str, script: &str) -> (&'static str, Value) {
+        let (pod_id, pod) = pod;
+        let config = json!([
+            [1, [[1, name]]],
+            [2, [[1, IMAGE]]],
+            [3, "/bin/busybox"],
+            [3, "sh"],
+            [3, "-c"],
+            [3, script],
+            [6, [[1, "LD_LIBRARY_PATH"], [2, "/private"]]],
+            [7, [[1, "/usr"], [2, "/usr"], [3, 1]]],
+            [9, [[1, "tier"], [2, "front"]]],
+            [15, [[2, [[3, [[1, 2]]]]]]],
+        ]);
+        let message = json!([[1, pod_id], [2, config], [3, self.pod(pod)]]);
+        ("CreateContainer", message)
+    }
+
+    /// Starts them one after the other.
+    fn run(&mut self, ids: &[String]) {
+        let start = |id: &String| ("StartContainer", json!([[1, id]]));
+        self.call(&ids.iter().map(start).collect::<Vec<_>>());
+    }
+}
+
+impl Drop for Containerd<'_> {
+    fn drop(&mut self) {
+        let end = |method| move |id: &String| (method, json!([[1, id]]));
+        let stop = self.pods.iter().map(end("StopPodSandbox"));
+        let remove = self.pods.iter().map(end("RemovePodSandbox"));
+        let calls: Vec<_> = stop.chain(remove).collect();
+        self.call(&calls);
+        if let Some(process) = self.process.take() {
+            process.signal(libc::SIGTERM);
+            process.wait(seconds(20));
+        }
+        remove_group(&self.group);
+    }
+}
+
+/// busybox, a libssl that nobody else has, and places for the machine's own programs. In a tar; `bin` is the fixture's.
+fn image(lab: &Lab, bin: &Path) -> PathBuf {
+    let root = lab.path("image");
+    for dir in ["bin", "private", "usr", "proc", "dev", "sys", "tmp"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    for dir in ["lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{dir}"), root.join(dir)).unwrap();
+    }
+    let busybox = bin.with_file_name("root").join("bin/busybox");
+    fs::copy(busybox, root.join("bin/busybox")).unwrap();
+    fs::copy(libssl(), root.join("private/libssl.so.3")).unwrap();
+    let (program, tar) = (lab.program("image.py"), lab.path("image.tar"));
+    let words = argv![
+        PYTHON,
+        program,
+        root,
+        IMAGE,
+        &tar,
+        "/bin/busybox",
+        "sleep",
+        "1000"
+    ];
+    lab.finish(lab.command(words), "image");
+    tar
+}
+
+/// runc makes groups and their parent in every hierarchy, and not all are removed by whoever called it.
+fn remove_group(group: &Group) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        let parent = Path::new(mount).join(group.name());
+        for child in fs::read_dir(&parent).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(child.path());
+        }
+        let _ = fs::remove_dir(parent);
+    }
+}
+
+/// Maps the image's library and stays: nobody finds its probes taken out.
+const HOLD: &str = "exec /usr/bin/python3 -c 'import ssl, time; time.sleep(600)'";
+
+fn is_of_image(coverage: &Value) -> bool {
+    coverage["library"]["path"] == "/private/libssl.so.3"
+}
+
+/// Says its own name to the server. It is there for a tenth of a second before it does.
+fn talk(name: &str, url: &str) -> String {
+    format!(
+        "(echo {name}; sleep 0.1) | exec /usr/bin/curl -sk --http1.1 --data-binary @- -o /dev/null {url}"
+    )
+}
+
+/// Fifty containers of two pods that end at once, with one library in a layer of their image, and a runtime that is
+/// restarted in the middle: each byte once, each under the name of the container that it belongs to.
+#[test]
+fn containers_are_called_as_their_runtime_calls_them() {
+    const TEST: &str = "containers_are_called_as_their_runtime_calls_them";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some(mut containerd) = Containerd::start(&lab, TEST) else {
+        return;
+    };
+    let pods = ["web-0", "web-1"];
+    let ids = pods.map(|name| containerd.start_pod(name));
+    let server = lab.server(&[]);
+    let config = format!(
+        "[metadata]\ncri = [\"{}\"]\n",
+        containerd.socket().display()
+    );
+    let group = format!("/{}", containerd.group.name());
+    let running = lab
+        .agent()
+        .options(argv![
+            "--config",
+            lab.file("config.toml", config),
+            "--cgroup",
+            group,
+            "--namespace",
+            "sh?p"
+        ])
+        .unfiltered();
+    let url = server.url("/echo");
+    let mut names: HashMap<String, (String, &str)> = HashMap::new();
+    let holder = containerd.creation((&ids[0], pods[0]), "holder", HOLD);
+    let holder = containerd.call(&[holder]);
+    containerd.run(&holder);
+    wait_for("probes in the image's library", seconds(20), || {
+        let records = running.records();
+        let found = records.kind("coverage").any(is_of_image);
+        found.then_some(())
+    });
+    let mut number = 0;
+    let mut start = |containerd: &mut Containerd<'_>, count: usize| {
+        let batch: Vec<(String, &str, &str)> = (0..count)
+            .map(|_| {
+                number += 1;
+                let pod = number % 2;
+                (format!("talker-{number}"), &*ids[pod], pods[pod])
+            })
+            .collect();
+        let calls: Vec<_> = batch
+            .iter()
+            .map(|(name, id, pod)| containerd.creation((id, pod), name, &talk(name, &url)))
+            .collect();
+        let made = containerd.call(&calls);
+        for ((name, _, pod), id) in batch.into_iter().zip(&made) {
+            names.insert(name, (id.clone(), pod));
+        }
+        containerd.run(&made);
+    };
+    let count = scaled("containers", 50, 4) as usize;
+    start(&mut containerd, count / 2);
+    // Nobody passes whose name can't be asked for.
+    wait_for("the records of the first half", seconds(20), || {
+        let connections = running.records().connections().ok()?;
+        (connections.len() == count / 2).then_some(())
+    });
+    containerd.restart();
+    start(&mut containerd, count - count / 2);
+    let truth = wait_for("what each has said", seconds(20), || {
+        let truth = server.client_truth();
+        (truth.len() == count).then_some(truth)
+    });
+    let name = |truth: &Truth| {
+        let sent = String::from_utf8_lossy(&truth.sent).into_owned();
+        sent.lines().last().expect("a body").to_owned()
+    };
+    wait_for("the last container's records", seconds(20), || {
+        let connections = running.records().connections().ok()?;
+        let is_there = |truth: &&Truth| connections.iter().any(|one| one.is(truth));
+        truth.iter().all(|one| is_there(&one)).then_some(())
+    });
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(30));
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let connections = records.connections().unwrap();
+    for truth in &truth {
+        let name = &*name(truth);
+        let (id, pod) = &names[name];
+        let mut same = connections.iter().filter(|one| one.is(truth));
+        let connection = same.next().unwrap_or_else(|| panic!("nothing of {name}"));
+        assert!(same.next().is_none(), "{name} twice");
+        for record in records.kind("data") {
+            if record["connection"]["id"] != *connection.id {
+                continue;
+            }
+            let container = &record["container"];
+            assert_eq!(container["id"], **id, "{record}");
+            assert_eq!(container["name"], *name, "{record}");
+            assert_eq!(container["image"]["name"], "test.local/vortex", "{record}");
+            assert_eq!(container["image"]["tags"], json!(["1"]), "{record}");
+            assert_eq!(container["labels"], json!({ "tier": "front" }), "{record}");
+            let told = json!({
+                "namespace": { "name": "shop" },
+                "pod": {
+                    "name": pod,
+                    "uid": format!("uid-of-{pod}"),
+                    "labels": { "app.kubernetes.io/name": pod },
+                    "annotations": { "note": "as somebody wrote it" },
+                },
+                "container": { "name": name },
+            });
+            assert_eq!(record["k8s"], told, "{record}");
+        }
+    }
+    let all = records.kind("data").chain(records.kind("coverage"));
+    for record in all {
+        let name = record["container"]["name"].as_str();
+        assert!(name.is_some(), "a container without a name: {record}");
+    }
+}
+
+/// Podman with all of its state in the test's directory, and its API's socket.
+struct Podman<'a> {
+    lab: &'a Lab,
+    podman: PathBuf,
+    group: Group,
+    service: Option<Proc>,
+    calls: u32,
+}
+
+impl<'a> Podman<'a> {
+    fn start(lab: &'a Lab, test: &str) -> Option<Podman<'a>> {
+        let podman = lab.fixture("podman", "bin/podman")?;
+        let runc = lab.fixture("containerd", "bin/runc")?;
+        let Some(group) = Group::new("cgroup2", test) else {
+            skip(test, "no control group of version 2 can be made");
+            return None;
+        };
+        // No more than root has where it lacks CAP_SYS_RESOURCE.
+        let config = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n[engine]\n\
+             cgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nconmon_path = [\"{}\"]\n\
+             runtime = \"runc\"\n[engine.runtimes]\nrunc = [\"{}\"]\n",
+            podman.with_file_name("conmon").display(),
+            runc.display(),
+        );
+        lab.file("containers.conf", config);
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\ngraphroot = \"{}\"\nrunroot = \"{}\"\n",
+            lab.path("graph").display(),
+            lab.path("run").display(),
+        );
+        lab.file("storage.conf", storage);
+        let policy = "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}";
+        let policy = lab.file("policy.json", policy);
+        let mut podman = Podman {
+            lab,
+            podman,
+            group,
+            service: None,
+            calls: 0,
+        };
+        let tar = image(lab, runc.parent().expect("bin"));
+        podman.call(argv!["load", "--signature-policy", policy, "-i", tar]);
+        let socket = format!("unix://{}", podman.socket().display());
+        let service = podman.command(argv!["system", "service", "-t", "0", socket]);
+        podman.service = Some(lab.spawn(service, "podman"));
+        wait_for("the socket of podman", seconds(20), || {
+            podman.socket().exists().then_some(())
+        });
+        Some(podman)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.lab.path("podman.sock")
+    }
+
+    fn command(&self, words: Vec<OsString>) -> Command {
+        let mut all = argv![&self.podman, "--tmpdir", self.lab.path("tmp")];
+        all.extend(words);
+        let mut command = self.lab.command(all);
+        command
+            .env("CONTAINERS_CONF", self.lab.path("containers.conf"))
+            .env("CONTAINERS_STORAGE_CONF", self.lab.path("storage.conf"));
+        command
+    }
+
+    fn call(&mut self, words: Vec<OsString>) -> String {
+        self.calls += 1;
+        let name = format!("podman-{}", self.calls);
+        let call = self.lab.finish(self.command(words), &name);
+        call.out().trim().to_owned()
+    }
+
+    /// Starts a container that runs a shell's script; its id.
+    fn run(&mut self, name: &str, script: &str) -> String {
+        let parent = format!("/{}", self.group.name());
+        let words = argv![
+            "create",
+            "--name",
+            name,
+            "--network",
+            "host",
+            "--label",
+            "tier=front",
+            "--cgroup-parent",
+            parent,
+            "-v",
+            "/usr:/usr:ro",
+            "-e",
+            "LD_LIBRARY_PATH=/private",
+            "--entrypoint",
+            "[\"/bin/busybox\"]",
+            IMAGE,
+            "sh",
+            "-c",
+            script,
+        ];
+        let id = self.call(words);
+        self.call(argv!["start", name]);
+        id
+    }
+}
+
+impl Drop for Podman<'_> {
+    fn drop(&mut self) {
+        self.call(argv!["rm", "--all", "--force", "-t", "0"]);
+        drop(self.service.take());
+        remove_group(&self.group);
+    }
+}
+
+/// By Docker's API. Those of another name are turned away after the copy, and their bytes are counted.
+#[test]
+fn containers_of_podman_by_name() {
+    const TEST: &str = "containers_of_podman_by_name";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some(mut podman) = Podman::start(&lab, TEST) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let url = server.url("/echo");
+    let config = format!("[metadata]\ndocker = [\"{}\"]\n", podman.socket().display());
+    let running = lab
+        .agent()
+        .options(argv![
+            "--config",
+            lab.file("config.toml", config),
+            "--cgroup",
+            format!("/{}", podman.group.name()),
+            "--container",
+            "talker-*"
+        ])
+        .unfiltered();
+    podman.run("talker-that-holds", HOLD);
+    wait_for("probes in the image's library", seconds(20), || {
+        let records = running.records();
+        let found = records.kind("coverage").any(is_of_image);
+        found.then_some(())
+    });
+    let count = scaled("containers", 10, 3) as usize;
+    let mut ids = HashMap::new();
+    for number in 0..count {
+        let name = format!("talker-{number}");
+        ids.insert(name.clone(), podman.run(&name, &talk(&name, &url)));
+        let name = format!("stranger-{number}");
+        podman.run(&name, &talk(&name, &url));
+    }
+    let truth = wait_for("what each has said", seconds(20), || {
+        let truth = server.client_truth();
+        (truth.len() == 2 * count).then_some(truth)
+    });
+    let of = |start: &str| -> Vec<&Truth> {
+        let said = |truth: &&Truth| {
+            let sent = String::from_utf8_lossy(&truth.sent).into_owned();
+            sent.lines()
+                .last()
+                .is_some_and(|name| name.starts_with(start))
+        };
+        truth.iter().filter(said).collect()
+    };
+    let talkers = of("talker-");
+    let strangers = of("stranger-");
+    assert_eq!((talkers.len(), strangers.len()), (count, count));
+    wait_for("the last container's records", seconds(20), || {
+        let connections = running.records().connections().ok()?;
+        let is_there = |truth: &&Truth| connections.iter().any(|one| one.is(truth));
+        talkers.iter().all(is_there).then_some(())
+    });
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(30));
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let connections = records.connections().unwrap();
+    for truth in talkers {
+        let sent = String::from_utf8_lossy(&truth.sent);
+        let name = sent.lines().last().expect("a body");
+        let same: Vec<_> = connections.iter().filter(|one| one.is(truth)).collect();
+        let [connection] = same[..] else {
+            panic!("{} times {name}", same.len());
+        };
+        for record in records.kind("data") {
+            if record["connection"]["id"] == *connection.id {
+                let told = json!({
+                    "id": ids[name],
+                    "name": name,
+                    "image": { "name": "test.local/vortex", "tags": ["1"] },
+                    "labels": { "tier": "front" },
+                });
+                assert_eq!(record["container"], told, "{record}");
+                assert_eq!(record["k8s"], Value::Null, "{record}");
+            }
+        }
+    }
+    for truth in &strangers {
+        assert!(!connections.iter().any(|one| one.is(truth)), "a stranger");
+    }
+    let filtered = records.last_stats().unwrap()["ledger"]["bytes"]["filtered"].as_u64();
+    assert!(filtered >= Some(total(&strangers.into_iter().cloned().collect::<Vec<_>>())));
+}
+
+/// A runtime that accepts and never answers: what is captured is whole, without a name.
+#[test]
+fn a_runtime_that_never_answers() {
+    const TEST: &str = "a_runtime_that_never_answers";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let id = crate::containers::id(4);
+    let Some(group) = Group::of_container(&id) else {
+        return skip(TEST, "no control group can be made");
+    };
+    let server = lab.server(&[]);
+    let socket = lab.path("silent.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let path = socket.display();
+    let config = format!("[metadata]\ncri = [\"{path}\"]\ndocker = [\"{path}\"]\n");
+    let running = lab
+        .agent()
+        .options(argv![
+            "--container",
+            &id,
+            "--config",
+            lab.file("config.toml", config)
+        ])
+        .watch_group();
+    let curl = |name: &str| {
+        let script = format!(
+            "{} exec curl -sk --http1.1 --data-binary {name} {}",
+            group.enter(),
+            server.url("/echo")
+        );
+        lab.finish(lab.command(argv!["sh", "-c", script]), name);
+    };
+    // Its library becomes known; it may be through with it before that.
+    curl("first");
+    wait_for("coverage of the container", seconds(10), || {
+        let records = running.records();
+        let found = records.kind("coverage").next().is_some();
+        found.then_some(())
+    });
+    let before = server.client_truth().len();
+    curl("second");
+    curl("third");
+    let truth = server.client_truth();
+    wait_for("both requests", seconds(10), || {
+        let connections = running.records().connections().ok()?;
+        let is_there = |truth| connections.iter().any(|one| one.is(truth));
+        truth[before..].iter().all(is_there).then_some(())
+    });
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(20));
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    for record in records.kind("data").chain(records.kind("coverage")) {
+        assert_eq!(record["container"], json!({ "id": id }), "{record:.300}");
+    }
+    let told = &records.last_stats().unwrap()["containers"];
+    assert_eq!(told["named"], 0, "{told}");
+    assert!(told["late"].as_u64() >= Some(1), "{told}");
+}
