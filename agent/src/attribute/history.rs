@@ -21,6 +21,13 @@ impl History {
         self.0.push_back((event, bytes));
     }
 
+    /// More of the last event.
+    pub fn extend(&mut self, bytes: u64) {
+        if let Some((_, last)) = self.0.back_mut() {
+            *last = last.saturating_add(bytes);
+        }
+    }
+
     pub fn clear(&mut self) {
         self.0.clear();
     }

@@ -143,9 +143,11 @@ impl Solver {
     pub fn call(&mut self, id: HandleId, place: Place, time: u64, call: Call<'_>) {
         self.step(id.pid, |process, said| {
             process.time = time;
-            process.arrive(place);
+            let is_same = process.arrive(place);
             process.handle(id, said);
-            process.tls(id, place.tid, call, said);
+            if !(is_same && process.wrote_more(id, place.tid, call)) {
+                process.tls(id, place.tid, call, said);
+            }
         });
     }
 
@@ -436,17 +438,41 @@ impl Process {
         }
     }
 
-    fn arrive(&mut self, place: Place) {
+    /// True if the last record of this thread has the same number: a long call is told in several.
+    fn arrive(&mut self, place: Place) -> bool {
         let thread = self.thread(place.tid);
         if place.skipped {
             thread.last = Last::Other;
         }
         let sequence = place.sequence;
         let before = std::mem::replace(&mut thread.sequence, sequence);
-        // A long call is told in several records of one number.
-        if sequence != before && sequence != before.wrapping_add(1) {
+        let is_same = sequence == before;
+        if !is_same && sequence != before.wrapping_add(1) {
             self.forget_evidence();
         }
+        is_same
+    }
+
+    /// More of the write that this handle began last: one call's bytes are encrypted together, wherever its buffers
+    /// end (rustls gathers a record from several). False if it did not begin one.
+    fn wrote_more(&mut self, id: HandleId, tid: u32, call: Call<'_>) -> bool {
+        let Call::Data {
+            direction: Direction::Sent,
+            length,
+            ..
+        } = call
+        else {
+            return false;
+        };
+        if self.thread(tid).last.handle() != Some(id) {
+            return false;
+        }
+        let handle = self.handles.get_mut(&id.handle).expect("the caller's");
+        let is_pending = handle.writer == tid && !handle.writes.is_empty() && !handle.is_tunnel;
+        if is_pending {
+            handle.writes.extend(length);
+        }
+        is_pending
     }
 
     fn thread(&mut self, tid: u32) -> &mut Thread {

@@ -77,6 +77,20 @@ impl Stage {
         self.data(tid, connection, Sent, length, b"plain");
     }
 
+    /// One call that is told in several records.
+    fn write_in_pieces(&mut self, tid: u32, connection: u64, lengths: &[u64]) {
+        let place = self.place(tid);
+        for length in lengths {
+            let call = Call::Data {
+                direction: Sent,
+                length: *length,
+                head: b"plain",
+            };
+            self.solver.call(handle(connection), place, self.time, call);
+        }
+        self.judge();
+    }
+
     fn read(&mut self, tid: u32, connection: u64, length: u64) {
         self.data(tid, connection, Received, length, b"plain");
     }
@@ -523,16 +537,20 @@ fn a_record_that_was_lost_takes_the_evidence_with_it() {
 fn pieces_of_one_call_are_no_loss() {
     let mut stage = Stage::default();
     stage.handshake(1, 7);
-    let place = stage.place(1);
-    for length in [65536, 65536, 10] {
-        let call = Call::Data {
-            direction: Sent,
-            length,
-            head: b"plain",
-        };
-        stage.solver.call(handle(7), place, 0, call);
-    }
+    stage.write_in_pieces(1, 7, &[65536, 65536, 10]);
     stage.send(1, 7, 2 * 65536 + 10 + 9 * RECORD);
+    stage.assert_named([7]);
+}
+
+/// As rustls does it: what a record is gathered from ends anywhere.
+#[test]
+fn pieces_of_one_call_are_encrypted_together() {
+    let mut stage = Stage::default();
+    stage.handshake(1, 7);
+    stage.write_in_pieces(1, 7, &[1304, 15080]);
+    stage.write(1, 7, 16384);
+    stage.write(1, 7, 8090);
+    stage.send(1, 7, 1304 + 15080 + 16384 + 8090 + 3 * RECORD);
     stage.assert_named([7]);
 }
 
