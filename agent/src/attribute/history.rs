@@ -9,22 +9,48 @@ const OVERHEADS: [u64; 3] = [22, 29, 21];
 /// Plaintext of one record.
 const RECORD: u64 = 16384;
 
-/// The last of its kind: number of the event and bytes, the oldest first.
+/// The last of its kind, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct History(VecDeque<(u64, u64)>);
+pub struct History(VecDeque<Run>);
+
+/// Events of a kind that nothing to compare them with came between.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Number of the first event.
+    event: u64,
+    count: u64,
+    bytes: u64,
+}
 
 impl History {
     pub fn push(&mut self, event: u64, bytes: u64) {
         if self.0.len() == LENGTH {
             self.0.pop_front();
         }
-        self.0.push_back((event, bytes));
+        let count = 1;
+        self.0.push_back(Run {
+            event,
+            count,
+            bytes,
+        });
+    }
+
+    /// Another one like the last, if that is no older than `limit`: one receive may hold hundreds of records, each read
+    /// by itself.
+    pub fn push_since(&mut self, limit: u64, event: u64, bytes: u64) {
+        match self.0.back_mut().filter(|run| run.event > limit) {
+            Some(run) => {
+                run.count += 1;
+                run.bytes = run.bytes.saturating_add(bytes);
+            }
+            None => self.push(event, bytes),
+        }
     }
 
     /// More of the last event.
     pub fn extend(&mut self, bytes: u64) {
-        if let Some((_, last)) = self.0.back_mut() {
-            *last = last.saturating_add(bytes);
+        if let Some(run) = self.0.back_mut() {
+            run.bytes = run.bytes.saturating_add(bytes);
         }
     }
 
@@ -36,16 +62,17 @@ impl History {
         self.0.is_empty()
     }
 
-    /// From the newest to the oldest.
+    /// Event and bytes, from the newest to the oldest.
     fn back(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.iter().rev().copied()
+        self.0.iter().rev().map(|run| (run.event, run.bytes))
     }
 
     /// Number and sum of those after an event.
     fn since(&self, event: u64) -> (u64, u64) {
-        self.back()
-            .take_while(|(at, _)| *at > event)
-            .fold((0, 0), |(count, sum), (_, bytes)| (count + 1, sum + bytes))
+        let runs = self.0.iter().rev().take_while(|run| run.event > event);
+        runs.fold((0, 0), |(count, sum), run| {
+            (count + run.count, run.bytes.saturating_add(sum))
+        })
     }
 }
 

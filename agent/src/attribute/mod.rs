@@ -249,6 +249,8 @@ struct Process {
     handles: HashMap<u64, Handle>,
     sockets: HashMap<Carrier, Socket>,
     threads: HashMap<u32, Thread>,
+    /// Number of the last event that was bytes received.
+    received_at: u64,
     /// Sockets that are ignored, and since when.
     ignored: HashMap<u64, u64>,
 }
@@ -615,7 +617,7 @@ impl Process {
         let now = self.now;
         let sockets = &self.sockets;
         let handle = self.handles.get_mut(&id.handle).expect("the caller's");
-        handle.reads.push(now, length);
+        handle.reads.push_since(self.received_at, now, length);
         // It read what this socket did not receive.
         handle.votes.retain(|(carrier, votes)| {
             votes.alone == 0 || sockets.get(carrier).is_none_or(|s| !s.received.is_empty())
@@ -697,6 +699,7 @@ impl Process {
             Direction::Received => {
                 socket.received.push(now, length);
                 socket.unread = Some(tid);
+                self.received_at = now;
                 self.thread(tid).last = Last::Received(carrier);
             }
         }

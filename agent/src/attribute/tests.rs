@@ -542,6 +542,27 @@ fn pieces_of_one_call_are_no_loss() {
     stage.assert_named([7]);
 }
 
+/// Many small records arrive together, and the last of each receive is cut.
+#[test]
+fn hundreds_of_reads_of_one_receive_agree_in_the_end() {
+    let mut stage = Stage::default();
+    stage.open(7);
+    // The end of the handshake leaves with the request: that proves nothing.
+    stage.write(1, 7, 700);
+    stage.send(1, 7, 80 + 700 + RECORD);
+    stage.receive(1, 7, 271);
+    stage.touch(1, 7);
+    stage.assert_named([]);
+    let whole = 900 * (150 + RECORD);
+    for (received, reads) in [(65536, 381), (65536, 381), (whole - 2 * 65536, 138)] {
+        stage.receive(1, 7, received);
+        for _ in 0..reads {
+            stage.read(1, 7, 150);
+        }
+    }
+    stage.assert_named([7]);
+}
+
 /// As rustls does it: what a record is gathered from ends anywhere.
 #[test]
 fn pieces_of_one_call_are_encrypted_together() {
