@@ -267,8 +267,8 @@ fn become_user(identity: Identity) -> Result<(), ConfineError> {
     )
 }
 
-/// Every right on files is handled and none is given, likewise for TCP; but for what is reached. Signals are not scoped: the
-/// pipeline has to pass SIGTERM on to CMD.
+/// Every right on files is handled and none is given, likewise for TCP; but for what is reached. Signals are not scoped:
+/// the pipeline has to pass SIGTERM on to CMD.
 fn forbid_files(reach: Reach<'_>) -> Result<Landlock, ConfineError> {
     const NEWEST: ABI = ABI::V5;
     let kept: BitFlags<AccessFs> =

@@ -26,6 +26,7 @@ pub mod glob;
 pub mod half;
 pub mod health;
 pub mod hello;
+mod helper;
 pub mod http;
 pub mod input;
 pub mod launch;

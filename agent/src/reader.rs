@@ -17,7 +17,6 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify,
     io::Errno,
-    net::{AddressFamily, SocketFlags, SocketType, socketpair},
     thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
 };
 use serde::{Deserialize, Serialize};
@@ -26,14 +25,12 @@ use crate::{
     command::close_all_but,
     config::{Config, ConfigError, Owner, Settings},
     half::{self, Received, clip},
+    helper::Helper,
 };
 
 /// The reader, seen from the pipeline.
 #[derive(Debug)]
-pub struct Reader {
-    pub pid: u32,
-    socket: OwnedFd,
-}
+pub struct Reader(Helper);
 
 /// Pipeline → reader.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,45 +66,34 @@ impl Said {
 impl Reader {
     /// Starts it. `text` is what was read of the file so far. While this process has one thread.
     pub fn start(path: &Path, text: &str) -> io::Result<Reader> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        // SAFETY: this process has one thread, so the child may do anything.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => {
-                // Not the lock of the daemon, nor its manager's socket.
-                close_all_but(theirs.as_raw_fd(), theirs.as_raw_fd());
-                if become_little().is_ok() {
-                    Watch::new(path, text).serve(&theirs);
-                }
-                // SAFETY: ends this process, and runs nothing of the parent's.
-                unsafe { libc::_exit(0) }
+        let helper = Helper::start(|socket| {
+            // Not the lock of the daemon, nor its manager's socket.
+            close_all_but(socket.as_raw_fd(), socket.as_raw_fd());
+            if become_little().is_ok() {
+                Watch::new(path, text).serve(&socket);
             }
-            pid => Ok(Reader {
-                pid: pid.unsigned_abs(),
-                socket: ours,
-            }),
-        }
+        })?;
+        Ok(Reader(helper))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.pid
     }
 
     /// Answered by [`Reader::said`], also if nothing has changed.
     pub fn ask(&self) -> io::Result<()> {
-        half::send(&self.socket, &Ask::Again, &[])
+        half::send(&self.0.socket, &Ask::Again, &[])
     }
 
     /// What it has said since the last time. `End`: it is gone.
     pub fn said(&self) -> io::Result<Received<Said>> {
-        half::receive(&self.socket)
+        half::receive(&self.0.socket)
     }
 }
 
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.0.socket.as_fd()
     }
 }
 

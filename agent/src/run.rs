@@ -539,7 +539,7 @@ impl Session {
         } = outputs;
         let mut own = records.helpers();
         own.extend(asked.as_ref().map(Asked::pid));
-        own.extend(service.as_ref().map(|service| service.reader.pid));
+        own.extend(service.as_ref().map(|service| service.reader.pid()));
         if config.content == Policy::Full {
             complain("--content full: plaintext is written as it was sent, secrets included");
         }

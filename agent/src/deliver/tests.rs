@@ -37,8 +37,8 @@ use super::{
     *,
 };
 use crate::{
-    record::{Body, Clear, Header, Http, HttpBody, HttpHalf, Kind, Record, SinkCount, Url},
-    redact::{Policy, Shown},
+    record::{Body, Http, Kind, Record, SinkCount},
+    redact::Policy,
     sink::{State, sample},
 };
 
@@ -122,52 +122,20 @@ fn write(courier: &mut Courier, numbers: std::ops::Range<u64>) {
 
 /// About 1 KiB of JSON, together with who and where.
 fn exchange() -> Http {
-    let header = |name: &str, value: &str| Header {
-        name: Some(Clear::from(name)),
-        value: Some(Clear::from(value)),
-    };
-    let half = |headers: Vec<Header>, body: &[u8]| HttpHalf {
-        headers,
-        trailers: Vec::new(),
-        body: HttpBody {
-            size: body.len() as u64,
-            decoded_size: body.len() as u64,
-            content: Shown::Raw(body).into(),
-            charset: None,
-            is_cut: false,
-            unreadable: None,
-        },
-        began: sample::TIME,
-        ended: sample::TIME,
-        is_whole: true,
-        has_head: true,
-        has_body: true,
-    };
-    Http {
-        exchange: 1,
-        is_open: false,
-        is_continued: false,
-        method: Some("GET".into()),
-        url: Url {
-            full: Some("https://example.org/".into()),
-            path: Some("/".into()),
-            query: None,
-        },
-        status: Some(200),
-        request: Some(half(
+    let header = sample::header;
+    sample::http(
+        sample::half(
             vec![header("host", "example.org"), header("accept", "*/*")],
             b"",
-        )),
-        response: Some(half(
+        ),
+        sample::half(
             vec![
                 header("content-type", "text/plain"),
                 header("server", "test"),
             ],
             &[b'x'; 64],
-        )),
-        interim: Vec::new(),
-        events: 0,
-    }
+        ),
+    )
 }
 
 /// What a receiver got.

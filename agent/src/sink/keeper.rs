@@ -24,7 +24,6 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::time::ClockId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -33,14 +32,12 @@ use crate::clock::nanoseconds;
 use crate::command::close_all_but;
 use crate::confine::{self, Mode as SeccompMode};
 use crate::half::{self, Received};
+use crate::helper::Helper;
 use crate::record::WallTime;
 
 /// The pipeline's end.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    pub(super) pid: u32,
-    socket: OwnedFd,
-}
+pub(super) struct Keeper(Helper);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
@@ -69,37 +66,25 @@ pub(super) struct Turn {
 impl Keeper {
     /// Forks it. Before the first thread, as any fork, and before the lock-in.
     pub(super) fn start(place: Place) -> io::Result<Keeper> {
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        // SAFETY: this process has one thread, so the child may do anything.
-        match unsafe { libc::fork() } {
-            -1 => Err(io::Error::last_os_error()),
-            0 => {
-                let _ = keep(place, &theirs);
-                // SAFETY: ends this process, and runs nothing of the parent's.
-                unsafe { libc::_exit(0) }
-            }
-            // Never waited for: it ends after us, by the end of its socket.
-            pid => Ok(Keeper {
-                pid: pid.unsigned_abs(),
-                socket: ours,
-            }),
-        }
+        let helper = Helper::start(|socket| {
+            let _ = keep(place, &socket);
+        })?;
+        Ok(Keeper(helper))
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.0.pid
     }
 
     /// Asks for the next file, and waits as long as a write would: for the file system.
     pub(super) fn turn(&self) -> Turn {
-        let asked = half::send(&self.socket, &Request::Next, &[]);
-        match asked.and_then(|()| receive::<Reply>(&self.socket)) {
+        let asked = half::send(&self.0.socket, &Request::Next, &[]);
+        match asked.and_then(|()| receive::<Reply>(&self.0.socket)) {
             Ok(Some((reply, mut fds))) => {
                 let file = fds.pop().map(File::from);
                 if file.is_some() {
                     // Should it not be told, the old file stays as it is until the next start.
-                    let _ = half::send(&self.socket, &Request::Switched, &[]);
+                    let _ = half::send(&self.0.socket, &Request::Switched, &[]);
                 }
                 let of_old = |why| format!("{why}: an old file stays as it is");
                 Turn {

@@ -108,7 +108,7 @@ impl Rotation {
 
     /// The process that makes the next files.
     pub(super) fn keeper(&self) -> u32 {
-        self.keeper.pid
+        self.keeper.pid()
     }
 
     /// Up to where the records of a batch belong into `file`, from the byte `from` on, where there is at least one.
