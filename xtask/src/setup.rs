@@ -32,6 +32,7 @@ const RELEASE: &[Need] = &[("musl-tools", "musl-gcc")];
 /// The tests use the system's Python, whose modules are packages; nginx is a private copy
 /// (`fetch.rs`), and so is QEMU (`vm.rs`).
 const TESTS: &[Need] = &[
+    ("bpftool", "bpftool"),
     ("btrfs-progs", "mkfs.btrfs"),
     ("containerd", "containerd"),
     (
