@@ -8,10 +8,19 @@ const LENGTH: usize = 48;
 const OVERHEADS: [u64; 3] = [22, 29, 21];
 /// Plaintext of one record.
 const RECORD: u64 = 16384;
+/// The end of a TLS 1.3 client's handshake: the encrypted `Finished` with a hash of 32 or 48 bytes (RFC 8446 section
+/// 4.4.4), after a `change_cipher_spec` of 6 bytes or without. BoringSSL keeps it for the first write and sends both
+/// together.
+const FINISHED: [u64; 4] = [58, 64, 74, 80];
+const TLS_1_3: u64 = OVERHEADS[0];
 
 /// The last of its kind, the oldest first.
 #[derive(Clone, Debug, Default)]
-pub struct History(VecDeque<Run>);
+pub struct History {
+    runs: VecDeque<Run>,
+    /// There were others before these.
+    has_forgotten: bool,
+}
 
 /// Events of a kind that nothing to compare them with came between.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +33,12 @@ struct Run {
 
 impl History {
     pub fn push(&mut self, event: u64, bytes: u64) {
-        if self.0.len() == LENGTH {
-            self.0.pop_front();
+        if self.runs.len() == LENGTH {
+            self.runs.pop_front();
+            self.has_forgotten = true;
         }
         let count = 1;
-        self.0.push_back(Run {
+        self.runs.push_back(Run {
             event,
             count,
             bytes,
@@ -38,7 +48,7 @@ impl History {
     /// Another one like the last, if that is no older than `limit`: one receive may hold hundreds of records, each read
     /// by itself.
     pub fn push_since(&mut self, limit: u64, event: u64, bytes: u64) {
-        match self.0.back_mut().filter(|run| run.event > limit) {
+        match self.runs.back_mut().filter(|run| run.event > limit) {
             Some(run) => {
                 run.count += 1;
                 run.bytes = run.bytes.saturating_add(bytes);
@@ -49,27 +59,28 @@ impl History {
 
     /// More of the last event.
     pub fn extend(&mut self, bytes: u64) {
-        if let Some(run) = self.0.back_mut() {
+        if let Some(run) = self.runs.back_mut() {
             run.bytes = run.bytes.saturating_add(bytes);
         }
     }
 
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.runs.clear();
+        self.has_forgotten = true;
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.runs.is_empty()
     }
 
     /// Event and bytes, from the newest to the oldest.
     fn back(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.0.iter().rev().map(|run| (run.event, run.bytes))
+        self.runs.iter().rev().map(|run| (run.event, run.bytes))
     }
 
     /// Number and sum of those after an event.
     fn since(&self, event: u64) -> (u64, u64) {
-        let runs = self.0.iter().rev().take_while(|run| run.event > event);
+        let runs = self.runs.iter().rev().take_while(|run| run.event > event);
         runs.fold((0, 0), |(count, sum), run| {
             (count + run.count, run.bytes.saturating_add(sum))
         })
@@ -83,7 +94,8 @@ fn candidates(known: Option<u64>) -> impl Iterator<Item = u64> {
 
 /// Do the writes, from some one on, make just what was sent since? By which overhead of a record?
 ///
-/// Sums, so that partial sends and writes that leave together only delay an agreement.
+/// Sums, so that partial sends and writes that leave together only delay an agreement. The first write of all may have
+/// left behind the end of the handshake.
 pub fn fits_sends(writes: &History, sent: &History, known: Option<u64>) -> Option<u64> {
     if writes.is_empty() || sent.is_empty() {
         return None;
@@ -91,13 +103,16 @@ pub fn fits_sends(writes: &History, sent: &History, known: Option<u64>) -> Optio
     candidates(known).find(|overhead| {
         let mut sends = sent.back().peekable();
         let (mut written, mut left) = (0_u64, 0_u64);
-        writes.back().any(|(event, bytes)| {
+        let summed = writes.back().any(|(event, bytes)| {
             written = written.saturating_add(bytes + overhead * bytes.div_ceil(RECORD));
             while let Some((_, bytes)) = sends.next_if(|(at, _)| *at > event) {
                 left = left.saturating_add(bytes);
             }
             written == left
-        })
+        });
+        let may_finish = *overhead == TLS_1_3 && !writes.has_forgotten;
+        let more = left.saturating_sub(written);
+        summed || may_finish && FINISHED.contains(&more)
     })
 }
 
@@ -149,6 +164,22 @@ mod tests {
         // Only the last write left.
         assert_eq!(fits_sends(&writes, &history(&[(3, 79)]), None), Some(29));
         assert_eq!(fits_sends(&writes, &history(&[(3, 79)]), Some(22)), None);
+        // With the end of the handshake, if these are the first there were.
+        assert_eq!(
+            fits_sends(&writes, &history(&[(3, 194 + 80)]), None),
+            Some(22)
+        );
+        assert_eq!(fits_sends(&writes, &history(&[(3, 194 + 81)]), None), None);
+        assert_eq!(
+            fits_sends(&writes, &history(&[(3, 208 + 80)]), Some(29)),
+            None
+        );
+        let mut later = writes.clone();
+        later.clear();
+        later.push(1, 100);
+        later.push(2, 50);
+        assert_eq!(fits_sends(&later, &history(&[(3, 194)]), None), Some(22));
+        assert_eq!(fits_sends(&later, &history(&[(3, 194 + 80)]), None), None);
         // Sent before it was written.
         assert_eq!(
             fits_sends(&history(&[(5, 100)]), &history(&[(3, 122)]), None),
