@@ -74,6 +74,7 @@ impl Play {
             uids: Vec::new(),
             comms: Vec::new(),
             names: Names::default(),
+            policy: None,
             key: 1,
             secret_key: Key::new([1; 32]),
         });

@@ -400,6 +400,7 @@ impl Bench {
             uids: Vec::new(),
             comms: Vec::new(),
             names: Names::default(),
+            policy: None,
             key: 1,
             secret_key: key,
         });

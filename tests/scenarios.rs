@@ -18,6 +18,7 @@ use agent_ebpf::{
 use clap::ValueEnum as _;
 use serde::Deserialize;
 use vortex_agent::{
+    config::{Config, Settings, WrittenPolicy},
     confine::Landlock,
     coverage::User,
     half::{Facts, Features, Files, Link, Pending, Sockets},
@@ -25,6 +26,7 @@ use vortex_agent::{
     locate::{Found, Instruction, Point},
     metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
+    policy::{self, ANNOTATION},
     protocol::exchange::Bounds,
     record::Kind,
     recording::{self, Header, Recorder},
@@ -44,6 +46,9 @@ struct Scenario {
     /// Patterns of namespaces of pods.
     #[serde(default)]
     namespaces: Vec<String>,
+    /// How much is told of which container.
+    #[serde(default)]
+    policy: Option<WrittenPolicy>,
     /// Runtimes can be asked about containers.
     #[serde(default)]
     runtimes: bool,
@@ -98,6 +103,8 @@ enum Step {
         pod: Option<(String, String)>,
         #[serde(default)]
         pod_labels: BTreeMap<String, String>,
+        /// What its pod asks for.
+        capture: Option<String>,
     },
     Found {
         file: u64,
@@ -350,6 +357,81 @@ fn header(scenario: &Scenario) -> Header {
     }
 }
 
+/// Every scenario that has nothing to do with policies, with another `content` and a policy for all processes.
+fn each_with(content: &str, capture: Option<&str>, mut check: impl FnMut(&str, String)) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    for path in fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+    {
+        if path.extension().is_none_or(|ending| ending != "toml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let mut scenario: Scenario = toml::from_str(&text).unwrap();
+        if scenario.policy.is_some() || scenario.runtimes {
+            continue;
+        }
+        scenario.content = Some(content.to_owned());
+        scenario.policy = capture.map(|capture| {
+            toml::from_str(&format!("default = {capture:?}\nhost = {capture:?}")).unwrap()
+        });
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let scratch = format!("{name}-{content}-{}", capture.unwrap_or_default());
+        check(
+            name,
+            run(&scratch, &scenario, &Scratch::new(&scratch, "recording")),
+        );
+    }
+}
+
+/// Whatever comes out of any decoder: the two are one.
+#[test]
+fn metadata_is_what_content_none_is() {
+    let mut plain = BTreeMap::new();
+    each_with("none", None, |name, out| {
+        drop(plain.insert(name.to_owned(), out))
+    });
+    assert!(plain.len() > 30, "{}", plain.len());
+    each_with("full", Some("metadata"), |name, out| {
+        assert_eq!(out, plain[name], "{name}");
+    });
+}
+
+/// Who it is and that nothing is told of it, once.
+#[test]
+fn of_none_nothing_is_told() {
+    let mut told = 0;
+    each_with("full", Some("none"), |name, out| {
+        let mut who = BTreeSet::new();
+        for line in out.lines().filter(|line| line.starts_with('{')) {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let (kind, status) = (&record["kind"], &record["status"]);
+            assert_eq!(
+                (kind, status),
+                (&"coverage".into(), &"refused".into()),
+                "{name}: {line}"
+            );
+            assert!(
+                record["process"]["args"].is_null() && record["library"].is_null(),
+                "{line}"
+            );
+            let is_new = who.insert(record["process"].to_string());
+            assert!(is_new, "{name}: {line}");
+            told += 1;
+        }
+    });
+    assert!(told > 30, "{told}");
+}
+
+fn policy_of(scenario: &Scenario) -> Option<policy::Policy> {
+    let settings = Settings {
+        policy: scenario.policy.clone(),
+        ..Settings::default()
+    };
+    Config::try_from(settings).unwrap().policy
+}
+
 fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
     Wanted {
         emit: Kind::value_variants()
@@ -372,6 +454,7 @@ fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
         uids: header.uids.clone(),
         comms: header.comms.clone(),
         names: header.names.clone(),
+        policy: policy_of(scenario),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }
@@ -473,14 +556,20 @@ fn line_step(line: &mut Bench, step: &Step) {
             labels,
             pod: of_pod,
             pod_labels,
+            capture,
         } => {
+            let pod = of_pod.as_ref().map(|(namespace, name)| {
+                let mut pod = pod(namespace, name, pod_labels);
+                let capture = capture.iter().cloned();
+                pod.annotations
+                    .extend(capture.map(|capture| (ANNOTATION.to_owned(), capture)));
+                pod
+            });
             let container = name.as_ref().map(|name| Container {
                 name: Some(name.clone()),
                 image: image.clone(),
                 labels: labels.clone(),
-                pod: of_pod
-                    .as_ref()
-                    .map(|(namespace, name)| pod(namespace, name, pod_labels)),
+                pod,
             });
             line.tell(Input::Container { id, container });
         }
@@ -867,6 +956,11 @@ scenarios! {
     open_at_the_end
     other_stack
     our_own
+    policy
+    policy_annotation
+    policy_annotation_trusted
+    policy_late
+    policy_late_excluded
     redacted
     rejoined
     reused_handle

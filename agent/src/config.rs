@@ -20,6 +20,7 @@ use crate::{
     input::Show,
     locate::{Named, Signature, Which},
     metadata::{Names, Sockets},
+    policy::{self, Capture},
     record::Kind,
     redact::Policy,
     sink::{self, Selection, Type},
@@ -33,6 +34,8 @@ pub struct Config {
     /// Where records go. At least one.
     pub sinks: Vec<sink::Settings>,
     pub content: Policy,
+    /// Containers of which less is told than that; `None`: of all the same.
+    pub policy: Option<policy::Policy>,
     /// So much of each body is written, in bytes.
     pub body_limit: usize,
     /// Where everything that comes in is kept for a replay; with [`Policy::Full`] only.
@@ -119,6 +122,7 @@ impl Config {
         keep!("container", filter.containers);
         keep!("pod, namespace or label", filter.names);
         keep!("metadata", runtimes);
+        keep!("policy", policy);
         keep!("record", record);
         keep!("ring-size", ring_size);
         keep!("hold", hold);
@@ -202,14 +206,12 @@ impl TryFrom<Settings> for Config {
         if settings.record.is_some() && settings.content != Some(Policy::Full) {
             return Err(ConfigError::Record);
         }
+        if settings.record.is_some() && settings.policy.is_some() {
+            return Err(ConfigError::RecordAndPolicy);
+        }
         let sinks = settings.sinks()?;
         let (ids, named) = containers(settings.container)?;
-        let names = Names {
-            pods: each(settings.pod, |name| pattern("--pod", name))?,
-            namespaces: each(settings.namespace, |name| pattern("--namespace", name))?,
-            labels: each(settings.label, label)?,
-            ..Names::default()
-        };
+        let names = pods(settings.pod, settings.namespace, settings.label)?;
         // A name beside them is another way to pass, of which the kernel knows nothing.
         let (containers, names) = match named.is_empty() {
             true => (ids, names),
@@ -237,6 +239,7 @@ impl TryFrom<Settings> for Config {
             },
             sinks,
             content: settings.content.unwrap_or(Policy::Redacted),
+            policy: settings.policy.map(capture_policy).transpose()?,
             body_limit: settings.body_limit.map_or(BODY_LIMIT, Size::in_memory),
             record: settings.record,
             ring_size: settings
@@ -259,6 +262,42 @@ fn each<T, U>(
     check: impl FnMut(T) -> Result<U, ConfigError>,
 ) -> Result<Vec<U>, ConfigError> {
     list.unwrap_or_default().into_iter().map(check).collect()
+}
+
+fn pods(
+    pod: Option<Vec<String>>,
+    namespace: Option<Vec<String>>,
+    labels: Option<Vec<String>>,
+) -> Result<Names, ConfigError> {
+    Ok(Names {
+        pods: each(pod, |name| pattern("--pod", name))?,
+        namespaces: each(namespace, |name| pattern("--namespace", name))?,
+        labels: each(labels, label)?,
+        ..Names::default()
+    })
+}
+
+fn capture_policy(written: WrittenPolicy) -> Result<policy::Policy, ConfigError> {
+    let rules = written.rule.into_iter().enumerate();
+    let rules = rules.map(|(at, rule)| {
+        let (ids, containers) = containers(rule.container)?;
+        let names = Names {
+            ids,
+            containers,
+            ..pods(rule.pod, rule.namespace, rule.label)?
+        };
+        if names.is_empty() {
+            return Err(ConfigError::Rule(at + 1));
+        }
+        let capture = rule.capture;
+        Ok(policy::Rule { names, capture })
+    });
+    Ok(policy::Policy {
+        rules: rules.collect::<Result<_, _>>()?,
+        default: written.default,
+        host: written.host,
+        trusts_annotation: written.trust_annotation,
+    })
 }
 
 fn comm(name: String) -> Result<String, ConfigError> {
@@ -533,6 +572,10 @@ pub struct Settings {
     #[arg(skip)]
     pub metadata: Option<WrittenMetadata>,
 
+    /// In a file only.
+    #[arg(skip)]
+    pub policy: Option<WrittenPolicy>,
+
     /// Colours in text output [default: auto]
     #[arg(long, value_name = "WHEN")]
     #[serde(default, deserialize_with = "name")]
@@ -654,6 +697,7 @@ impl Settings {
             cache_directory: self.cache_directory.or(other.cache_directory),
             signature: self.signature.or(other.signature),
             metadata: self.metadata.or(other.metadata),
+            policy: self.policy.or(other.policy),
             color: self.color.or(other.color),
             daemon: self.daemon.or(other.daemon),
         }
@@ -718,6 +762,40 @@ pub struct WrittenMetadata {
     pub cri: Vec<PathBuf>,
     #[serde(default)]
     pub docker: Vec<PathBuf>,
+}
+
+/// The table `[policy]`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenPolicy {
+    #[serde(default = "metadata_only", deserialize_with = "word")]
+    pub default: Capture,
+    #[serde(default = "all_of_content", deserialize_with = "word")]
+    pub host: Capture,
+    #[serde(default)]
+    pub trust_annotation: bool,
+    #[serde(default)]
+    pub rule: Vec<WrittenRule>,
+}
+
+/// A list is "or", lists are "and", as of filters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenRule {
+    pub namespace: Option<Vec<String>>,
+    pub pod: Option<Vec<String>>,
+    pub container: Option<Vec<String>>,
+    pub label: Option<Vec<String>>,
+    #[serde(deserialize_with = "word")]
+    pub capture: Capture,
+}
+
+fn metadata_only() -> Capture {
+    Capture::Metadata
+}
+
+fn all_of_content() -> Capture {
+    Capture::Full
 }
 
 /// Where a call's number of bytes is.
@@ -899,6 +977,13 @@ pub enum ConfigError {
     },
     #[error("--record keeps every secret that was sent: it needs --content full, too")]
     Record,
+    #[error("--record keeps what [policy] withholds: leave one of them out")]
+    RecordAndPolicy,
+    #[error(
+        "[[policy.rule]] number {0} says of no container: write a namespace, pod, container or label; `default` of \
+         [policy] is for the others"
+    )]
+    Rule(usize),
     #[error("--pid and CMD exclude each other: with CMD, it and its children are watched")]
     PidAndCommand,
     #[error("{0} needs a value that is not empty")]
@@ -1005,6 +1090,10 @@ mod tests {
         check_schema(&schema, "");
         check_schema(&schema["properties"]["daemon"], "[daemon]");
         check_schema(&schema["properties"]["metadata"], "[metadata]");
+        let policy = &schema["properties"]["policy"];
+        check_schema(policy, "[policy]");
+        let rule = &policy["properties"]["rule"]["items"];
+        check_schema(rule, "[[policy.rule]]\ncapture = \"none\"");
         let signature = &schema["properties"]["signature"]["items"];
         check_schema(signature, "[[signature]]");
         let function = &schema["$defs"]["function"];
@@ -1066,6 +1155,7 @@ mod tests {
         let properties = &schema["properties"];
         assert_eq!(of(&schema["$defs"]["kinds"]["items"]), known::<Kind>());
         assert_eq!(of(&properties["content"]), known::<Policy>());
+        assert_eq!(of(&schema["$defs"]["capture"]), known::<Capture>());
         assert_eq!(of(&properties["output"]), known::<Output>());
         assert_eq!(of(&properties["color"]), known::<Color>());
         for count in of(&schema["$defs"]["function"]["properties"]["count"]) {
@@ -1100,6 +1190,7 @@ mod tests {
             ("color = \"never\"", Some("sink")),
             ("[daemon]\nuser = \"a\"", Some("daemon")),
             ("[metadata]", Some("metadata")),
+            ("[policy]", Some("policy")),
             ("pod = [\"a\"]", Some("pod, namespace or label")),
         ] {
             let new = match text.starts_with("emit") {
@@ -1180,6 +1271,45 @@ mod tests {
         assert!(sockets("[metadata]").is_some_and(|sockets| sockets.is_empty()));
         let named = sockets("[metadata]\ncri = [\"/run/a.sock\"]\n").unwrap();
         assert_eq!(named.cri, [Path::new("/run/a.sock")]);
+    }
+
+    #[test]
+    fn policies() {
+        let policy = |text: &str| config(text).unwrap().policy;
+        assert_eq!(policy(""), None);
+        let bare = policy("[policy]").unwrap();
+        assert_eq!(
+            (bare.default, bare.host),
+            (Capture::Metadata, Capture::Full)
+        );
+        assert!(bare.rules.is_empty() && !bare.trusts_annotation);
+        let some = policy(
+            "[policy]\ndefault = \"redacted\"\nhost = \"none\"\ntrust-annotation = true\n\
+             [[policy.rule]]\nnamespace = [\"kube-*\"]\nlabel = [\"a=b\"]\ncapture = \"none\"\n\
+             [[policy.rule]]\ncontainer = [\"c0ffee\", \"web\"]\npod = [\"p\"]\ncapture = \"full\"\n",
+        )
+        .unwrap();
+        assert_eq!(
+            (some.default, some.host),
+            (Capture::Redacted, Capture::None)
+        );
+        assert!(some.trusts_annotation);
+        let [first, second] = &some.rules[..] else {
+            panic!("{some:?}")
+        };
+        assert_eq!(
+            (&*first.names.namespaces, first.capture),
+            (&["kube-*".to_owned()][..], Capture::None)
+        );
+        assert_eq!(first.names.labels, [("a".to_owned(), "b".to_owned())]);
+        assert_eq!(
+            (&second.names.ids[0], &second.names.containers[0]),
+            (&"c0ffee".into(), &"web".into())
+        );
+        assert_eq!(
+            (&*second.names.pods[0], second.capture),
+            ("p", Capture::Full)
+        );
     }
 
     #[test]
@@ -1330,6 +1460,24 @@ mod tests {
                 &["sink /a", "`path`"],
             ),
             ("[metadata]\nsocket = []", &["line 2", "socket"]),
+            (
+                "[policy]\ndefault = \"some\"",
+                &["line 2", "some", "metadata"],
+            ),
+            ("[policy]\ntrust = true", &["line 2", "`trust`"]),
+            ("[[policy.rule]]\npod = [\"a\"]", &["line 1", "capture"]),
+            (
+                "[[policy.rule]]\ncapture = \"none\"",
+                &["number 1", "namespace, pod"],
+            ),
+            (
+                "[[policy.rule]]\nlabel = [\"a\"]\ncapture = \"none\"",
+                &["--label a", "KEY=VALUE"],
+            ),
+            (
+                "record = \"f\"\ncontent = \"full\"\n[policy]",
+                &["--record", "[policy]"],
+            ),
             (
                 "[[signature]]\nlibrary = \"a\\u001b\"",
                 &["signature", "`library`"],

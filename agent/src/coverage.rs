@@ -148,8 +148,17 @@ impl Coverage {
 impl Coverage {
     /// TLS that no probe saw, and why.
     pub fn unseen(why: &'static str) -> Coverage {
+        Coverage::nothing_of(CoverageStatus::Unknown, why)
+    }
+
+    /// The policy wants nothing to be told of the process.
+    pub fn withheld(why: &'static str) -> Coverage {
+        Coverage::nothing_of(CoverageStatus::Refused, why)
+    }
+
+    fn nothing_of(status: CoverageStatus, why: &'static str) -> Coverage {
         Coverage {
-            status: CoverageStatus::Unknown,
+            status,
             reason: Some(Clear::ours(why)),
             library_path: None,
             library_name: None,

@@ -39,6 +39,7 @@ mod ours;
 pub mod pipeline;
 pub mod plaintext;
 mod planted;
+pub mod policy;
 pub mod probe;
 pub mod protocol;
 pub mod reader;

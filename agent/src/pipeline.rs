@@ -11,7 +11,7 @@ use std::{
 use agent_ebpf::Direction;
 
 use crate::{
-    attribute::{Attention, Call, Solver, Verdict},
+    attribute::{Attention, Call, Solver, Verdict as Guess},
     backlog::{Backlog, Piece, What},
     confine::Landlock,
     connection::Connections,
@@ -26,10 +26,11 @@ use crate::{
     locate::Found,
     metadata::{
         Container, Names,
-        known::{Known, Meeting},
+        known::{Known, Meeting, Wish},
     },
     ours::Ours,
     plaintext::Plaintext,
+    policy::{self, Capture, Verdict},
     protocol::{
         self, Limit, Protocol,
         exchange::{Bounds, Keep},
@@ -38,7 +39,7 @@ use crate::{
         self, Attribution, Body, Cause, Connection, Coverage, Joined, Kind, Process, Record, Role,
         Stats, WallTime,
     },
-    redact::{self, Clear, Key, Policy, Redactor, Told, View},
+    redact::{self, Clear, Key, Policy, Redactor, Redactors, Told, View},
     speaker::{Asked, Speaker, Voice, emit},
     stream::{Output, Stream},
     trial::{Trials, Verdict as Judgement},
@@ -67,6 +68,8 @@ pub struct Wanted {
     pub comms: Vec<String>,
     /// What a process' container must be called to pass.
     pub names: Names,
+    /// How much is told of which container, if they differ.
+    pub policy: Option<policy::Policy>,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
     /// Makes the hashes of secrets; random.
@@ -89,7 +92,7 @@ pub struct Pipeline {
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
     asked: VecDeque<Asked>,
-    redactor: Redactor,
+    redactors: Redactors,
     solver: Solver,
     backlog: Backlog,
     trials: Trials,
@@ -157,6 +160,12 @@ struct Who {
     covered: bool,
     /// It is not in the control groups that are watched.
     is_outside: bool,
+    /// What the policy says of it.
+    verdict: Verdict,
+    /// The filters want it, the policy does not.
+    is_withheld: bool,
+    /// Why, if that was told.
+    told: Option<&'static str>,
 }
 
 /// What happened to a process that nobody has told us about, or not in which container it is: that is on its way by
@@ -179,6 +188,8 @@ enum Happened {
 /// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait: of one, and in
 /// all.
 const PARKED_TIME: u64 = 250_000_000;
+/// The same of one whose container's name decides what is told of it at all.
+const POLICY_TIME: u64 = 2_000_000_000;
 const PARKED_BYTES: usize = 1 << 20;
 const PARKED_BYTES_ALL: usize = 16 << 20;
 const PARKED_CLOSED: usize = 4096;
@@ -220,7 +231,7 @@ impl Pipeline {
             limits: BTreeMap::new(),
             asked: VecDeque::new(),
             connections: Connections::new(wanted.key),
-            redactor: Redactor::new(policy, wanted.secret_key.clone()),
+            redactors: Redactors::new(policy, wanted.policy.is_some(), wanted.secret_key.clone()),
             solver: Solver::default(),
             backlog: Backlog::default(),
             trials: Trials::default(),
@@ -322,8 +333,8 @@ impl Pipeline {
         self.sees_sockets = features.sockets != Sockets::Unseen;
         self.features = vec![("landlock", landlock.name())];
         self.features.extend(features.words());
-        let limits = limits.iter();
-        self.lacks = limits.map(|limit| self.redactor.string(limit)).collect();
+        let strings = self.redactors.strings();
+        self.lacks = limits.iter().map(|limit| strings.string(limit)).collect();
     }
 
     /// Who is watched from here on hears of it.
@@ -356,11 +367,11 @@ impl Pipeline {
     fn follow(&mut self, show: Show, now: u64, out: Out<'_>) {
         self.decodes |= show.decodes();
         let policy = policy(show.content, &show.emit, self.decodes);
-        if policy != self.redactor.policy() {
-            for id in self.redactor.all_holding() {
+        if policy != self.redactors.most() {
+            for id in self.redactors.holding().all_holding() {
                 self.show_held(id, now, out, |redactor, out| redactor.gap(id, 0, out));
             }
-            self.redactor.follow(policy);
+            self.redactors.follow(policy);
         }
         let Show {
             emit,
@@ -592,6 +603,9 @@ impl Pipeline {
         self.suspects.extend(self.health.suspects(now));
         for pid in self.parked_since(now.saturating_sub(PARKED_TIME)) {
             if self.awaits(pid) {
+                if self.wanted.policy.is_some() && !self.is_parked_since(pid, now, POLICY_TIME) {
+                    continue;
+                }
                 self.containers.is_late();
             }
             self.wait_no_longer(pid, now, out);
@@ -631,7 +645,7 @@ impl Pipeline {
                 decoder.show(asked.exchange, out);
             });
         }
-        for id in self.redactor.due(now) {
+        for id in self.redactors.holding().due(now) {
             self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
         }
     }
@@ -645,6 +659,11 @@ impl Pipeline {
             .collect();
         parked.sort_unstable();
         parked.into_iter().map(|(_, pid)| pid).collect()
+    }
+
+    fn is_parked_since(&self, pid: u32, now: u64, time: u64) -> bool {
+        let parked = self.parked.get(&pid);
+        parked.is_some_and(|parked| now.saturating_sub(parked.since) > time)
     }
 
     fn finish(&mut self, now: u64, out: Out<'_>) {
@@ -662,14 +681,14 @@ impl Pipeline {
         }
         let unsettled = self.coverage.unsettled();
         self.say(unsettled, now, out);
-        for id in self.redactor.all_holding() {
+        for id in self.redactors.holding().all_holding() {
             self.show_held(id, now, out, |redactor, out| redactor.close(id, out));
         }
     }
 
     /// Must [`Input::Idle`] come soon, though nothing else does?
     pub fn is_holding(&self) -> bool {
-        self.redactor.is_holding() || self.is_anybody_parked()
+        self.redactors.holding().is_holding() || self.is_anybody_parked()
     }
 
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
@@ -714,8 +733,11 @@ impl Pipeline {
             } => self.greeted(pid, ends, bytes, time),
             Event::Name { handle, name } => {
                 if let Some(entry) = self.connections.get(&handle) {
-                    entry.facts.server_name =
-                        Some(self.redactor.string(&String::from_utf8_lossy(name)));
+                    entry.facts.server_name = Some(
+                        self.redactors
+                            .strings()
+                            .string(&String::from_utf8_lossy(name)),
+                    );
                 }
             }
             Event::Touch {
@@ -805,6 +827,7 @@ impl Pipeline {
                 if self.is_filtered(stream.handle.pid) {
                     self.tally.filtered += bytes.len() as u64;
                     self.pass_by(stream, offset + bytes.len() as u64);
+                    self.refuse(stream.handle.pid, time, out);
                     return;
                 }
                 self.open(stream.handle, point, time, out);
@@ -968,12 +991,12 @@ impl Pipeline {
         let mut named = Vec::new();
         for verdict in self.solver.verdicts() {
             match verdict {
-                Verdict::Named { handle, cookie } => {
+                Guess::Named { handle, cookie } => {
                     self.connections
                         .attribute(&handle, cookie, Attribution::Inferred);
                     named.push(handle);
                 }
-                Verdict::Unnamed { handle } => self.connections.doubt(&handle),
+                Guess::Unnamed { handle } => self.connections.doubt(&handle),
             }
         }
         for handle in named {
@@ -993,7 +1016,9 @@ impl Pipeline {
             local: ends.local,
             peer: ends.peer,
         };
-        let server_name = hello.server_name.map(|name| self.redactor.string(name));
+        let server_name = hello
+            .server_name
+            .map(|name| self.redactors.strings().string(name));
         let greeting = Greeting {
             role: hello.role,
             server_name,
@@ -1089,7 +1114,7 @@ impl Pipeline {
             self.wait_no_longer(pid, now, out);
         }
         if self.is_filtered(pid) || !self.is_covered(pid) {
-            return;
+            return self.refuse(pid, now, out);
         }
         self.has_unknown = true;
         let connection = self.connections.unseen(connected, greeting);
@@ -1322,7 +1347,7 @@ impl Pipeline {
             wanted,
             processes,
             connections,
-            redactor,
+            redactors,
             keep,
             limits,
             asked,
@@ -1335,20 +1360,23 @@ impl Pipeline {
         };
         let lost = entry.lost();
         let (_, connection, decoder) = entry.parts(Direction::Sent);
+        let who = processes.get(&id.pid);
+        let capture = capture_of(wanted, who);
         let mut speaker = Speaker {
             voice: Voice {
                 wanted,
-                process: processes.get(&id.pid).map(|who| &who.facts),
+                process: who.map(|who| &who.facts),
                 tid: None,
                 function: None,
                 lost,
+                capture,
                 connection,
                 time: now,
                 clock: *clock,
                 sequence,
                 out,
             },
-            redactor,
+            redactor: redactors.of(capture),
             limits,
             asked,
             handle: id,
@@ -1400,7 +1428,7 @@ impl Pipeline {
             processes,
             coverage,
             connections,
-            redactor,
+            redactors,
             waiting,
             tally,
             told_late,
@@ -1417,7 +1445,9 @@ impl Pipeline {
         };
         let mut lost = entry.lost();
         let (stream, connection, decoder) = entry.parts(id.direction);
-        let process = processes.get(&id.handle.pid).map(|who| &who.facts);
+        let who = processes.get(&id.handle.pid);
+        let process = who.map(|who| &who.facts);
+        let capture = capture_of(wanted, who);
         let function = coverage.point(point).map(|placed| placed.function);
         let client = connection.role.map(|role| match role {
             Role::Client => Direction::Sent,
@@ -1432,13 +1462,14 @@ impl Pipeline {
                     tid: (tid != 0).then_some(tid),
                     function,
                     lost,
+                    capture,
                     connection,
                     time,
                     clock: *clock,
                     sequence,
                     out: &mut *out,
                 },
-                redactor,
+                redactor: redactors.of(capture),
                 limits,
                 asked,
                 handle: id.handle,
@@ -1533,7 +1564,7 @@ impl Pipeline {
             wanted,
             processes,
             connections,
-            redactor,
+            redactors,
             sequence,
             clock,
             ..
@@ -1541,19 +1572,21 @@ impl Pipeline {
         let Some(entry) = connections.get(&handle) else {
             return;
         };
+        let who = processes.get(&handle.pid);
         let mut voice = Voice {
             wanted,
-            process: processes.get(&handle.pid).map(|who| &who.facts),
+            process: who.map(|who| &who.facts),
             tid: None,
             function: None,
             lost: entry.lost(),
+            capture: capture_of(wanted, who),
             connection: &mut entry.facts,
             time,
             clock: *clock,
             sequence,
             out,
         };
-        act(redactor, &mut |offset, length, content| {
+        act(redactors.holding_mut(), &mut |offset, length, content| {
             voice.data(direction, view, offset, length, content);
         });
     }
@@ -1601,8 +1634,9 @@ impl Pipeline {
 
     fn process(&mut self, facts: Facts, now: u64, out: Out<'_>) {
         let pid = facts.pid;
-        // Who has spoken before goes on.
-        let may_wait = self.processes.get(&pid).is_none_or(|who| who.awaits);
+        // Who has spoken before goes on, unless it may be told less of than that.
+        let may_wait =
+            self.wanted.policy.is_some() || self.processes.get(&pid).is_none_or(|who| who.awaits);
         if self.awaits(pid) {
             // That was of who it was.
             self.go_on(pid, now, out);
@@ -1635,10 +1669,14 @@ impl Pipeline {
             facts: clear,
             container_id: facts.container_id,
             awaits: meeting == Meeting::Wait && may_wait,
+            verdict: Verdict::ALL,
+            is_withheld: false,
+            told: None,
         };
         let awaits = who.awaits;
-        self.processes.insert(pid, who);
+        let before = self.processes.insert(pid, who);
         self.call(pid);
+        let was_withheld = before.is_some_and(|who| who.is_withheld);
         if !self.may_pass(pid) {
             self.passed_by.retain(|stream, _| stream.handle.pid != pid);
         }
@@ -1648,7 +1686,18 @@ impl Pipeline {
                 since: now,
                 ..Parked::default()
             })),
-            false => self.go_on(pid, now, out),
+            false => {
+                self.no_longer_withheld(was_withheld, pid, now, out);
+                self.go_on(pid, now, out);
+            }
+        }
+    }
+
+    /// The policy has turned it away, because less was known of it: it is watched from now on.
+    fn no_longer_withheld(&mut self, was_withheld: bool, pid: u32, now: u64, out: Out<'_>) {
+        if was_withheld && !self.is_filtered(pid) {
+            let said = self.coverage.begins(pid, now);
+            self.say(said, now, out);
         }
     }
 
@@ -1675,8 +1724,19 @@ impl Pipeline {
         let known = id.and_then(|id| self.containers.get(id));
         let filters = !self.wanted.names.is_empty();
         who.facts.container = known.map(|(container, _)| container.clone());
-        who.passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, passes)| passes));
-        who.is_undecided = who.passes_by_exe && filters && id.is_some() && known.is_none();
+        let passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, wish)| wish.passes));
+        who.verdict = match &self.wanted.policy {
+            None => Verdict::ALL,
+            // It was gone, or is going, when /proc was asked about its control groups.
+            Some(policy) if id.is_none() && who.facts.executable.is_none() => policy.nowhere(),
+            Some(policy) if id.is_none() => policy.host(),
+            Some(policy) => known.map_or_else(|| policy.unknown(), |(_, wish)| wish.verdict),
+        };
+        let is_told = who.verdict.capture > Capture::None;
+        who.passes = passes && is_told;
+        who.is_withheld = passes && !is_told;
+        let may_change = filters || !is_told;
+        who.is_undecided = who.passes_by_exe && may_change && id.is_some() && known.is_none();
     }
 
     fn may_pass(&self, pid: u32) -> bool {
@@ -1687,8 +1747,12 @@ impl Pipeline {
     /// What a container is called: those in it wait no longer.
     fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
         let told = container.map(|container| {
-            let passes = self.wanted.names.pass(id, &container);
-            (Arc::new(self.clear_container(&container)), passes)
+            let policy = self.wanted.policy.as_ref();
+            let wish = Wish {
+                passes: self.wanted.names.pass(id, &container),
+                verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, &container)),
+            };
+            (Arc::new(self.clear_container(&container)), wish)
         });
         self.containers.told(id, told);
         let members = self.processes.iter();
@@ -1698,9 +1762,12 @@ impl Pipeline {
             .collect();
         members.sort_unstable();
         for (_, pid) in members {
+            let who = self.processes.get(&pid);
+            let was_withheld = who.is_some_and(|who| who.is_withheld);
             self.call(pid);
-            if self.awaits(pid) {
-                self.go_on(pid, now, out);
+            match self.awaits(pid) {
+                true => self.go_on(pid, now, out),
+                false => self.no_longer_withheld(was_withheld, pid, now, out),
             }
         }
     }
@@ -1709,7 +1776,7 @@ impl Pipeline {
         if self.awaits(pid) {
             return self.park(pid, Happened::Renamed(comm.to_owned()), now, out);
         }
-        let clear = self.redactor.string(comm);
+        let clear = self.redactors.strings().string(comm);
         let Some(who) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -1753,9 +1820,9 @@ impl Pipeline {
     }
 
     fn found(&mut self, file: FileId, path: &str, found: &Found) {
-        let path = self.redactor.string(path);
+        let path = self.redactors.strings().string(path);
         let version = found.version.as_deref();
-        let version = version.map(|version| self.redactor.string(version));
+        let version = version.map(|version| self.redactors.strings().string(version));
         if found.on_trial {
             self.trials.open(file);
         }
@@ -1763,7 +1830,10 @@ impl Pipeline {
     }
 
     fn refused(&mut self, file: FileId, path: &str, why: &str, now: u64, out: Out<'_>) {
-        let (path, why) = (self.redactor.string(path), self.redactor.string(why));
+        let (path, why) = (
+            self.redactors.strings().string(path),
+            self.redactors.strings().string(why),
+        );
         let said = self.coverage.refused(file, path, why);
         self.say(said, now, out);
     }
@@ -1783,7 +1853,7 @@ impl Pipeline {
     }
 
     fn failed(&mut self, file: FileId, why: &str, now: u64, out: Out<'_>) {
-        let why = self.redactor.string(why);
+        let why = self.redactors.strings().string(why);
         let said = self.coverage.failed(file, why);
         self.say(said, now, out);
     }
@@ -1794,7 +1864,7 @@ impl Pipeline {
     }
 
     fn missed(&mut self, pid: u32, path: &str, now: u64, out: Out<'_>) {
-        let path = self.redactor.string(path);
+        let path = self.redactors.strings().string(path);
         self.say(vec![Said::of(pid, Coverage::missed(path))], now, out);
     }
 
@@ -1811,6 +1881,7 @@ impl Pipeline {
                 mut coverage,
             } = said;
             if gone.is_none() && (self.is_filtered(pid) || !self.is_covered(pid)) {
+                self.refuse(pid, now, out);
                 continue;
             }
             let clock = self.clock;
@@ -1819,6 +1890,27 @@ impl Pipeline {
                 .map(|at| WallTime(at.0.wrapping_add(clock)));
             self.emit_coverage(pid, gone.as_deref(), coverage, None, now, out);
         }
+    }
+
+    /// Of a process that the policy withholds this is told, once, and without the words that it was started by.
+    fn refuse(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let why = who
+            .verdict
+            .refusal()
+            .filter(|_| who.is_withheld && who.covered);
+        let Some(why) = why.filter(|why| who.told != Some(why)) else {
+            return;
+        };
+        who.told = Some(why);
+        let facts = Process {
+            arguments: Vec::new(),
+            ..who.facts.clone()
+        };
+        let coverage = Coverage::withheld(why);
+        self.emit_coverage(pid, Some(&facts), coverage, None, now, out);
     }
 
     /// `gone`: who it was, if it is no more.
@@ -1859,13 +1951,16 @@ impl Pipeline {
 
     /// What may be shown of the facts about a process.
     fn clear(&self, facts: &Facts) -> Process {
-        let clear = |text: &Option<String>| text.as_ref().map(|text| self.redactor.string(text));
+        let clear = |text: &Option<String>| {
+            text.as_ref()
+                .map(|text| self.redactors.strings().string(text))
+        };
         Process {
             pid: facts.pid,
             vpid: facts.vpid,
             comm: clear(&facts.comm),
             executable: clear(&facts.executable),
-            arguments: self.redactor.arguments(&facts.arguments),
+            arguments: self.redactors.strings().arguments(&facts.arguments),
             owner_uid: facts.owner_uid,
             parent_pid: facts.parent_pid,
             container_id: clear(&facts.container_id),
@@ -1875,13 +1970,13 @@ impl Pipeline {
 
     /// What may be shown of a container.
     fn clear_container(&self, container: &Container) -> record::Container {
-        let clear = |text: &str| self.redactor.string(text);
+        let clear = |text: &str| self.redactors.strings().string(text);
         let optional = |text: &Option<String>| text.as_deref().map(clear);
         // A label's name may say that its value is a secret, as that of a header does.
         let pair = |(key, value): (&String, &String)| {
             let value = match value.contains(['\r', '\n']) {
                 true => clear(value),
-                false => self.redactor.header(key, value),
+                false => self.redactors.strings().header(key, value),
             };
             (clear(key), value)
         };
@@ -1908,7 +2003,7 @@ impl Pipeline {
 
     /// A line that others wrote, as it may be shown.
     pub fn string(&self, text: &str) -> Clear {
-        self.redactor.string(text)
+        self.redactors.strings().string(text)
     }
 
     fn stats(&mut self, count: Count, now: u64, out: Out<'_>) {
@@ -1930,7 +2025,7 @@ impl Pipeline {
             content: self.wanted.content.name(),
             limits: self.lacks.clone(),
             bounds: self.bounds(),
-            containers: self.containers.counts(),
+            containers: self.containers.counts(self.wanted.policy.is_some()),
         };
         let time = WallTime(now.wrapping_add(self.clock));
         emit(
@@ -1995,6 +2090,15 @@ fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
 fn passes(wanted: &Wanted, facts: &Facts) -> bool {
     let exe = || facts.executable.as_deref().unwrap_or_default();
     wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe()))
+}
+
+/// How much is told of a process: of none that is known as little as of any.
+fn capture_of(wanted: &Wanted, who: Option<&Who>) -> Capture {
+    let nowhere = || {
+        let policy = wanted.policy.as_ref();
+        policy.map_or(Verdict::ALL, policy::Policy::nowhere)
+    };
+    who.map_or_else(nowhere, |who| who.verdict).capture
 }
 
 /// Would the kernel's filters let the calls of such a process pass?

@@ -141,6 +141,17 @@ pub struct Containers {
     pub unknown: u64,
     /// Records went without, because there was no answer in time.
     pub late: u64,
+    /// Of those with a name, if there is a policy.
+    pub withheld: Option<Withheld>,
+}
+
+/// Containers of which less is told than of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Withheld {
+    /// The configuration wants nothing of them.
+    pub excluded: u64,
+    /// Their pods asked for less than the configuration has for them.
+    pub opted_out: u64,
 }
 
 impl Process {

@@ -513,6 +513,7 @@ mod tests {
             uids: header.uids,
             comms: header.comms,
             names: header.names,
+            policy: None,
             key: header.key,
             secret_key: Key::new(header.secret_key),
         });

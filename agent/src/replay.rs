@@ -111,6 +111,8 @@ pub fn wanted(config: &Config, header: &Header) -> Wanted {
         uids: header.uids.clone(),
         comms: header.comms.clone(),
         names: header.names.clone(),
+        // Where there is one nothing is recorded.
+        policy: None,
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }

@@ -569,6 +569,7 @@ impl Session {
             uids: header.uids.clone(),
             comms: header.comms.clone(),
             names: header.names.clone(),
+            policy: config.policy.clone(),
             key: header.key,
             secret_key: Key::new(secret_key),
         });

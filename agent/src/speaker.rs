@@ -9,6 +9,7 @@ use crate::{
     http::Teller,
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
+    policy::Capture,
     protocol::{Limit, Said, exchange::Exchange},
     record::{Body, Cause, Connection, Content, Joined, Kind, Message, Process, Record, WallTime},
     redact::{self, Redactor, Told, View},
@@ -23,6 +24,8 @@ pub struct Voice<'a> {
     pub connection: &'a mut Connection,
     /// Bytes that are missing of each stream so far, by direction.
     pub lost: [u64; 2],
+    /// How much of its process may be told.
+    pub capture: Capture,
     pub time: u64,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
@@ -40,6 +43,10 @@ impl Voice<'_> {
     }
 
     fn say_of(&mut self, time: u64, complete: bool, lost_bytes: u64, body: Body<'_>) {
+        // What came before that was known is in its decoder still.
+        if self.capture == Capture::None {
+            return;
+        }
         let record = &mut Record {
             sequence: 0,
             time: WallTime(time.wrapping_add(self.clock)),
@@ -263,7 +270,7 @@ impl Speaker<'_> {
     fn teller(&self) -> Teller<'_> {
         Teller {
             redactor: self.redactor,
-            policy: self.voice.wanted.content,
+            policy: self.voice.capture.content(self.voice.wanted.content),
             server: self.voice.connection.server_name.as_deref(),
             clock: self.voice.clock,
             live: self.voice.wanted.live,

@@ -161,6 +161,7 @@ impl Machine {
             uids: Vec::new(),
             comms: Vec::new(),
             names: Names::default(),
+            policy: None,
             key: 1,
             secret_key: Key::new([1; 32]),
         });

@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::CONTAINERS_MAX;
-use crate::record;
+use crate::{
+    policy::{By, Capture, Verdict},
+    record,
+};
 
 /// Containers by their ids.
 #[derive(Debug, Default)]
@@ -16,14 +19,23 @@ pub struct Known {
     containers: BTreeMap<String, State>,
     questions: Vec<String>,
     counts: record::Containers,
+    withheld: record::Withheld,
 }
 
 #[derive(Debug)]
 enum State {
     Asked,
-    Told(Arc<record::Container>, bool),
+    Told(Arc<record::Container>, Wish),
     /// No runtime has it.
     Unknown,
+}
+
+/// What is wanted of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// The filters want it.
+    pub passes: bool,
+    pub verdict: Verdict,
 }
 
 /// What is to be done with a process that is met in a container.
@@ -73,16 +85,28 @@ impl Known {
         }
     }
 
-    /// The answer, and whether the filters want it.
-    pub fn told(&mut self, id: &str, container: Option<(Arc<record::Container>, bool)>) {
+    /// The answer, and what is wanted of it.
+    pub fn told(&mut self, id: &str, container: Option<(Arc<record::Container>, Wish)>) {
         self.is_silent = false;
         let Some(state) = self.containers.get_mut(id) else {
             return;
         };
         *state = match container {
-            Some((container, passes)) => {
+            Some((container, wish)) => {
                 self.counts.named += 1;
-                State::Told(container, passes)
+                let withheld = &mut self.withheld;
+                match wish.verdict {
+                    Verdict {
+                        by: By::Pod | By::Misspelt,
+                        ..
+                    } => withheld.opted_out += 1,
+                    Verdict {
+                        capture: Capture::None,
+                        ..
+                    } => withheld.excluded += 1,
+                    _ => {}
+                }
+                State::Told(container, wish)
             }
             None => {
                 self.counts.unknown += 1;
@@ -97,10 +121,10 @@ impl Known {
         self.counts.late += 1;
     }
 
-    /// What is known of it, and whether the filters want it.
-    pub fn get(&self, id: &str) -> Option<(&Arc<record::Container>, bool)> {
+    /// What is known of it, and what is wanted of it.
+    pub fn get(&self, id: &str) -> Option<(&Arc<record::Container>, Wish)> {
         match self.containers.get(id)? {
-            State::Told(container, passes) => Some((container, *passes)),
+            State::Told(container, wish) => Some((container, *wish)),
             State::Asked | State::Unknown => None,
         }
     }
@@ -111,9 +135,12 @@ impl Known {
     }
 
     /// For `stats`: nothing, where nobody is asked.
-    pub fn counts(&self) -> Option<record::Containers> {
+    pub fn counts(&self, has_policy: bool) -> Option<record::Containers> {
         let is_used = self.is_asked || self.counts != record::Containers::default();
-        is_used.then_some(self.counts)
+        is_used.then_some(record::Containers {
+            withheld: has_policy.then_some(self.withheld),
+            ..self.counts
+        })
     }
 }
 
@@ -121,8 +148,12 @@ impl Known {
 mod tests {
     use super::*;
 
-    fn told() -> Option<(Arc<record::Container>, bool)> {
-        Some((Arc::default(), true))
+    fn told() -> Option<(Arc<record::Container>, Wish)> {
+        let wish = Wish {
+            passes: true,
+            verdict: Verdict::ALL,
+        };
+        Some((Arc::default(), wish))
     }
 
     #[test]
@@ -130,7 +161,7 @@ mod tests {
         let mut known = Known::default();
         assert_eq!(known.meet("a", |_| true), Meeting::GoOn, "nobody is asked");
         assert_eq!(
-            known.questions().count() + usize::from(known.counts().is_some()),
+            known.questions().count() + usize::from(known.counts(false).is_some()),
             0
         );
         known.is_asked(true);
@@ -143,7 +174,7 @@ mod tests {
         assert_eq!(known.questions().collect::<Vec<_>>(), ["a"]);
         known.told("a", told());
         assert_eq!(known.meet("a", |_| true), Meeting::GoOn);
-        assert!(known.get("a").is_some_and(|(_, passes)| passes));
+        assert!(known.get("a").is_some_and(|(_, wish)| wish.passes));
         known.meet("b", |_| true);
         known.told("b", None);
         assert!(known.get("b").is_none());
@@ -155,7 +186,7 @@ mod tests {
         assert_eq!(known.questions().collect::<Vec<_>>(), ["b", "b"]);
         known.told("b", told());
         assert!(known.get("b").is_some());
-        let counts = known.counts().unwrap();
+        let counts = known.counts(false).unwrap();
         assert_eq!((counts.named, counts.unknown, counts.late), (2, 1, 0));
     }
 
@@ -170,7 +201,32 @@ mod tests {
         assert_eq!(known.questions().count(), 2, "but asked");
         known.told("a", told());
         assert_eq!(known.meet("c", |_| true), Meeting::Wait, "it speaks again");
-        assert_eq!(known.counts().unwrap().late, 1);
+        assert_eq!(known.counts(false).unwrap().late, 1);
+    }
+
+    #[test]
+    fn of_a_policy_is_counted_who_is_told_less_of() {
+        let mut known = Known::default();
+        known.is_asked(true);
+        let verdicts = [
+            (Capture::None, By::Configuration),
+            (Capture::None, By::Pod),
+            (Capture::Metadata, By::Pod),
+            (Capture::None, By::Misspelt),
+            (Capture::Metadata, By::Configuration),
+        ];
+        for (number, (capture, by)) in verdicts.into_iter().enumerate() {
+            let id = number.to_string();
+            known.meet(&id, |_| true);
+            let wish = Wish {
+                passes: true,
+                verdict: Verdict { capture, by },
+            };
+            known.told(&id, Some((Arc::default(), wish)));
+        }
+        let withheld = known.counts(true).unwrap().withheld.unwrap();
+        assert_eq!((withheld.excluded, withheld.opted_out), (1, 3));
+        assert_eq!(known.counts(false).unwrap().withheld, None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use std::{
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use serde::{Deserialize, Serialize};
 
-use crate::{cli, glob::glob};
+use crate::{cli, glob::glob, policy::ANNOTATION};
 
 /// Pipeline → process: what is this container?
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,11 +69,11 @@ const NAME_MAX: usize = 512;
 /// How many containers are known or asked for at once, here and in the line.
 pub const CONTAINERS_MAX: usize = 1024;
 
-/// What of these is kept, in the order of their keys.
+/// What of these is kept, in the order of their keys; what our own say comes first, however many there are.
 fn kept(pairs: impl IntoIterator<Item = (String, String)>) -> BTreeMap<String, String> {
     let mut bytes = 0;
     let mut pairs: Vec<_> = pairs.into_iter().collect();
-    pairs.sort_unstable();
+    pairs.sort_unstable_by(|(a, _), (b, _)| (a != ANNOTATION, a).cmp(&(b != ANNOTATION, b)));
     let fits = |(key, value): &(String, String)| {
         if key.len() > NAME_MAX || value.len() > VALUE_MAX {
             return false;
@@ -255,6 +255,18 @@ mod tests {
                 labels: pairs(&[("app", "web")]),
                 annotations: BTreeMap::new(),
             }),
+        }
+    }
+
+    /// Nobody's opt-out is lost among others' annotations.
+    #[test]
+    fn what_a_pod_asks_for_is_kept_whatever_else_it_has() {
+        let many = (0..2 * PAIRS_MAX).map(|number| (format!("a/{number}"), String::new()));
+        let large = (0..20).map(|number| (format!("b/{number}"), "x".repeat(VALUE_MAX)));
+        for others in [many.collect::<Vec<_>>(), large.collect()] {
+            let asked = (ANNOTATION.to_owned(), "none".to_owned());
+            let kept = kept(others.into_iter().chain([asked]));
+            assert_eq!(kept.get(ANNOTATION).map(String::as_str), Some("none"));
         }
     }
 

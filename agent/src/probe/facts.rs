@@ -11,6 +11,8 @@ use crate::{
 /// Everything that can still be read: the process may be ending. `id` is what others call it; its parent is
 /// called as here.
 pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
+    // First: who has an executable below was there to be asked for its groups. Who has none may be in any container.
+    let groups = groups(pid);
     let mut facts = Facts {
         pid: id,
         ..Facts::default()
@@ -29,7 +31,6 @@ pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
         // The last one is the id in the innermost namespace.
         facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != id);
     }
-    let groups = groups(pid);
     facts.container_id = container::id(&groups).map(str::to_owned);
     facts.is_outside = !filter.holds(&groups);
     facts

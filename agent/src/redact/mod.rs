@@ -31,6 +31,7 @@
 mod bytes;
 mod name;
 mod plain;
+mod redactors;
 mod rules;
 mod scanner;
 mod search;
@@ -48,12 +49,15 @@ use std::{
 
 use crate::{event::StreamId, plaintext::Plaintext};
 
+pub use redactors::Redactors;
 use rules::{Form, RULES};
 use scanner::{Cleared, Scanner};
 use verdict::Ending;
 
-/// `--content`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// `--content`, from little to much.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Policy {
     /// Lengths and metadata only.
     None,
@@ -339,14 +343,9 @@ impl Redactor {
         }
     }
 
-    pub fn policy(&self) -> Policy {
-        self.policy
-    }
-
-    /// Another policy from here on. What is held back is to be given out before, as before a gap. A stream goes on as
-    /// one that we join in its middle.
-    pub fn follow(&mut self, policy: Policy) {
-        self.policy = policy;
+    /// Forgets all streams. What is held back is to be given out before, as before a gap. One that is told of again
+    /// goes on as one that we join in its middle.
+    pub fn forget(&mut self) {
         self.scanners.clear();
         self.holding.clear();
     }

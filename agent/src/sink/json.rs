@@ -637,6 +637,10 @@ impl Object<'_> {
                 member.number("named", containers.named);
                 member.number("unknown", containers.unknown);
                 member.number("late", containers.late);
+                if let Some(withheld) = containers.withheld {
+                    member.number("excluded", withheld.excluded);
+                    member.number("opted_out", withheld.opted_out);
+                }
             });
         }
     }
