@@ -144,32 +144,8 @@ impl Agent {
         Ok(())
     }
 
-    /// Both halves; never none of them, or what is summed over them would look cheap.
     pub(super) fn family(&self) -> Result<Vec<u32>> {
-        let parents = parents();
-        let descends = |mut pid: u32| {
-            while let Some(&parent) = parents.get(&pid) {
-                if pid == self.child.0.id() {
-                    return true;
-                }
-                pid = parent;
-            }
-            false
-        };
-        let family: Vec<u32> = parents
-            .keys()
-            .copied()
-            .filter(|&pid| descends(pid))
-            .filter(|pid| {
-                fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == self.program)
-            })
-            .collect();
-        ensure!(
-            !family.is_empty(),
-            "no process runs {}",
-            self.program.display()
-        );
-        Ok(family)
+        family(self.child.0.id(), &self.program)
     }
 
     pub(super) fn cpu_seconds(&self) -> Result<f64> {
@@ -197,6 +173,29 @@ impl Agent {
     }
 }
 
+/// Those that descend from `root` and run `program`: both halves and their helpers; never none of them, or what is
+/// summed over them would look cheap.
+pub(super) fn family(root: u32, program: &Path) -> Result<Vec<u32>> {
+    let parents = parents();
+    let descends = |mut pid: u32| {
+        while let Some(&parent) = parents.get(&pid) {
+            if pid == root {
+                return true;
+            }
+            pid = parent;
+        }
+        false
+    };
+    let family: Vec<u32> = parents
+        .keys()
+        .copied()
+        .filter(|&pid| descends(pid))
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program))
+        .collect();
+    ensure!(!family.is_empty(), "no process runs {}", program.display());
+    Ok(family)
+}
+
 /// In bytes. A map that is also mapped is counted once, as a map.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Memory {
@@ -212,7 +211,7 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     Some(fields.split_whitespace().map(str::to_owned).collect())
 }
 
-fn is_running(pid: u32) -> bool {
+pub(super) fn is_running(pid: u32) -> bool {
     stat(pid).is_some_and(|fields| fields[0] != "Z" && fields[0] != "X")
 }
 

@@ -38,7 +38,7 @@ impl Ground {
         let scratch = Scratch::new(&std::env::temp_dir())?;
         let memory = Scratch::new(Path::new("/dev/shm"))?;
         let program = scratch.path().join("load");
-        compile(&workspace.join("tests/programs/load.c"), &program)?;
+        compile(&workspace.join("tests/programs/load.c"), &program, &[])?;
         let libraries = linked_libraries(&program, libraries)?;
         Ok(Ground {
             scratch,
@@ -126,11 +126,13 @@ fn choose_cpus(agent: &str) -> Option<Cpus> {
     (enough && taskset).then_some(cpus)
 }
 
-fn compile(source: &Path, program: &Path) -> Result<()> {
+pub(super) fn compile(source: &Path, program: &Path, options: &[&str]) -> Result<()> {
     let status = Command::new("cc")
-        .args(["-O2", "-Wall", "-Wextra", "-o"])
+        .args(["-O2", "-Wall", "-Wextra"])
+        .args(options)
+        .arg("-o")
         .args([program, source])
-        .args(["-lssl", "-lcrypto"])
+        .args(["-Wl,--as-needed", "-lssl", "-lcrypto"])
         .status()
         .context("running cc")?;
     ensure!(
@@ -140,7 +142,7 @@ fn compile(source: &Path, program: &Path) -> Result<()> {
     Ok(())
 }
 
-fn linked_libraries(program: &Path, instead: Option<&Path>) -> Result<Vec<PathBuf>> {
+pub(super) fn linked_libraries(program: &Path, instead: Option<&Path>) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
         .arg(program)
         .output()
@@ -169,7 +171,7 @@ fn linked_libraries(program: &Path, instead: Option<&Path>) -> Result<Vec<PathBu
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(parent: &Path) -> Result<Scratch> {
+    pub(super) fn new(parent: &Path) -> Result<Scratch> {
         sweep(parent);
         let path = parent.join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("creating {}", path.display()))?;

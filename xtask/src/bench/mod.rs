@@ -1,5 +1,5 @@
 //! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met; and
-//! `cargo xtask bench redact`, `bench decode`, `bench sinks`.
+//! `cargo xtask bench redact`, `bench decode`, `bench sinks`, `bench soak`.
 
 mod agent;
 mod bystander;
@@ -10,11 +10,13 @@ mod footprint;
 mod ground;
 mod load;
 mod loss;
+mod maps;
 mod memory;
 mod points;
 mod reach;
 mod records;
 mod report;
+mod soak;
 mod speed;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ usage: cargo xtask bench redact                 how fast secrets are looked for,
        cargo xtask bench decode                 how fast bodies and exchanges are decoded, on one core
        cargo xtask bench decode --memory        what is kept over a million exchanges and 100,000 connections
        cargo xtask bench sinks                  how fast records get into files; needs 5 GB in the temporary directory
+       cargo xtask bench soak [--minutes N]     as root: does anything of a daemon grow while processes, control
+                                                groups, libraries and connections come and go, for 10 minutes?
 
 `reach` is what a call of Bun, Node.js, rustls and Go costs, by programs that `cargo xtask test` fetches or builds.
 `bystander` is what plain TCP of a process costs that nobody watches.
@@ -142,7 +146,8 @@ pub(crate) fn main(args: &[&str]) -> Result<()> {
         ["decode"] => return speed::main(&speed::DECODE),
         ["decode", "--memory"] => return memory::main(),
         ["sinks"] => return speed::main(&speed::SINKS),
-        ["--help" | "-h", ..] | ["capture" | "redact" | "decode" | "sinks", ..] => {
+        ["soak", rest @ ..] if !rest.contains(&"--help") => return soak::main(rest),
+        ["--help" | "-h", ..] | ["capture" | "redact" | "decode" | "sinks" | "soak", ..] => {
             println!("{USAGE}");
             return Ok(());
         }

@@ -68,14 +68,24 @@ impl Ledger {
 
     /// The agent's books are closed, balance, and say what the load says it moved.
     pub(super) fn prove(&self, moved: u64) -> Result<()> {
+        self.balance()?;
+        let (seen, unmatched) = (self.bytes.seen, &self.calls.unmatched);
+        ensure!(
+            seen == moved,
+            "the load moved {moved} bytes, the ledger saw {seen}"
+        );
+        ensure!(
+            unmatched.values().all(|&n| n == 0),
+            "calls without their return: {unmatched:?}"
+        );
+        Ok(())
+    }
+
+    /// The agent's books are closed, and each sum is right.
+    pub(super) fn balance(&self) -> Result<()> {
         let Ledger { bytes: b, calls: c } = self;
         let places = b.filtered + b.over_limit + b.lost() + b.delivered + b.in_flight;
         let ends = c.returns + c.in_flight + c.unmatched.values().sum::<u64>();
-        ensure!(
-            b.seen == moved,
-            "the load moved {moved} bytes, the ledger saw {}",
-            b.seen
-        );
         ensure!(
             b.seen == places,
             "{} bytes seen, but the places they went to add up to {places}",
@@ -90,11 +100,6 @@ impl Ledger {
             b.in_flight == 0,
             "{} bytes in flight in the last record",
             b.in_flight
-        );
-        ensure!(
-            c.unmatched.values().all(|&n| n == 0),
-            "calls without their return: {:?}",
-            c.unmatched
         );
         Ok(())
     }
