@@ -3,7 +3,14 @@
 //! `cargo xtask bench decode --memory` has a million exchanges on a hundred thousand connections. Counted is what the
 //! allocator has given out, not what the system has: that would hide a small leak.
 
-use std::{collections::BTreeSet, fs, hint::black_box, io::Write as _, time::Instant};
+use std::{
+    collections::BTreeSet,
+    fs,
+    hint::black_box,
+    io::Write as _,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use agent_ebpf::{
     Closed, Data, Direction, Freed, Gap, Head, Opened, Place, Shape, Socket, cause, cookie, kind,
@@ -11,8 +18,10 @@ use agent_ebpf::{
 use flate2::{Compression, write::GzEncoder};
 use vortex_agent::{
     confine::Landlock,
+    coverage::User,
     half::{Facts, Features, Files, Link, Sockets},
     input::Input,
+    locate::{Found, Instruction, Point},
     metadata::Names,
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
@@ -288,6 +297,9 @@ fn websocket(play: &mut Play, ends: &mut Ends, exchanges: u64) {
     play.data(ends, Sent, b"\x81\x85\0\0\0\0cut");
 }
 
+/// What is measured is the whole process'.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// Bytes that the allocator has given out and not got back.
 fn live() -> usize {
     // SAFETY: it takes nothing and only reads the allocator's own sums.
@@ -341,11 +353,83 @@ fn heap(connections: u64, exchanges: u64, sockets: u64, looks: &[u64]) -> (Vec<u
 /// The same over fewer of them. The ends of sockets are left out: their table is full only in the long run.
 #[test]
 fn what_is_kept_is_bounded() {
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     // Behind 10,000 connections all that has a fixed number of entries is full.
     let (heaps, told) = heap(24_000, 2, 1000, &[50, 100]);
     assert!(told >= 48_000 - 10, "{told}");
     let grown = heaps[1].saturating_sub(heaps[0]);
     assert!(grown < 64 << 10, "{heaps:?}");
+}
+
+/// Each container that starts may bring libraries of its own.
+#[test]
+fn libraries_come_and_go() {
+    const FILES: u64 = 4000;
+    let _alone = ALONE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let point = |direction| Point {
+        offset: 16,
+        function_offset: 12,
+        library: "OpenSSL",
+        function: "ssl_write_internal",
+        direction,
+        shape: Shape::OutFourth,
+        instruction: Instruction::Emulated,
+        detail: 0,
+        bytes: [0x90; 16],
+    };
+    let mut play = Play::new();
+    let mut heaps = Vec::new();
+    for file in 1..=FILES {
+        play.now += Duration::from_millis(500).as_nanos() as u64;
+        let pid = 1000 + file as u32;
+        play.tell(Input::Process(Facts {
+            pid,
+            executable: Some("/usr/bin/client".into()),
+            ..Facts::default()
+        }));
+        let user = User {
+            pid,
+            mapped_at: Some(play.now),
+            held: false,
+        };
+        play.tell(Input::Mapped { file, user });
+        if file % 3 == 0 {
+            play.tell(Input::Refused {
+                file,
+                path: "/run/container/libssl.so",
+                why: "gone",
+            });
+        } else {
+            play.tell(Input::Found {
+                file,
+                path: "/run/container/libssl.so",
+                found: Found {
+                    library: "OpenSSL",
+                    version: Some(format!("3.0.{file}")),
+                    points: vec![point(Received), point(Sent)],
+                    others: Vec::new(),
+                    partly: None,
+                    located: "symbols",
+                    // Nobody calls it, so its trial has no end.
+                    on_trial: file % 3 == 1,
+                },
+            });
+            let at = play.now;
+            play.tell(Input::Attached { file, at });
+        }
+        play.tell(Input::Ended { pid });
+        play.tell(Input::LetGo { file });
+        play.tell(Input::Idle);
+        if file == FILES / 2 || file == FILES {
+            heaps.push(live());
+        }
+    }
+    let grown = heaps[1].saturating_sub(heaps[0]);
+    assert!(grown < 16 << 10, "{heaps:?}");
 }
 
 #[test]

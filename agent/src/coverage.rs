@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use agent_ebpf::{DETAIL, cookie};
+use agent_ebpf::{DETAIL, POINT, cookie};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,7 +19,9 @@ pub struct Table {
     /// Who maps a file that is still being looked at.
     early: HashMap<FileId, Vec<Waiter>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
-    points: Vec<Placed>,
+    points: HashMap<u64, Placed>,
+    /// The number that was given last.
+    number: u64,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
     seen: BTreeMap<(u32, FileId), Option<u64>>,
     /// Processes with calls through a file that nobody sees.
@@ -39,6 +41,8 @@ struct File {
     state: State,
     /// Processes that map it and were not told of yet.
     waiting: Vec<Waiter>,
+    /// Nothing more comes about it: forgotten with the last process that is seen through it.
+    is_let_go: bool,
 }
 
 #[derive(Debug)]
@@ -219,9 +223,6 @@ impl Table {
         version: Option<Clear>,
         found: &Found,
     ) -> Vec<Site> {
-        if self.points.is_empty() {
-            self.points.push(Placed::default());
-        }
         let sites = found
             .points
             .iter()
@@ -246,23 +247,37 @@ impl Table {
             partly,
             state,
             waiting: self.early.remove(&id).unwrap_or_default(),
+            is_let_go: false,
         };
         self.files.insert(id, file);
         sites
     }
 
     fn site(&mut self, id: FileId, point: &Point) -> Site {
-        let number = self.points.len() as u64;
-        self.points.push(Placed {
+        let number = self.next_number();
+        let placed = Placed {
             file: id,
             library: point.library,
             function: point.function,
-        });
+        };
+        self.points.insert(number, placed);
         Site {
             offset: point.offset,
             cookie: cookie(number, point.direction, point.shape)
                 | u64::from(point.detail) << DETAIL,
             bytes: point.bytes,
+        }
+    }
+
+    /// One that no point has: what is left of a forgotten one in the ring must not be taken for another's. So they
+    /// come again as late as the cookie's bits allow.
+    fn next_number(&mut self) -> u64 {
+        const NUMBERS: u64 = 1 << (DETAIL - POINT);
+        loop {
+            self.number = (self.number + 1) % NUMBERS;
+            if self.number != 0 && !self.points.contains_key(&self.number) {
+                return self.number;
+            }
         }
     }
 
@@ -280,6 +295,7 @@ impl Table {
                 partly: None,
                 state,
                 waiting,
+                is_let_go: false,
             },
         );
         let early = self.early.remove(&id).unwrap_or_default();
@@ -434,10 +450,7 @@ impl Table {
 
     /// A point, by the number in its cookie.
     pub fn point(&self, number: u64) -> Option<Placed> {
-        self.points
-            .get(usize::try_from(number).ok()?)
-            .filter(|placed| !placed.function.is_empty())
-            .copied()
+        self.points.get(&number).copied()
     }
 
     /// Library name and version of a point.
@@ -477,7 +490,12 @@ impl Table {
     /// The process is gone, or became another program. Where nothing could be said of it yet it will be
     /// said of who it was; of `None` nobody wants to hear.
     pub fn left(&mut self, pid: u32, who: Option<&Process>) {
-        self.seen.retain(|(known, _), _| *known != pid);
+        let known = self.seen.range((pid, FileId::MIN)..=(pid, FileId::MAX));
+        let known: Vec<FileId> = known.map(|((_, file), _)| *file).collect();
+        for file in known {
+            self.seen.remove(&(pid, file));
+            self.forget(file);
+        }
         self.switching.retain(|(known, _)| *known != pid);
         self.silent.retain(|(known, ..)| *known != pid);
         let Some(who) = who else {
@@ -490,6 +508,26 @@ impl Table {
         for waiter in self.waiting(pid) {
             waiter.gone = Some(Box::new(who.clone()));
         }
+    }
+
+    /// Nothing more comes about the file.
+    pub fn let_go(&mut self, id: FileId) {
+        self.early.remove(&id);
+        if let Some(file) = self.files.get_mut(&id) {
+            file.is_let_go = true;
+            self.forget(id);
+        }
+    }
+
+    /// Forgets a file that was let go, unless somebody is seen through it still.
+    fn forget(&mut self, id: FileId) {
+        if !self.files.get(&id).is_some_and(|file| file.is_let_go)
+            || self.seen.keys().any(|(_, file)| *file == id)
+        {
+            return;
+        }
+        self.files.remove(&id);
+        self.points.retain(|_, placed| placed.file != id);
     }
 
     /// What can't be waited for: files whose probes are not in place at the end.
@@ -513,5 +551,101 @@ impl Table {
         waiting
             .chain(early)
             .filter(move |waiter| waiter.gone.is_none() && waiter.user.pid == pid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use agent_ebpf::{Direction, Shape};
+
+    use super::*;
+    use crate::locate::Instruction;
+
+    fn found() -> Found {
+        let point = Point {
+            offset: 16,
+            function_offset: 12,
+            library: "OpenSSL",
+            function: "ssl_write_internal",
+            direction: Direction::Sent,
+            shape: Shape::OutFourth,
+            instruction: Instruction::Emulated,
+            detail: 0,
+            bytes: [0x90; 16],
+        };
+        Found {
+            library: "OpenSSL",
+            version: None,
+            points: vec![point.clone()],
+            others: vec![point],
+            partly: None,
+            located: "symbols",
+            on_trial: false,
+        }
+    }
+
+    fn user(pid: u32) -> User {
+        User {
+            pid,
+            mapped_at: None,
+            held: false,
+        }
+    }
+
+    fn number(site: &Site) -> u64 {
+        site.cookie >> POINT & 0xff_ffff
+    }
+
+    /// Probed, and mapped by this process; the numbers of its points.
+    fn probe(table: &mut Table, id: FileId, pid: u32) -> Vec<u64> {
+        assert!(table.mapped(id, user(pid)).is_none());
+        let sites = table.found(id, Clear::ours("/lib/libssl.so"), None, &found());
+        assert_eq!(table.attached(id, 1).len(), 1);
+        sites.iter().map(number).collect()
+    }
+
+    #[test]
+    fn files_that_come_and_go_leave_nothing() {
+        let mut table = Table::default();
+        let kept = probe(&mut table, 1, 1);
+        for id in 2..1000 {
+            probe(&mut table, id, 2);
+            table.mapped(id + 1000, user(2));
+            let why = Clear::ours("no");
+            table.refused(id + 1000, Clear::ours("/lib/b"), why);
+            table.left(2, None);
+            table.let_go(id);
+            table.let_go(id + 1000);
+            table.mapped(id + 2000, user(2));
+            table.let_go(id + 2000);
+        }
+        assert_eq!((table.files.len(), table.points.len()), (1, kept.len()));
+        assert!(table.early.is_empty());
+        assert!(kept.iter().all(|number| table.point(*number).is_some()));
+    }
+
+    /// Somebody writes into a file that is mapped still.
+    #[test]
+    fn a_file_is_known_as_long_as_somebody_is_seen_through_it() {
+        let mut table = Table::default();
+        let numbers = probe(&mut table, 1, 7);
+        table.mapped(1, user(8));
+        table.let_go(1);
+        table.left(7, None);
+        assert!(table.point(numbers[0]).is_some());
+        assert_eq!(table.begins(8, 5).len(), 1);
+        table.left(8, None);
+        assert!(table.point(numbers[0]).is_none());
+        assert!(table.files.is_empty());
+    }
+
+    #[test]
+    fn numbers_come_again_late_and_are_not_given_twice() {
+        let mut table = Table::default();
+        let first = probe(&mut table, 1, 1);
+        assert_eq!(first, [1, 2]);
+        assert!(table.point(0).is_none(), "kernels without cookies say 0");
+        table.number = (1 << 24) - 2;
+        assert_eq!(probe(&mut table, 2, 1), [(1 << 24) - 1, 3]);
     }
 }

@@ -58,6 +58,11 @@ pub enum Report {
         file: FileId,
         why: String,
     },
+    /// Nothing more comes about this file: nobody maps it any more, or it can't be read. If it is mapped again it is
+    /// another one.
+    LetGo {
+        file: FileId,
+    },
     /// The probes of a file were taken out while processes use it. If there are probes in it again, those come
     /// back as who was turned away does.
     Interrupted,

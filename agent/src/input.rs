@@ -76,6 +76,8 @@ pub enum Input<'a> {
     Failed { file: FileId, why: &'a str },
     /// The file turned out to be one that is known.
     Same { file: FileId, known: FileId },
+    /// Nobody maps the file any more, or it can't be read: nothing more comes about it.
+    LetGo { file: FileId },
     /// A process used what may be a TLS library, and nobody could look at either.
     Missed { pid: u32, path: &'a str },
     /// What runs the code of a process.

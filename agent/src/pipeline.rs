@@ -115,6 +115,8 @@ pub struct Pipeline {
     freed: VecDeque<(u64, HandleId)>,
     /// The same of those that their programs closed: these may still be read.
     left: VecDeque<(u64, HandleId)>,
+    /// Files that nobody maps any more, and since when.
+    abandoned: VecDeque<(u64, FileId)>,
     /// Handles that the kernel side need not remember.
     forgotten: Vec<HandleId>,
     unclaimed: Unclaimed,
@@ -213,6 +215,10 @@ const FREED_TIME: u64 = 1_000_000_000;
 /// at once, or never.
 const LEFT_TIME: u64 = 3_000_000_000;
 
+/// How long a file is known that nobody maps any more, in nanoseconds: its last connections and what waits of them
+/// come out before.
+const LET_GO_TIME: u64 = 5_000_000_000;
+
 /// How long a request waits for its response before who reads along is told of it, in nanoseconds.
 const MOMENT: u64 = 1_000_000_000;
 
@@ -250,6 +256,7 @@ impl Pipeline {
             passed_by: HashMap::new(),
             freed: VecDeque::new(),
             left: VecDeque::new(),
+            abandoned: VecDeque::new(),
             forgotten: Vec::new(),
             unclaimed: Unclaimed::default(),
             questions: Vec::new(),
@@ -314,6 +321,7 @@ impl Pipeline {
             Input::Attached { file, at } => self.attached(file, at, now, out),
             Input::Failed { file, why } => self.failed(file, why, now, out),
             Input::Same { file, known } => self.same(file, known, now, out),
+            Input::LetGo { file } => self.abandoned.push_back((now, file)),
             Input::Missed { pid, path } => self.missed(pid, path, now, out),
             Input::Runtime { pid, runtime } => self.unclaimed.is_runtime(pid, runtime),
             Input::Inspected { connected, finding } => {
@@ -635,6 +643,13 @@ impl Pipeline {
                 entry.is_left = true;
                 self.close(id, now, out);
             }
+        }
+        while let Some(&(since, file)) = self.abandoned.front()
+            && now.saturating_sub(since) > LET_GO_TIME
+        {
+            self.abandoned.pop_front();
+            self.coverage.let_go(file);
+            self.trials.forget(file);
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
         while let Some(asked) = self.asked.front().copied()

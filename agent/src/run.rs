@@ -328,6 +328,7 @@ struct Locating {
 enum Late {
     Pending(Vec<Pending>),
     Ended(u32),
+    LetGo(FileId),
 }
 
 /// Shared memory with the kernel side.
@@ -982,6 +983,7 @@ impl Session {
             let input = match late {
                 Late::Pending(pending) => Input::Pending(pending),
                 Late::Ended(pid) => Input::Ended { pid },
+                Late::LetGo(file) => Input::LetGo { file },
             };
             self.line.tell(input, now);
         }
@@ -1094,6 +1096,7 @@ impl Session {
                 self.line.tell(Input::Renamed { pid, comm: &comm }, now);
             }
             (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
+            (Report::LetGo { file }, 0) => self.say_later(Late::LetGo(file)),
             (Report::Missed { pid, path }, 0) => {
                 if is_named_like_one(path.as_bytes()) {
                     self.line.tell(Input::Missed { pid, path: &path }, now);

@@ -182,6 +182,14 @@ impl Trials {
             .collect()
     }
 
+    /// The file is no more. What is held of it goes with its connections.
+    pub fn forget(&mut self, file: FileId) {
+        self.condemned.remove(&file);
+        if self.open.get(&file).is_some_and(|it| it.held.is_empty()) {
+            self.open.remove(&file);
+        }
+    }
+
     fn believe(&mut self, file: FileId) -> Verdict {
         let trial = self.open.remove(&file).unwrap_or_default();
         Verdict::Believed(trial.held)

@@ -259,10 +259,10 @@ fn replay_of_a_part() {
     }
     assert!(longest > 70_000 && longest < run.text.len());
     // What is no recording, or one of another time.
-    let text = String::from_utf8_lossy(&raw[..100]).replacen("version 2", "version 3", 1);
+    let text = String::from_utf8_lossy(&raw[..100]).replacen("version 3", "version 4", 1);
     for (content, named) in [
         (&b"{}\n"[..], "no recording"),
-        (text.as_bytes(), "version 3"),
+        (text.as_bytes(), "version 4"),
     ] {
         fs::write(&part, content).unwrap();
         let (end, out, err) = replays.play(&part, &options);

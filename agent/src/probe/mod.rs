@@ -1156,6 +1156,7 @@ impl<'a> Half<'a> {
         let Some(file) = self.drop_file(id) else {
             return;
         };
+        self.report(Report::LetGo { file: id }, None);
         if let State::Attached(_) = file.state {
             let points = file.sites.iter().map(|site| site.cookie >> POINT).collect();
             self.interrupt(&points);
@@ -1206,6 +1207,7 @@ impl<'a> Half<'a> {
         if let Some(File { path, .. }) = self.drop_file(id) {
             let file = id;
             self.report(Report::Unread { file, path, why }, None);
+            self.report(Report::LetGo { file }, None);
             self.let_go(id);
         }
     }
