@@ -138,9 +138,25 @@ impl Apt {
         unpack(&debs, to)
     }
 
-    /// Downloads packages with all they depend on and makes a root of them.
+    /// Downloads packages with all they depend on and makes a root of them, for programs of this machine to be started
+    /// from.
     pub(crate) fn unpack_closure(&self, packages: &[&str], to: &Path) -> Result<()> {
-        fs::create_dir_all(to)?;
+        let archives = self.closure(packages)?;
+        unpack(&archives, to)?;
+        empty(&archives)?;
+        own_loader(to)
+    }
+
+    /// The same as a machine of its own: the files as they are, and dpkg's books of them. No script of a package runs.
+    pub(crate) fn unpack_machine(&self, packages: &[&str], to: &Path) -> Result<()> {
+        let archives = self.closure(packages)?;
+        unpack(&archives, to)?;
+        write_books(&archives, to)?;
+        empty(&archives)
+    }
+
+    /// A directory with these packages and all they depend on.
+    fn closure(&self, packages: &[&str]) -> Result<PathBuf> {
         let archives = self.dir.join("cache/archives");
         empty(&archives)?;
         self.again_if_stale(|| {
@@ -156,9 +172,7 @@ impl Apt {
             );
             sh::output(install.args(packages), 10 * MINUTE).map(drop)
         })?;
-        unpack(&archives, to)?;
-        empty(&archives)?;
-        own_loader(to)
+        Ok(archives)
     }
 
     /// Pool files vanish with each point release: on a failure the index is read again, once.
@@ -253,19 +267,69 @@ fn sources(text: &str) -> Vec<(String, Vec<String>)> {
 }
 
 fn unpack(debs: &Path, to: &Path) -> Result<()> {
-    let mut some = false;
-    for deb in fs::read_dir(debs)? {
-        let deb = deb?.path();
-        if deb.extension().is_some_and(|extension| extension == "deb") {
-            some = true;
-            sh::run(
-                sh::command("dpkg-deb").arg("-x").arg(&deb).arg(to),
-                2 * MINUTE,
-            )?;
+    fs::create_dir_all(to)?;
+    for deb in packages_in(debs)? {
+        sh::run(
+            sh::command("dpkg-deb").arg("-x").arg(&deb).arg(to),
+            2 * MINUTE,
+        )?;
+    }
+    Ok(())
+}
+
+fn packages_in(debs: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(debs)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            found.push(path);
         }
     }
-    ensure!(some, "apt-get left no package in {}", debs.display());
+    ensure!(
+        !found.is_empty(),
+        "apt-get left no package in {}",
+        debs.display()
+    );
+    found.sort();
+    Ok(found)
+}
+
+/// What dpkg knows of packages that it has installed: who they are, and which files are theirs.
+fn write_books(debs: &Path, to: &Path) -> Result<()> {
+    let books = to.join("var/lib/dpkg");
+    for dir in ["info", "updates", "triggers", "alternatives"] {
+        fs::create_dir_all(books.join(dir))?;
+    }
+    let mut status = String::new();
+    for deb in packages_in(debs)? {
+        let ask = |question: &str| {
+            let mut dpkg = sh::command("dpkg-deb");
+            sh::output(dpkg.arg(question).arg(&deb), MINUTE)
+        };
+        let control = ask("--field")?;
+        let field = |name: &str| {
+            let mut lines = control.lines();
+            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+        };
+        let name = field("Package").context("a package without a name")?;
+        let list = match field("Multi-Arch") {
+            Some("same") => format!("{name}:amd64.list"),
+            _ => format!("{name}.list"),
+        };
+        let files = ask("--contents")?;
+        let files: String = files.lines().filter_map(listed).collect();
+        fs::write(books.join("info").join(list), files)?;
+        status += &format!("{}\nStatus: install ok installed\n\n", control.trim_end());
+    }
+    fs::write(books.join("status"), status)?;
     Ok(())
+}
+
+/// A line of `dpkg-deb --contents` as dpkg lists the file.
+fn listed(line: &str) -> Option<String> {
+    let (_, name) = line.split_once(" .")?;
+    let name = name.split(" -> ").next()?.trim_end_matches('/');
+    Some(format!("{}\n", if name.is_empty() { "/." } else { name }))
 }
 
 fn empty(dir: &Path) -> Result<()> {
@@ -379,6 +443,27 @@ mod tests {
                 ("http://c/x".to_owned(), suites(&["trixie-security"])),
             ]
         );
+    }
+
+    #[test]
+    fn files_as_dpkg_lists_them() {
+        for (line, expected) in [
+            ("drwxr-xr-x root/root         0 2025-04-10 10:02 ./", "/.\n"),
+            (
+                "drwxr-xr-x root/root         0 2025-04-10 10:02 ./usr/bin/",
+                "/usr/bin\n",
+            ),
+            (
+                "lrwxrwxrwx root/root         0 2025-04-10 10:02 ./bin -> usr/bin",
+                "/bin\n",
+            ),
+            (
+                "-rwxr-xr-x root/root     12345 2025-04-10 10:02 ./usr/bin/a b",
+                "/usr/bin/a b\n",
+            ),
+        ] {
+            assert_eq!(listed(line).as_deref(), Some(expected));
+        }
     }
 
     #[test]

@@ -61,6 +61,14 @@ pub(crate) fn command() -> Result<()> {
     make(&release, 1).map(drop)
 }
 
+/// The package, and one that dpkg takes for newer, with the same files.
+pub(crate) fn pair() -> Result<[PathBuf; 2]> {
+    let release = release::build()?;
+    setup::for_packages()?;
+    stage(&release)?;
+    Ok([make(&release, 1)?, make(&release, 2)?])
+}
+
 /// The package is what it has to be, comes out the same twice, and leaves nothing when it goes.
 pub(crate) fn check(release: &Release) -> Result<()> {
     setup::for_packages()?;

@@ -547,6 +547,26 @@ pub(crate) fn tree(
     update: bool,
     finish: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<()> {
+    unless_there(to, release, packages, update, |apt| {
+        apt.unpack_closure(packages, &to.join("root"))?;
+        finish(to)
+    })
+}
+
+/// The same as a machine of its own, which dpkg can go on with.
+pub(crate) fn machine(to: &Path, release: &str, packages: &[&str], update: bool) -> Result<()> {
+    unless_there(to, release, packages, update, |apt| {
+        apt.unpack_machine(packages, &to.join("root"))
+    })
+}
+
+fn unless_there(
+    to: &Path,
+    release: &str,
+    packages: &[&str],
+    update: bool,
+    make: impl FnOnce(&Apt) -> Result<()>,
+) -> Result<()> {
     const LAYOUT: u32 = 1;
     let stamp = format!(
         "{LAYOUT} {} {release} {}\n",
@@ -561,8 +581,7 @@ pub(crate) fn tree(
     if to.exists() {
         fs::remove_dir_all(to).with_context(|| format!("could not remove {}", to.display()))?;
     }
-    apt.unpack_closure(packages, &to.join("root"))?;
-    finish(to)?;
+    make(&apt)?;
     fs::write(to.join("stamp"), stamp)?;
     Ok(())
 }

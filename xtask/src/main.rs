@@ -22,6 +22,7 @@ mod roster;
 mod sbom;
 mod setup;
 mod sh;
+mod systemd;
 mod tally;
 mod tar;
 mod test;
@@ -43,6 +44,7 @@ usage: cargo xtask COMMAND
                         V is 5.10, or 7.2+preempt=full with words for its command line
   vm --drill            does it report a panic, a hang, a failing test? Boots machines with each
   vm --planted          do the tests of preemption fail with wrong builds? Ten minutes
+  vm --systemd          the package's life and the service on a Debian whose first process is systemd
   fuzz [--only T,...] [--seconds N]
                         run each fuzz target for N seconds, 20 if not said
   fuzz --planted        does each find the mistake that is made for it, within a minute?

@@ -226,7 +226,7 @@ fn compile(name: &str, options: &[&str]) -> Result<PathBuf> {
 }
 
 /// Init is static, so it can still speak when a library is missing.
-fn build_init() -> Result<PathBuf> {
+pub(crate) fn build_init() -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let mut cargo = sh::command("cargo");
     cargo.args(["build", "--quiet", "--release", "--package", "xtask"]);

@@ -14,6 +14,7 @@ use crate::{
     roster::Roster,
     setup,
     sh::{self, MINUTE},
+    systemd,
     tally::Tally,
     vm::{self, Rig},
 };
@@ -177,6 +178,7 @@ fn other_kernels(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
             for part in PARTS {
                 outcomes.extend(vm::run(Some(&KERNELS), None, false, Some(part))?);
             }
+            outcomes.extend(systemd::run(false)?);
             outcomes
         }
     };

@@ -25,6 +25,7 @@ use crate::{
     planted, root,
     roster::Roster,
     sh::{self, MINUTE},
+    systemd,
     tally::Tally,
     test,
 };
@@ -60,7 +61,7 @@ pub(crate) fn command(args: &[&str]) -> Result<()> {
     let mut jobs = None;
     let mut update = false;
     let mut filter = None;
-    let (mut is_drill, mut is_planted) = (false, false);
+    let (mut is_drill, mut is_planted, mut is_systemd) = (false, false, false);
     let mut args = args.iter();
     while let Some(&arg) = args.next() {
         let mut value = || {
@@ -74,9 +75,13 @@ pub(crate) fn command(args: &[&str]) -> Result<()> {
             "--update" => update = true,
             "--drill" => is_drill = true,
             "--planted" => is_planted = true,
+            "--systemd" => is_systemd = true,
             "--" => filter = Some(value()?),
             _ => bail!("not understood: {arg}; see `cargo xtask --help`"),
         }
+    }
+    if is_systemd {
+        return all_well(&systemd::run(update)?);
     }
     crate::setup::everything()?;
     if is_drill {
@@ -85,7 +90,10 @@ pub(crate) fn command(args: &[&str]) -> Result<()> {
     if is_planted {
         return planted::run();
     }
-    let outcomes = run(kernels.as_deref(), jobs, update, filter)?;
+    all_well(&run(kernels.as_deref(), jobs, update, filter)?)
+}
+
+fn all_well(outcomes: &[Outcome]) -> Result<()> {
     ensure!(
         outcomes.iter().all(|outcome| outcome.tally.failed == 0),
         "not every kernel passed"
@@ -189,8 +197,12 @@ impl Rig {
     pub(crate) fn with_agent(agent: &Path, update: bool) -> Result<Self> {
         let tools = tools(update)?;
         let fixtures = fetch::fixtures(update)?;
-        let root = sh::target().join("vm/root.cpio");
         let archive = root::build(&tools, &fixtures, agent, &test::build_e2e()?)?;
+        Self::with_root("root", &archive, tools)
+    }
+
+    pub(crate) fn with_root(name: &str, archive: &[u8], tools: PathBuf) -> Result<Self> {
+        let root = sh::target().join(format!("vm/{name}.cpio"));
         sh::say(&format!("  the root has {} MB", archive.len() >> 20));
         fs::write(&root, archive).context("could not write the root of the VMs")?;
         Ok(Self { tools, root })
@@ -317,7 +329,7 @@ impl Rig {
 
 /// QEMU, a static busybox and what unpacks a kernel, as private copies: the machine's own packages
 /// stay as they are, and every machine tests with the same QEMU.
-fn tools(update: bool) -> Result<PathBuf> {
+pub(crate) fn tools(update: bool) -> Result<PathBuf> {
     let _lock = apt::lock()?;
     let dir = sh::target().join("vm/tools");
     let packages = ["qemu-system-x86", "busybox-static", "zstd", "lz4"];

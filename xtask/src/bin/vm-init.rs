@@ -2,6 +2,8 @@
 //! QEMU's exit code), ends the machine.
 //!
 //! `/vm/plan` has lines of tab-separated words: `env KEY=VALUE`, or `run LABEL SECONDS PROGRAM ARG…`.
+//!
+//! Where systemd is the first process, `vm-init end` is what its last service does: the verdict, and the machine's end.
 
 use std::{
     ffi::CString,
@@ -34,14 +36,17 @@ const MODULES: &str = "/vm/modules";
 const EXIT_PORT: u16 = 0xf4;
 
 fn main() {
+    let command = std::env::args().nth(1);
     // SAFETY: getpid has no preconditions.
     if unsafe { libc::getpid() } != 1 {
+        if command.as_deref() == Some("end") && is_guest_of_systemd() {
+            end_for_systemd();
+        }
         eprintln!("vm-init is the first process of a test VM, started by `cargo xtask vm`");
         std::process::exit(2);
     }
     // Now: a kernel that a test has locked down gives none away.
-    // SAFETY: the port belongs to the debug device of the VM this process is the init of.
-    let has_port = unsafe { libc::ioperm(EXIT_PORT.into(), 4, 1) } == 0;
+    let has_port = open_port();
     let failed = match prepare().and_then(|()| fs::read_to_string("/vm/plan")) {
         Ok(plan) => carry_out(&plan),
         Err(error) => {
@@ -49,8 +54,32 @@ fn main() {
             1
         }
     };
+    give_verdict(failed, has_port)
+}
+
+fn open_port() -> bool {
+    // SAFETY: the port belongs to the debug device of the VM that this process runs in, as `main` has made sure.
+    unsafe { libc::ioperm(EXIT_PORT.into(), 4, 1) == 0 }
+}
+
+fn give_verdict(failed: u32, has_port: bool) -> ! {
     println!("VM-VERDICT {failed}");
     end(has_port.then_some(if failed == 0 { 0x10 } else { 0x11 }))
+}
+
+/// The word that `cargo xtask vm --systemd` puts onto the kernel's command line: nobody's own machine is ended.
+fn is_guest_of_systemd() -> bool {
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    words
+        .split_whitespace()
+        .any(|word| word == "vortex.init=systemd")
+}
+
+/// systemd tells the last command of a service how the one before it ended.
+fn end_for_systemd() -> ! {
+    let is_well = |name, expected| std::env::var(name).is_ok_and(|value| value == expected);
+    let passed = is_well("SERVICE_RESULT", "success") && is_well("EXIT_STATUS", "0");
+    give_verdict(u32::from(!passed), open_port())
 }
 
 fn prepare() -> io::Result<()> {
