@@ -57,12 +57,12 @@ impl<'a> Node<'a> {
             node.socket().exists().then_some(())
         });
         let pause = lab.path("pause.tar");
-        let program = lab.compiled_static("pause");
-        let oci = lab.program("oci.py");
-        lab.finish(
-            lab.command(argv![PYTHON, oci, &pause, PAUSE, program]),
-            "oci",
-        );
+        let root = lab.path("pause-root");
+        fs::create_dir(&root).unwrap();
+        fs::copy(lab.compiled_static("pause"), root.join("pause")).unwrap();
+        let program = lab.program("image.py");
+        let words = argv![PYTHON, program, root, PAUSE, &pause, "/pause"];
+        lab.finish(lab.command(words), "image");
         for image in [pause.as_path(), image] {
             let ctr = argv![
                 "ctr",

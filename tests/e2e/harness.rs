@@ -93,7 +93,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("pause.c", include_str!("../programs/pause.c")),
     ("kubelet.py", include_str!("../programs/kubelet.py")),
     ("collector.py", include_str!("../programs/collector.py")),
-    ("oci.py", include_str!("../programs/oci.py")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.
