@@ -1649,7 +1649,7 @@ impl Pipeline {
 
     fn process(&mut self, facts: Facts, now: u64, out: Out<'_>) {
         let pid = facts.pid;
-        // Who has spoken before goes on, unless it may be told less of than that.
+        // Who has spoken before goes on, unless less may be told of who it is now.
         let may_wait =
             self.wanted.policy.is_some() || self.processes.get(&pid).is_none_or(|who| who.awaits);
         if self.awaits(pid) {

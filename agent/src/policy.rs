@@ -90,7 +90,8 @@ impl Verdict {
             By::Configuration => "the policy excludes its container",
             By::Pod => "its pod opted out: its annotation vortex.dev/capture is none",
             By::Misspelt => {
-                "its pod's annotation vortex.dev/capture is none of none, metadata, redacted and full, and counts as none"
+                "its pod's annotation vortex.dev/capture is none of none, metadata, redacted and full, \
+                 and counts as none"
             }
             By::Unknown => "its container is not known, and the policy excludes some",
             By::Host => "the policy excludes processes that are in no container",
