@@ -55,6 +55,7 @@ usage: cargo xtask COMMAND
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
   bench decode          how fast protocols are decoded; with --memory: what is kept
+  bench soak            does anything of a daemon grow, while 100,000 processes, libraries and connections come and go?
   bench capture …       what the agent costs: `cargo xtask bench --help`
   manifests             is deploy/kubernetes valid and consistent, and the same by kustomize and Helm?
   package               the agent as a Debian package, below target/package: one static program for any distribution;

@@ -45,7 +45,8 @@ usage: cargo xtask bench redact                 how fast secrets are looked for,
        cargo xtask bench decode                 how fast bodies and exchanges are decoded, on one core
        cargo xtask bench decode --memory        what is kept over a million exchanges and 100,000 connections
        cargo xtask bench sinks                  how fast records get into files; needs 5 GB in the temporary directory
-       cargo xtask bench soak [--minutes N]     as root: does anything of a daemon grow while processes, control
+       cargo xtask bench soak [--minutes N] [--agent FILE]
+                                                as root: does anything of a daemon grow while processes, control
                                                 groups, libraries and connections come and go, for 10 minutes?
 
 `reach` is what a call of Bun, Node.js, rustls and Go costs, by programs that `cargo xtask test` fetches or builds.

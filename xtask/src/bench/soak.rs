@@ -28,6 +28,9 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 /// Between the driver's end and the last look: files are let go 2 s after their last mapping, closed connections
 /// are forgotten after 3 s.
 const SETTLE: Duration = Duration::from_secs(15);
+/// Until so many connections have come what has a fixed number of places still fills: the ends of 32,768 sockets are
+/// the most.
+const WARM: u64 = 70_000;
 /// What may be more in the last quarter than in the second, whichever is larger.
 const MEMORY_KIB: f64 = 4096.0;
 const MEMORY_SHARE: f64 = 0.1;
@@ -37,11 +40,15 @@ const THREADS: f64 = 4.0;
 const ENTRIES: f64 = 16.0;
 
 pub(super) fn main(args: &[&str]) -> Result<()> {
-    let minutes: f64 = match args {
-        [] => 10.0,
-        ["--minutes", minutes] => minutes.parse().context("--minutes")?,
-        _ => bail!("not understood: bench soak {}", args.join(" ")),
-    };
+    let mut minutes: f64 = 10.0;
+    let mut agent = None;
+    for option in args.chunks(2) {
+        match option {
+            ["--minutes", value] => minutes = value.parse().context("--minutes")?,
+            ["--agent", file] => agent = Some(PathBuf::from(file)),
+            _ => bail!("not understood: bench soak {}", args.join(" ")),
+        }
+    }
     ensure!(
         (0.2..=1440.0).contains(&minutes),
         "--minutes from 0.2 to 1440"
@@ -55,7 +62,10 @@ pub(super) fn main(args: &[&str]) -> Result<()> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
         .context("xtask outside of a workspace")?;
-    let program = super::build_agent(workspace)?;
+    let program = match agent {
+        Some(file) => file,
+        None => super::build_agent(workspace)?,
+    };
     let ground = Ground::prepare(workspace)?;
     let mut daemon = Daemon::start(&ground, &program)?;
     let mut watch = Watch::begin(&daemon)?;
@@ -121,6 +131,14 @@ impl Ground {
 
     fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
+    }
+
+    /// So far: the first of the driver's counts, once it has begun.
+    fn connections(&self) -> u64 {
+        let counts = fs::read(self.path("counts")).unwrap_or_default();
+        counts
+            .first_chunk()
+            .map_or(0, |first| u64::from_ne_bytes(*first))
     }
 
     /// Old and new files of the output that rotates: so many lines, each of them a record.
@@ -323,6 +341,9 @@ fn drive(ground: &Ground, daemon: &mut Daemon, watch: &mut Watch, minutes: f64) 
             bail!("the daemon ended with {status} under load");
         }
         watch.look()?;
+        if watch.warm.is_none() && ground.connections() >= WARM {
+            watch.warm = Some(watch.looks);
+        }
     };
     ensure!(status.success(), "the driver ended with {status}");
     let mut text = String::new();
@@ -352,6 +373,9 @@ struct Watch {
     processes: Vec<(String, u32)>,
     maps: Vec<Map>,
     series: BTreeMap<String, Series>,
+    looks: usize,
+    /// How many looks there were when everything that has a bound was full.
+    warm: Option<usize>,
 }
 
 impl Watch {
@@ -364,12 +388,15 @@ impl Watch {
             processes: family.iter().map(|&pid| (role(pid), pid)).collect(),
             maps,
             series: BTreeMap::new(),
+            looks: 0,
+            warm: None,
         };
         watch.look()?;
         Ok(watch)
     }
 
     fn look(&mut self) -> Result<()> {
+        self.looks += 1;
         let mut add = |name: String, unit: Unit, value: u64| {
             let series = self.series.entry(name).or_default();
             series.unit = Some(unit);
@@ -416,7 +443,8 @@ fn role(pid: u32) -> String {
 /// A row of the table.
 struct Row {
     first: f64,
-    /// Medians of the second and of the last quarter of the load.
+    /// Medians of the second and of the last quarter of the load; of the first and the last third of what is left of
+    /// it, if getting warm took longer than the first quarter.
     second: f64,
     fourth: f64,
     last: f64,
@@ -424,13 +452,15 @@ struct Row {
 
 impl Series {
     /// The first look was before the load, the last one after it.
-    fn row(&self) -> Result<Row> {
+    fn row(&self, warm: usize) -> Result<Row> {
         let [first, load @ .., last] = self.values.as_slice() else {
             bail!("it was looked at too seldom");
         };
-        let quarter = load.len() / 4;
+        let warm = warm.max(load.len() / 4);
+        let load = load.get(warm..).unwrap_or_default();
+        let third = load.len() / 3;
         let median = |values: &[f64]| Some(Spread::of(values.to_vec())?.median);
-        let medians = median(&load[quarter..2 * quarter]).zip(median(&load[3 * quarter..]));
+        let medians = median(&load[..third]).zip(median(&load[load.len() - third..]));
         let (second, fourth) = medians.context("the load was too short")?;
         Ok(Row {
             first: *first,
@@ -478,8 +508,11 @@ fn conclude(watch: &Watch, came: &Came, said: &Said, rotated: usize, minutes: f6
         "", "before", "2nd quarter", "4th quarter", "after"
     );
     let mut wrong = Vec::new();
+    let warm = watch.warm.with_context(|| {
+        format!("{connections} connections are too few to judge: {WARM} fill what has a bound")
+    })?;
     for (name, series) in &watch.series {
-        let row = series.row()?;
+        let row = series.row(warm)?;
         let unit = series.unit.context("a measure without a unit")?;
         let Row {
             first,
@@ -551,8 +584,12 @@ mod tests {
         }
         values.push(3.0);
         let series = Series { unit: None, values };
-        let row = series.row().unwrap();
-        let all = [row.first, row.second, row.fourth, row.last];
-        assert_eq!(all, [1.0, 2.0, 4.0, 3.0]);
+        let all = |warm| {
+            let row = series.row(warm).unwrap();
+            [row.first, row.second, row.fourth, row.last]
+        };
+        assert_eq!(all(1), [1.0, 2.0, 4.0, 3.0]);
+        assert_eq!(all(11), [1.0, 9.0, 4.0, 3.0]);
+        assert!(series.row(20).is_err(), "nothing is left");
     }
 }
