@@ -4,9 +4,9 @@
 // usage: soak drive SECONDS DIRECTORY [GROUP ID]
 //        soak part DIRECTORY HOW SEED MILLISECONDS
 //
-// DIRECTORY has `talk.so`, and in `shared` libssl and libcrypto. GROUP is a control group, in which the driver makes one
-// for each container, whose id begins with the 16 digits of ID. It ends with a line of JSON that says how much has come
-// and gone.
+// DIRECTORY has `talk.so`, and in `shared` libssl and libcrypto. GROUP is a control group, in which the driver makes
+// one for each container, whose id begins with the 16 digits of ID. It ends with a line of JSON that says how much has
+// come and gone.
 #include "soak.h"
 #include <dlfcn.h>
 #include <sys/sendfile.h>
