@@ -31,3 +31,13 @@ static ALLOCATOR: Counting = Counting;
 pub fn live() -> usize {
     LIVE.load(Ordering::Relaxed)
 }
+
+/// Feeds all of it; after none may more than `most` bytes be kept that were not there before.
+pub fn assert_kept<T>(inputs: impl Iterator<Item = T>, most: usize, mut feed: impl FnMut(T)) {
+    let before = live();
+    for input in inputs {
+        feed(input);
+        let kept = live().saturating_sub(before);
+        assert!(kept <= most, "{kept} bytes are kept");
+    }
+}

@@ -8,6 +8,16 @@ pub enum Step {
     Gap(Side, u64),
 }
 
+/// The same calls again and again, until they have about so many bytes.
+pub fn over_and_over(steps: &[Step], bytes: usize) -> impl Iterator<Item = &Step> {
+    let size = steps.iter().map(|step| match step {
+        Step::Bytes(_, bytes) => bytes.len(),
+        Step::Gap(..) => 1,
+    });
+    let rounds = bytes / size.sum::<usize>().max(64);
+    (0..rounds).flat_map(move |_| steps)
+}
+
 /// Any calls: a byte (lowest bit: side, next: a hole), two of length, and the bytes, unless they are missing.
 pub fn steps(script: &[u8]) -> Vec<Step> {
     let mut steps = Vec::new();

@@ -25,12 +25,8 @@ fuzz_target!(|input: &[u8]| {
 /// The same again and again: what is kept has a bound.
 fn long(body: &[u8]) {
     let mut messages = Messages::default();
-    let before = memory::live();
-    for _ in 0..LONG / body.len().max(64) {
-        messages.feed(body);
-        let kept = memory::live().saturating_sub(before);
-        assert!(kept <= KEPT_MAX, "{kept} bytes are kept");
-    }
+    let rounds = LONG / body.len().max(64);
+    memory::assert_kept(0..rounds, KEPT_MAX, |_| messages.feed(body));
 }
 
 fn play<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Messages {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use libfuzzer_sys::fuzz_target;
 use play::{
     Choices, is_long, memory,
-    talk::{Step, cut, has_gap, steps, with_hole},
+    talk::{Step, cut, has_gap, over_and_over, steps, with_hole},
     told::{Ear, Lines, Part, Told},
 };
 use vortex_agent::protocol::{
@@ -42,18 +42,10 @@ fn anything(from_start: bool, steps: &[Step], cuts: [u8; 4]) {
 
 /// The same calls again and again: what is kept has a bound.
 fn long(steps: &[Step]) {
-    let size = steps.iter().map(|step| match step {
-        Step::Bytes(_, bytes) => bytes.len(),
-        Step::Gap(..) => 1,
-    });
-    let rounds = LONG / size.sum::<usize>().max(64);
     let mut http = Http1::new(true);
-    let before = memory::live();
-    for step in (0..rounds).flat_map(|_| steps) {
+    memory::assert_kept(over_and_over(steps, LONG), KEPT_MAX, |step| {
         feed(&mut http, step, &mut |_| {});
-        let kept = memory::live().saturating_sub(before);
-        assert!(kept <= KEPT_MAX, "{kept} bytes are kept");
-    }
+    });
 }
 
 fn play(from_start: bool, steps: &[Step]) -> Ear {

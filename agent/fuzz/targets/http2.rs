@@ -11,7 +11,7 @@ use play::{
     Choices,
     hpack::Encoder,
     is_long, memory,
-    talk::{Step, cut, has_gap, steps, with_hole},
+    talk::{Step, cut, has_gap, over_and_over, steps, with_hole},
     told::{Ear, Part, Told},
 };
 use vortex_agent::protocol::{
@@ -44,18 +44,10 @@ fn anything(from_start: bool, steps: &[Step], cuts: [u8; 4]) {
 
 /// The same calls again and again: what is kept has a bound.
 fn long(steps: &[Step]) {
-    let size = steps.iter().map(|step| match step {
-        Step::Bytes(_, bytes) => bytes.len(),
-        Step::Gap(..) => 1,
-    });
-    let rounds = LONG / size.sum::<usize>().max(64);
     let mut http = Http2::new(true);
-    let before = memory::live();
-    for step in (0..rounds).flat_map(|_| steps) {
+    memory::assert_kept(over_and_over(steps, LONG), KEPT_MAX, |step| {
         feed(&mut http, step, &mut |_| {});
-        let kept = memory::live().saturating_sub(before);
-        assert!(kept <= KEPT_MAX, "{kept} bytes are kept");
-    }
+    });
 }
 
 fn play(from_start: bool, steps: &[Step]) -> Ear {

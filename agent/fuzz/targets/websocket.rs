@@ -10,7 +10,7 @@ use flate2::{Compress, Compression, FlushCompress};
 use libfuzzer_sys::fuzz_target;
 use play::{
     Choices, is_long, memory,
-    talk::{Step, cut, has_gap, steps, with_hole},
+    talk::{Step, cut, has_gap, over_and_over, steps, with_hole},
 };
 use vortex_agent::protocol::{
     Side,
@@ -56,18 +56,10 @@ fn anything(deflate: Option<Deflate>, steps: &[Step], cuts: [u8; 4]) {
 
 /// The same calls again and again: what is kept has a bound.
 fn long(deflate: Option<Deflate>, steps: &[Step]) {
-    let size = steps.iter().map(|step| match step {
-        Step::Bytes(_, bytes) => bytes.len(),
-        Step::Gap(..) => 1,
-    });
-    let rounds = LONG / size.sum::<usize>().max(64);
     let mut socket = WebSocket::new(deflate);
-    let before = memory::live();
-    for step in (0..rounds).flat_map(|_| steps) {
+    memory::assert_kept(over_and_over(steps, LONG), KEPT_MAX, |step| {
         feed(&mut socket, step, &mut |_| {});
-        let kept = memory::live().saturating_sub(before);
-        assert!(kept <= KEPT_MAX, "{kept} bytes are kept");
-    }
+    });
 }
 
 /// Messages, and whether bytes belonged to none.
