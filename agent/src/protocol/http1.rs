@@ -6,7 +6,9 @@
 //!
 //! Responses carry no name of what they answer: they come in order. After a hole that may hide a message the
 //! order still tells as long as the client waits for each response before it asks again, as nearly all do.
-//! One that was seen to pipeline is no longer believed after a hole: its messages stay alone.
+//! One that was seen to pipeline is no longer believed after a hole: its messages stay alone. A hole is told of
+//! when its lane goes on, which may be after the other lane's next message: a request behind half a response is no
+//! sign yet.
 
 use std::collections::VecDeque;
 
@@ -40,6 +42,9 @@ pub struct Http1 {
     next: u64,
     /// The client asks again before it was answered.
     pipelines: bool,
+    /// The client asked again, and the end of the answer before was not seen. It pipelines if that comes now. If it is
+    /// in a hole, which is told of only when the lane goes on, the client may well have waited for it.
+    is_ahead: bool,
     /// Nobody knows any more which response answers which request.
     is_astray: bool,
     /// Bytes of the call that were used before.
@@ -128,6 +133,7 @@ impl Http1 {
             pending: VecDeque::new(),
             next: 0,
             pipelines: false,
+            is_ahead: false,
             is_astray: false,
             at: 0,
         }
@@ -185,6 +191,7 @@ impl Http1 {
                 out(hole(covered));
                 self.end(side, true, out);
                 if behind > 0 {
+                    self.pass_over(side, out);
                     self.lose(side, out);
                 }
             }
@@ -193,6 +200,9 @@ impl Http1 {
                 self.lose(side, out);
             }
             State::Head => {
+                if lane.buffer.is_empty() {
+                    self.pass_over(side, out);
+                }
                 self.cut_head(side, 0, length, out);
                 self.lose(side, out);
             }
@@ -222,6 +232,10 @@ impl Http1 {
     }
 
     fn step(&mut self, side: Side, bytes: &[u8], time: u64, out: Out<'_>) -> Step {
+        if side == Side::Response && self.is_ahead {
+            self.is_ahead = false;
+            self.pipelines = true;
+        }
         let lane = self.lane(side);
         let exchange = lane.exchange;
         let body = |bytes| Message::Body {
@@ -379,9 +393,27 @@ impl Http1 {
         }
         if self.response.state == State::Lost {
             self.abandon(out);
-        } else {
+        } else if self.at > 0 {
+            // In one call with what came before: nothing can have been read in between.
             self.pipelines = true;
+        } else {
+            self.is_ahead = true;
         }
+    }
+
+    /// The beginning of the next response is in a hole. Whose that is matters only if more are asked for.
+    fn pass_over(&mut self, side: Side, out: Out<'_>) {
+        if side == Side::Request || !self.is_ahead {
+            return;
+        }
+        if let Some(asked) = self.pending.pop_front() {
+            out(Message::End {
+                exchange: asked.exchange,
+                side,
+                is_whole: false,
+            });
+        }
+        self.is_ahead = self.pending.len() > 1;
     }
 
     /// Nothing will be known to answer what was asked so far, but for the response that we are inside of.
@@ -467,6 +499,7 @@ impl Http1 {
         });
         if side == Side::Response {
             self.pending.pop_front();
+            self.is_ahead &= self.pending.len() > 1;
         }
     }
 
@@ -480,6 +513,10 @@ impl Http1 {
         lane.buffer = Vec::new();
         if self.pipelines {
             self.is_astray = true;
+            self.abandon(out);
+        }
+        if side == Side::Response && std::mem::take(&mut self.is_ahead) {
+            // How many of those who wait are answered in the hole nobody knows.
             self.abandon(out);
         }
     }
@@ -1336,6 +1373,125 @@ mod tests {
                 "4 response [y]",
             ]
         );
+    }
+
+    /// The end of a response is missed when something comes behind it, which is after the next request.
+    #[test]
+    fn a_hole_told_late_is_no_pipelining() {
+        let said = self::said(
+            true,
+            &[
+                asks("GET /a HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"),
+                asks("GET /b HTTP/1.1\r\n\r\n"),
+                Wire::Gap(Answers, 2),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+                // All of a response, and the beginning of the next.
+                asks("GET /c HTTP/1.1\r\n\r\n"),
+                asks("GET /d HTTP/1.1\r\n\r\n"),
+                Wire::Gap(Answers, 30),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+                asks("GET /e HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+            ],
+        );
+        assert_eq!(
+            said,
+            [
+                "0 GET /a",
+                "0 request []",
+                "0 200",
+                "1 GET /b",
+                "1 request []",
+                "0 response -2",
+                "0 response [ab]",
+                "1 204",
+                "1 response []",
+                "2 GET /c",
+                "2 request []",
+                "3 GET /d",
+                "3 request []",
+                "2 response [] cut",
+                "3 204",
+                "3 response []",
+                "4 GET /e",
+                "4 request []",
+                "4 204",
+                "4 response []",
+            ]
+        );
+    }
+
+    /// Of three that wait a hole may have answered one or two: none is guessed, and the next pair is right.
+    #[test]
+    fn of_three_that_wait_none_is_guessed() {
+        let said = self::said(
+            true,
+            &[
+                asks("GET /a HTTP/1.1\r\n\r\n"),
+                asks("GET /b HTTP/1.1\r\n\r\n"),
+                asks("GET /c HTTP/1.1\r\n\r\n"),
+                Wire::Gap(Answers, 30),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+                asks("GET /d HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"),
+                asks("GET /e HTTP/1.1\r\n\r\n"),
+                asks("GET /f HTTP/1.1\r\n\r\n"),
+                // The rest of the first, the second's beginning.
+                Wire::Gap(Answers, 12),
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+            ],
+        );
+        assert_eq!(
+            said,
+            [
+                "0 GET /a",
+                "0 request []",
+                "1 GET /b",
+                "1 request []",
+                "2 GET /c",
+                "2 request []",
+                "0 response [] cut",
+                "1 response [] cut",
+                "2 response [] cut",
+                "3 204",
+                "3 response []",
+                "4 GET /d",
+                "4 request []",
+                "4 200",
+                "5 GET /e",
+                "5 request []",
+                "6 GET /f",
+                "6 request []",
+                "4 response -2",
+                "4 response [ab]",
+                "5 response [] cut",
+                "6 204",
+                "6 response []",
+            ]
+        );
+    }
+
+    /// The rest of a response comes after the next request: its client does not wait.
+    #[test]
+    fn who_asks_in_the_middle_of_a_response_pipelines() {
+        for rest in [&[answers("cd")][..], &[Wire::Gap(Answers, 1), answers("d")]] {
+            let mut wire = vec![
+                asks("GET /a HTTP/1.1\r\n\r\n"),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab"),
+                asks("GET /b HTTP/1.1\r\n\r\n"),
+            ];
+            wire.extend_from_slice(rest);
+            wire.extend([
+                answers("HTTP/1.1 204 No\r\n\r\n"),
+                asks("GET /c HTTP/1.1\r\n\r\n"),
+                Wire::Gap(Answers, 40),
+                answers("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx"),
+            ]);
+            let said = self::said(true, &wire);
+            let end = ["2 response [] cut", "3 200", "3 response [x]"];
+            assert_eq!(said[said.len() - 3..], end);
+        }
     }
 
     #[test]
