@@ -3,7 +3,7 @@
 //   load memory        client and server over a memory BIO pair in one thread: no system call between two TLS calls
 //   load client PORT   client over loopback, to a `load echo` or `load sink`
 //   load echo | sink   the other end; prints its port; sink reads only
-//   load once          one pair over memory BIOs, then a second of silence
+//   load once [PORT]   one pair over memory BIOs, or of an echo on 127.0.0.1, then a second of silence
 //
 // memory and client print "ready" and then obey one command a line, each answered by one line of JSON:
 //   run size=N [pairs=N] [ms=N] [rate=PAIRS_PER_SECOND] [oneway=1] [text=1] [hash=1]
@@ -361,8 +361,8 @@ int main(int argc, char **argv)
     else if (!strcmp(mode, "echo") || !strcmp(mode, "sink"))
         serve(!strcmp(mode, "echo"));
     else if (!strcmp(mode, "once"))
-        once(memory_line());
+        once(argc > 2 ? loopback_line(atoi(argv[2])) : memory_line());
     else
-        return fprintf(stderr, "usage: load memory | client PORT | echo | sink | once\n"), 2;
+        return fprintf(stderr, "usage: load memory | client PORT | echo | sink | once [PORT]\n"), 2;
     return 0;
 }

@@ -175,7 +175,7 @@ impl Load {
 /// The other end of a loopback connection; its copy of the library is not probed.
 pub(super) struct Server {
     _child: Owned,
-    port: String,
+    pub(super) port: String,
 }
 
 impl Server {
