@@ -12,8 +12,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Bound, Closed, Data, Direction, Freed, Gap, Head, Name, Opened, Place, REJOINED, Shape, Socket,
-    Touch, Transfer, Unseen, cause, cookie, kind,
+    Bound, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, Place, REJOINED, Shape,
+    Socket, Touch, Transfer, Unseen, cause, cookie, kind,
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
@@ -233,6 +233,12 @@ enum Step {
         /// 1: the process connected it, 2: accepted.
         #[serde(default)]
         side: u64,
+    },
+    /// A client's first bytes of TLS.
+    Hello {
+        pid: u32,
+        local_port: u16,
+        peer_port: u16,
     },
     Clock {
         at: u64,
@@ -853,6 +859,32 @@ fn line_step(line: &mut Bench, step: &Step) {
             };
             line.tell(Input::Record(socket.as_bytes()));
         }
+        &Step::Hello {
+            pid,
+            local_port,
+            peer_port,
+        } => {
+            let mut address = [0; 16];
+            address[..4].copy_from_slice(&[127, 0, 0, 1]);
+            let greeting = *b"\x16\x03\x01\0\x05\x01";
+            let hello = Hello {
+                socket: Socket {
+                    head: head(kind::HELLO, Direction::Sent, greeting.len(), time),
+                    cookie: 0,
+                    local: address,
+                    peer: address,
+                    local_port,
+                    peer_port,
+                    family: 2,
+                    protocol: 6,
+                    side: 1,
+                },
+                pid_tgid: both(pid),
+            };
+            line.tell(Input::Record(
+                &[hello.as_bytes(), &greeting, OLD[0]].concat(),
+            ));
+        }
         Step::Clock { at } => {
             line.now = ms(*at);
             line.tell(Input::Idle);
@@ -966,6 +998,7 @@ scenarios! {
     reused_handle
     set_clock
     shelved_hole
+    stopped_too_late
     sse
     text_api
     text_cut

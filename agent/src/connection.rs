@@ -9,7 +9,7 @@ use agent_ebpf::Direction;
 
 use crate::{
     event::{Ends, HandleId},
-    half::Connected,
+    half::{Connected, FileId},
     protocol::Protocol,
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
@@ -23,6 +23,8 @@ pub struct Entry {
     pub received: Stream,
     pub sent: Stream,
     socket: u64,
+    /// Whose functions carry it, if its first record said so.
+    pub file: Option<FileId>,
     /// How long its data waited for a name in vain, in nanoseconds.
     pub waited: u64,
     /// Its program closed it, and may still read what is left.
@@ -31,6 +33,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Something was not seen before its first byte that was.
+    pub fn joins_late(&mut self) {
+        self.facts.joined = Joined::Middle;
+        let is_fed = [&self.received, &self.sent]
+            .iter()
+            .any(|stream| stream.is_begun());
+        if !is_fed {
+            self.protocol = Protocol::new(false);
+        }
+    }
+
     /// Bytes that are missing of each stream so far, by direction.
     pub fn lost(&self) -> [u64; 2] {
         [self.received.lost(), self.sent.lost()]
@@ -132,6 +145,7 @@ impl Connections {
             received: Stream::default(),
             sent: Stream::default(),
             socket: 0,
+            file: None,
             waited: 0,
             is_left: false,
             protocol: Protocol::new(joined == Joined::Start),

@@ -28,6 +28,8 @@ pub struct Table {
     switching: HashSet<(u32, FileId)>,
     /// Processes without the breakpoints of a file, and whether these were placed again.
     silent: HashSet<(u32, FileId, bool)>,
+    /// Since when the calls are seen of who was stopped for it: all of them, unless it was stopped too late.
+    stopped: HashMap<(u32, FileId), u64>,
 }
 
 #[derive(Debug)]
@@ -407,6 +409,9 @@ impl Table {
         let pid = user.pid;
         if gone.is_none() {
             self.seen.insert((pid, id), seen_from);
+            if let (State::Attached(at), true) = (&self.files[&id].state, user.held) {
+                self.stopped.insert((pid, id), *at);
+            }
         }
         let mut coverage = self.coverage(pid, id, seen_from);
         if gone.is_some() && seen_from.is_some() {
@@ -480,6 +485,18 @@ impl Table {
         Some(self.coverage(pid, id, seen_from))
     }
 
+    /// One of its connections began TLS at `time`. Said if that was before the probes of a process that was stopped
+    /// for them: too late, then.
+    pub fn began(&mut self, pid: u32, id: FileId, time: u64) -> Option<Coverage> {
+        let at = self.stopped.get(&(pid, id)).copied()?;
+        if time >= at {
+            return None;
+        }
+        self.stopped.remove(&(pid, id));
+        self.seen.insert((pid, id), Some(at));
+        Some(self.coverage(pid, id, Some(at)))
+    }
+
     /// A call of this process through this file was not seen. Said once.
     pub fn switches(&mut self, pid: u32, id: FileId) -> Option<Coverage> {
         let seen_from = *self.seen.get(&(pid, id))?;
@@ -497,6 +514,7 @@ impl Table {
             self.forget(file);
         }
         self.switching.retain(|(known, _)| *known != pid);
+        self.stopped.retain(|(known, _), _| *known != pid);
         self.silent.retain(|(known, ..)| *known != pid);
         let Some(who) = who else {
             let files = self.files.values_mut().map(|file| &mut file.waiting);

@@ -61,7 +61,11 @@ pub enum Event<'a> {
         time: u64,
     },
     /// The handle uses this socket, by its handshake.
-    Bound { handle: HandleId, cookie: u64 },
+    Bound {
+        handle: HandleId,
+        cookie: u64,
+        time: u64,
+    },
     /// The handle's connection is to be with a server of this name.
     Name { handle: HandleId, name: &'a [u8] },
     /// The two ends of a socket.
@@ -343,6 +347,7 @@ pub fn decode(record: &[u8]) -> Result<Event<'_>, Malformed> {
                     handle: bound.handle,
                 },
                 cookie: bound.socket,
+                time: head.time,
             })
         }
         kind::NAME => {

@@ -762,13 +762,17 @@ impl Pipeline {
             } => {
                 if !self.is_filtered(handle.pid) {
                     self.solver.call(handle, place, time, Call::Touch);
-                    self.judge(out);
+                    self.judge(time, out);
                 }
             }
-            Event::Bound { handle, cookie } => {
+            Event::Bound {
+                handle,
+                cookie,
+                time,
+            } => {
                 if !self.is_filtered(handle.pid) {
                     self.bind(handle, cookie, out);
-                    self.judge(out);
+                    self.judge(time, out);
                 }
             }
             Event::Transfer {
@@ -784,7 +788,7 @@ impl Pipeline {
                     let socket = (cookie, generation);
                     self.solver
                         .transfer(pid, place, time, socket, direction, length);
-                    self.judge(out);
+                    self.judge(time, out);
                 }
             }
             Event::Freed { handle, time } => self.freed.push_back((time, handle)),
@@ -881,8 +885,8 @@ impl Pipeline {
                     }
                     Used::Several => {}
                 }
-                self.claim(&handle);
-                self.judge(out);
+                self.claim(&handle, time, out);
+                self.judge(time, out);
                 if socket == Used::Nothing && self.may_get_a_name(&handle) {
                     self.wait_for_name(
                         Piece {
@@ -1002,7 +1006,7 @@ impl Pipeline {
     }
 
     /// Takes over what the solver found out.
-    fn judge(&mut self, out: Out<'_>) {
+    fn judge(&mut self, now: u64, out: Out<'_>) {
         let mut named = Vec::new();
         for verdict in self.solver.verdicts() {
             match verdict {
@@ -1015,7 +1019,7 @@ impl Pipeline {
             }
         }
         for handle in named {
-            self.claim(&handle);
+            self.claim(&handle, now, out);
             self.let_go(handle, out);
         }
     }
@@ -1054,13 +1058,21 @@ impl Pipeline {
     }
 
     /// Plaintext of this connection came. Its handshake alone says nothing of the calls that carry any.
-    fn claim(&mut self, id: &HandleId) {
+    fn claim(&mut self, id: &HandleId, now: u64, out: Out<'_>) {
         // As a rule there is none, and each record of plaintext comes here.
-        if self.unclaimed.is_any_open()
-            && let Some(entry) = self.connections.get(id)
-            && let (Some(local), Some(peer)) = (entry.facts.local, entry.facts.peer)
+        if !self.unclaimed.is_any_open() {
+            return;
+        }
+        let Some(entry) = self.connections.get(id) else {
+            return;
+        };
+        if let (Some(local), Some(peer)) = (entry.facts.local, entry.facts.peer)
+            && let Some(began) = self.unclaimed.claimed(id.pid, local, peer)
+            && let Some(file) = entry.file
+            && let Some(coverage) = self.coverage.began(id.pid, file, began)
         {
-            self.unclaimed.claimed(id.pid, local, peer);
+            entry.joins_late();
+            self.say(vec![Said::of(id.pid, coverage)], now, out);
         }
     }
 
@@ -1268,6 +1280,7 @@ impl Pipeline {
             if entry.facts.library_name.is_none() {
                 let library = placed.and_then(|placed| self.coverage.library(placed));
                 entry.facts.set_library(library);
+                entry.file = placed.map(|placed| placed.file);
             }
             return;
         }
@@ -1320,6 +1333,9 @@ impl Pipeline {
         }
         let library = placed.and_then(|placed| self.coverage.library(placed));
         self.connections.open(id, joined, library);
+        if let Some(entry) = self.connections.get(&id) {
+            entry.file = placed.map(|placed| placed.file);
+        }
     }
 
     fn close(&mut self, id: HandleId, now: u64, out: Out<'_>) {

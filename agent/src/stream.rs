@@ -64,6 +64,11 @@ impl Stream {
         self.lost
     }
 
+    /// Has anything of it come out?
+    pub fn is_begun(&self) -> bool {
+        self.next > 0
+    }
+
     /// Does anything wait for a hole to be explained?
     pub fn is_waiting(&self) -> bool {
         !self.waiting.is_empty()

@@ -89,9 +89,10 @@ impl Unclaimed {
         !is_asked
     }
 
-    /// Plaintext came of the connection between these.
-    pub fn claimed(&mut self, pid: u32, local: SocketAddr, peer: SocketAddr) {
-        self.open.remove(&Connected { pid, local, peer });
+    /// Plaintext came of the connection between these. When it greeted, unless that was asked before.
+    pub fn claimed(&mut self, pid: u32, local: SocketAddr, peer: SocketAddr) -> Option<u64> {
+        let waiting = self.open.remove(&Connected { pid, local, peer })?;
+        Some(waiting.greeting.time)
     }
 
     pub fn is_any_open(&self) -> bool {
