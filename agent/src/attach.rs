@@ -7,6 +7,7 @@ use crate::{
     complain::complain,
     half::{self, Report},
     launch::{become_half, inherit_or_dial},
+    obstacle::Obstacle,
     probe::{self, Options},
 };
 
@@ -30,7 +31,10 @@ pub fn attach(arguments: &Attach) -> ExitCode {
     // the shell's next prompt may be there already.
     let _ = half::send(
         &pipeline.socket,
-        &Report::Failed(half::clip(&format!("{error:#}"))),
+        &Report::Failed {
+            why: half::clip(&format!("{error:#}")),
+            obstacle: Obstacle::of(&error),
+        },
         &[],
     );
     ExitCode::FAILURE

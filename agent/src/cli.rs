@@ -131,7 +131,13 @@ pub struct Daemon {
 }
 
 const DAEMON_AFTER: &str = "\
-Exit status: 0 told to end; 1 failed, or there is another daemon; 2 misuse";
+Exit status:
+  0   told to end
+  1   failed, or there is another daemon
+  2   misuse
+  69  the kernel can't do what is needed, or would do harm
+  77  a capability is missing
+  78  the configuration is refused";
 
 /// Ask the daemon of this machine how it is
 ///

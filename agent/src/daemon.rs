@@ -21,9 +21,10 @@ use crate::{
     confine::{Identity, NOBODY},
     coverage::Counts,
     notify::Notifier,
+    obstacle::Obstacle,
     reader::Reader,
     record::{Ledger, WallTime},
-    run::{self, FAILED, MISUSE},
+    run::{self, FAILED},
     user::User,
 };
 
@@ -39,7 +40,7 @@ pub fn daemon(arguments: &Daemon) -> ExitCode {
         Ok(read) => read,
         Err(error) => {
             complain(&error);
-            return MISUSE.into();
+            return Obstacle::Configuration.status().into();
         }
     };
     match Service::open(&config, identity, path, &text) {

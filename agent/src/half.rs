@@ -16,7 +16,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{cgroup::is_below, container};
+use crate::{cgroup::is_below, container, obstacle::Obstacle};
 
 /// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
 pub type FileId = u64;
@@ -27,8 +27,11 @@ pub const OWN_FILE: FileId = 1 << 63;
 pub enum Report {
     /// First of all. Descriptors: ring, counters, control words.
     Hello(Hello),
-    /// Instead of `Hello`, or at any later time: the half ends, and why.
-    Failed(String),
+    /// Instead of `Hello`, or at any later time: the half ends, and why. With an obstacle another one would, too.
+    Failed {
+        why: String,
+        obstacle: Option<Obstacle>,
+    },
     /// The filter is in force.
     FilterSet,
     /// A process maps a file executable.

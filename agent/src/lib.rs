@@ -35,6 +35,7 @@ pub mod locate;
 pub mod metadata;
 pub mod namespace;
 pub mod notify;
+pub mod obstacle;
 mod ours;
 pub mod pipeline;
 pub mod plaintext;

@@ -16,7 +16,7 @@ use std::{
 };
 
 use agent_ebpf::{cause, control, counter, filter, socket};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
@@ -53,6 +53,7 @@ use crate::{
     locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
     metadata::{self, Answer, Asked, Question, Sockets as Runtimes},
     namespace,
+    obstacle::Obstacle,
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
     recording::{Header, Recorder},
@@ -101,12 +102,15 @@ struct Failed {
 
 /// Everything up to the lock-in, in the order that `ARCHITECTURE.md` explains.
 fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Result<u8, Failed> {
-    let failed = |code| move |error: anyhow::Error| Failed { code, error };
-    let agent_failed = failed(if words.is_empty() {
-        FAILED
-    } else {
-        AGENT_FAILED
-    });
+    let is_service = service.is_some();
+    let agent_failed = |error: anyhow::Error| {
+        let code = match Obstacle::of(&error) {
+            Some(obstacle) if is_service => obstacle.status(),
+            _ if words.is_empty() => FAILED,
+            _ => AGENT_FAILED,
+        };
+        Failed { code, error }
+    };
 
     if !namespace::is_initial() {
         let is_named = !words.is_empty() || !config.filter.pids.is_empty();
@@ -116,7 +120,7 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
             true => None,
         };
         if let Some(why) = why {
-            return Err(agent_failed(anyhow!(why)));
+            return Err(agent_failed(Obstacle::Configuration.mark(anyhow!(why))));
         }
     }
     let core = harden()
@@ -192,9 +196,9 @@ fn ask_runtimes(config: &Config, words: &[OsString]) -> Result<Option<Asked>> {
     };
     let is_needed = !config.filter.names.is_empty();
     if !is_root && (is_needed || !runtimes.is_empty()) {
-        bail!(
+        return Err(Obstacle::Rights.mark(anyhow!(
             "names of containers are asked of their runtimes, whose sockets are root's: run as root"
-        );
+        )));
     }
     if runtimes.is_empty() {
         if is_needed {
@@ -237,7 +241,9 @@ impl Outputs {
         if let Some(recording) = &recording
             && records.writes_to(recording)?
         {
-            bail!("--record: records go to the same file; name another one");
+            return Err(Obstacle::Configuration.mark(anyhow!(
+                "--record: records go to the same file; name another one"
+            )));
         }
         Ok(Outputs {
             origin,
@@ -996,7 +1002,7 @@ impl Session {
                 Ok(Received::Nothing) => return Ok(()),
                 Ok(Received::Message(report, fds)) => self.report(report, fds)?,
                 Ok(Received::End) => self.half_is_gone(None)?,
-                Err(error) => self.half_is_gone(Some(error.to_string()))?,
+                Err(error) => self.half_is_gone(Some(error.into()))?,
             }
         }
         Ok(())
@@ -1014,23 +1020,23 @@ impl Session {
     }
 
     /// Without it nothing more is captured. A CMD that waits is not run unobserved, one that runs goes on.
-    fn half_is_gone(&mut self, why: Option<String>) -> Result<()> {
+    fn half_is_gone(&mut self, why: Option<Error>) -> Result<()> {
         let status = self.half.take().and_then(|mut half| half.status());
         self.continue_held();
         let why = match (why, status) {
             (Some(why), _) => why,
-            (None, Some(status)) => format!("the privileged half ended with {status}"),
-            (None, None) => "the privileged half ended".to_owned(),
+            (None, Some(status)) => anyhow!("the privileged half ended with {status}"),
+            (None, None) => anyhow!("the privileged half ended"),
         };
         if self
             .command
             .as_ref()
             .is_none_or(|command| command.child.is_held())
         {
-            bail!("{why}");
+            return Err(why);
         }
         complain(format!(
-            "{why}: nothing more is captured, the command goes on"
+            "{why:#}: nothing more is captured, the command goes on"
         ));
         Ok(())
     }
@@ -1039,7 +1045,13 @@ impl Session {
         let now = now();
         match (report, fds.len()) {
             (Report::Hello(hello), 3) => self.greeted(hello, fds)?,
-            (Report::Failed(why), 0) => self.half_is_gone(Some(why))?,
+            (Report::Failed { why, obstacle }, 0) => {
+                let why = anyhow!(why);
+                self.half_is_gone(Some(match obstacle {
+                    Some(obstacle) => obstacle.mark(why),
+                    None => why,
+                }))?;
+            }
             (Report::FilterSet, 0) if self.changing.is_some() => self.changed()?,
             (Report::FilterSet, 0) => {
                 self.filter_set = true;

@@ -13,12 +13,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::thread::CapabilitySet;
 use serde_json::Value;
+use vortex_agent::{obstacle::Obstacle, run::MISUSE};
 
 use crate::{
     containers::Group,
     harness::{
-        Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, scaled, seconds, skip, wait_for,
+        Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, limit, scaled, seconds, skip,
+        wait_for,
     },
     records::{Records, compare, total},
 };
@@ -479,6 +482,44 @@ fn daemon_is_the_only_one() {
     next.stop().success();
 }
 
+/// What no restart mends has a status of its own, after which the manager makes none; of a run it has not.
+#[test]
+fn daemon_ends_for_good() {
+    const TEST: &str = "daemon_ends_for_good";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let ends = |command: &str, lacks: CapabilitySet, settings: &str, words: &str, status: i32| {
+        write_settings(&lab, &container(6), settings);
+        let config = lab.path("config.toml");
+        let mut started = lab.command(argv![Agent::path(), command, "--config", config]);
+        limit(&mut started, CapabilitySet::all() - lacks);
+        let process = lab.spawn(started, command);
+        let end = process.wait(seconds(30));
+        let said = process.err();
+        assert_eq!(end, End::Code(status), "{said}");
+        assert!(said.contains(words), "{said}");
+    };
+    let none = CapabilitySet::empty();
+    let unknown = "unknown key `emti`";
+    ends("daemon", none, "emti = [\"gap\"]", unknown, 78);
+    ends("run", none, "emti = [\"gap\"]", unknown, 2);
+    // One that the half needs, and one that the pipeline needs to stop being root.
+    for (lacks, words) in [
+        (CapabilitySet::SYS_PTRACE, "has no CAP_SYS_PTRACE"),
+        (CapabilitySet::SETPCAP, "no CAP_SETPCAP"),
+    ] {
+        ends("daemon", lacks, EMIT, words, 77);
+        ends("run", lacks, EMIT, words, 1);
+    }
+    // What may be another time is tried another time.
+    let gone = "cgroup = [\"/no-such-group.slice\"]";
+    ends("daemon", none, gone, "no control group has this path", 1);
+}
+
 /// The unit as it is in the package: without a word from systemd, and with no more rights than it had when this was
 /// written.
 #[test]
@@ -490,6 +531,13 @@ fn daemon_unit_is_valid() {
     };
     let unit = include_str!("../../deploy/systemd/vortex-agent.service");
     let agent = Agent::path().display().to_string();
+    let line = "RestartPreventExitStatus=";
+    let statuses = unit.lines().find_map(|text| text.strip_prefix(line));
+    let mut statuses = statuses.unwrap_or_default().split(' ');
+    assert_eq!(statuses.next(), Some(MISUSE.to_string().as_str()));
+    let obstacles = [Obstacle::Kernel, Obstacle::Rights, Obstacle::Configuration];
+    let expected = obstacles.map(|obstacle| obstacle.status().to_string());
+    assert!(statuses.eq(expected), "{line}");
     let unit = lab.file(
         "test.service",
         unit.replace("/usr/bin/vortex-agent", &agent),

@@ -7,9 +7,11 @@
 
 use std::{collections::BTreeMap, fs};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use rustix::system::uname;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+use crate::obstacle::Obstacle;
 
 /// Something that this kernel does wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +107,7 @@ pub fn known() -> Vec<Danger> {
 /// Something of it is deadly.
 pub fn check(known: &[Danger]) -> Result<()> {
     if let Some(Danger { what, way_out, .. }) = known.iter().find(|danger| danger.is_deadly) {
-        bail!("on this kernel {what}: {way_out}");
+        return Err(Obstacle::Kernel.mark(anyhow!("on this kernel {what}: {way_out}")));
     }
     Ok(())
 }

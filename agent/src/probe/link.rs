@@ -37,6 +37,7 @@ use super::{
 use crate::{
     half::{Features, Files, Link, Site, Sockets},
     namespace,
+    obstacle::refused_by,
 };
 
 /// The kernel programs as they were built.
@@ -706,9 +707,13 @@ fn loaded<'a>(ebpf: &'a mut Ebpf, name: &str, as_built: Option<&Bound>) -> Resul
         return Ok(uprobe);
     }
     match as_built {
-        None => uprobe
-            .load()
-            .map_err(|error| anyhow!("load the kernel program {name}: {}", in_a_line(&error)))?,
+        None => uprobe.load().map_err(|error| {
+            let said = anyhow!("load the kernel program {name}: {}", in_a_line(&error));
+            match &error {
+                ProgramError::LoadError { io_error, .. } => refused_by(io_error, said),
+                _ => said,
+            }
+        })?,
         Some(object) => load_as_built(uprobe, name, object)?,
     }
     Ok(uprobe)

@@ -67,6 +67,7 @@ use crate::{
         self, Attached, Connected, Facts, FileId, Filter, Finding, Handle, Hello, Link, Mapped,
         OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
     },
+    obstacle,
     worker::Workers,
 };
 
@@ -87,11 +88,14 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     rights::check()?;
     let dangers = danger::known();
     danger::check(&dangers)?;
-    let mut kernel = Kernel::load(options.ring_bytes, options.allow_multi)?;
+    let mut kernel =
+        Kernel::load(options.ring_bytes, options.allow_multi).map_err(obstacle::refused)?;
     kernel
         .limits
         .extend(dangers.iter().map(|danger| danger.what.to_owned()));
-    let band = SideBand::open().context("watch for executable mappings by perf_event_open")?;
+    let band = SideBand::open()
+        .context("watch for executable mappings by perf_event_open")
+        .map_err(obstacle::refused)?;
     let mut half = Half::new(kernel, band, socket)?;
     half.greet()?;
     let served = half.run();

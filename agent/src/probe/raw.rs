@@ -16,6 +16,7 @@ use aya_obj::{
 use rustix::fd::{AsFd as _, OwnedFd};
 
 use super::link::OBJECT;
+use crate::obstacle::refused_by;
 
 /// What the kernel is to take a program for.
 #[derive(Clone, Copy)]
@@ -97,7 +98,7 @@ impl Bound {
         self.ask(name, kind, &mut [], Words::All)?.or_else(|error| {
             // Once more, with the verifier's words.
             let _ = self.ask(name, kind, &mut log, Words::All)?;
-            Err(anyhow!("{error}\n{}", said(&log)))
+            Err(refused_by(&error, anyhow!("{error}\n{}", said(&log))))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{fs, io, mem, os::fd::FromRawFd as _};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use aya::sys::{UProbeMultiFeature, is_uprobe_multi_supported};
 use aya_obj::generated::{bpf_cmd, bpf_map_type, perf_event_attr};
 use rustix::{
@@ -15,6 +15,7 @@ use super::{
     mapping::SideBand,
     raw::{descriptor_of, zeroed},
 };
+use crate::obstacle::Obstacle;
 
 /// A capability, and what it is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +112,10 @@ pub fn check() -> Result<()> {
         .iter()
         .map(|right| format!("{} (to {})", right.name, right.purpose));
     let missing: Vec<String> = missing.collect();
-    bail!(
+    Err(Obstacle::Rights.mark(anyhow!(
         "the privileged half has no {}; `vortex-agent doctor` says how to give it",
         missing.join(", no ")
-    );
+    )))
 }
 
 /// Multi links ask for what loading asks for. The perf ones have asked for more since CVE-2025-38466.

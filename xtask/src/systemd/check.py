@@ -270,6 +270,9 @@ class Life:
         run("systemctl", "start", UNIT, fine=(1,))
         said = journal(f"--unit={UNIT}")
         assert "CAP_SYS_ADMIN" in said and "sysctl kernel.perf_event_paranoid=2" in said, said
+        # Nor is it tried again and again: no start of its own mends that.
+        wait_for("the end", lambda: show("ActiveState") == "failed")
+        equal(show("ExecMainStatus"), "77")
         run("systemctl", "stop", UNIT)
         equal(agents(), {})
         paranoid.write_text("2")
