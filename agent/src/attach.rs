@@ -6,12 +6,14 @@ use crate::{
     cli::Attach,
     complain::complain,
     half::{self, Report},
+    helper::call_ourselves,
     launch::{become_half, inherit_or_dial},
     obstacle::Obstacle,
     probe::{self, Options},
 };
 
 pub fn attach(arguments: &Attach) -> ExitCode {
+    call_ourselves(c"vortex-attach");
     let pipeline = match become_half().and_then(|()| inherit_or_dial(arguments.connect.as_deref()))
     {
         Ok(pipeline) => pipeline,

@@ -1,9 +1,12 @@
 //! A process beside the pipeline, for what the pipeline may not do once it is locked in. Forked before that, it hears and
 //! says messages on one socket, and ends with the pipeline, by the end of that.
 
-use std::{io, os::fd::OwnedFd};
+use std::{ffi::CStr, io, os::fd::OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::{
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    thread::set_name,
+};
 
 /// The pipeline's end.
 #[derive(Debug)]
@@ -15,7 +18,7 @@ pub struct Helper {
 impl Helper {
     /// Forks it; it runs `serve` with its end of the socket, and nothing else. While this process has one thread. Never
     /// waited for: it ends after us.
-    pub fn start(serve: impl FnOnce(OwnedFd)) -> io::Result<Helper> {
+    pub fn start(name: &CStr, serve: impl FnOnce(OwnedFd)) -> io::Result<Helper> {
         let (socket, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -26,6 +29,7 @@ impl Helper {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
+                call_ourselves(name);
                 serve(theirs);
                 // SAFETY: ends this process, and runs nothing of the parent's.
                 unsafe { libc::_exit(0) }
@@ -36,4 +40,11 @@ impl Helper {
             }),
         }
     }
+}
+
+/// What `ps`, `top` and the kernel's log call this process, in 15 bytes at most. Otherwise one that is forked has its
+/// parent's name, and one that is started as `/proc/self/exe` is called `exe`.
+pub fn call_ourselves(name: &CStr) {
+    // Only people read it.
+    let _ = set_name(name);
 }

@@ -66,7 +66,7 @@ impl Said {
 impl Reader {
     /// Starts it. `text` is what was read of the file so far. While this process has one thread.
     pub fn start(path: &Path, text: &str) -> io::Result<Reader> {
-        let helper = Helper::start(|socket| {
+        let helper = Helper::start(c"vortex-reader", |socket| {
             // Not the lock of the daemon, nor its manager's socket.
             close_all_but(socket.as_raw_fd(), socket.as_raw_fd());
             if become_little().is_ok() {

@@ -20,9 +20,10 @@ use vortex_agent::{obstacle::Obstacle, run::MISUSE};
 use crate::{
     containers::Group,
     harness::{
-        Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, limit, scaled, seconds, skip,
-        wait_for,
+        Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, free_port, limit, scaled, seconds,
+        skip, wait_for,
     },
+    proc::tree,
     records::{Records, compare, total},
 };
 
@@ -40,11 +41,16 @@ const WATCHDOG: Duration = Duration::from_millis(800);
 impl Daemon<'_> {
     /// With these settings besides those of each test.
     fn start<'a>(lab: &'a Lab, name: &str, group: &str, settings: &str) -> Daemon<'a> {
+        write_settings(lab, group, settings);
+        Daemon::start_as_it_is(lab, name)
+    }
+
+    /// With the settings that are there.
+    fn start_as_it_is<'a>(lab: &'a Lab, name: &str) -> Daemon<'a> {
         let path = lab.path(&format!("{name}.notify"));
         let _ = fs::remove_file(&path);
         let manager = UnixDatagram::bind(&path).unwrap();
         manager.set_nonblocking(true).unwrap();
-        write_settings(lab, group, settings);
         let mut command = lab.command(argv![
             Agent::path(),
             "daemon",
@@ -518,6 +524,57 @@ fn daemon_ends_for_good() {
     // What may be another time is tried another time.
     let gone = "cgroup = [\"/no-such-group.slice\"]";
     ends("daemon", none, gone, "no control group has this path", 1);
+}
+
+/// Each of its processes has a name of its own, for who looks at the machine.
+#[test]
+fn daemon_is_told_from_its_helpers() {
+    const TEST: &str = "daemon_is_told_from_its_helpers";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let settings = format!(
+        r#"
+        container = ["{}"]
+        [[sink]]
+        type = "file"
+        path = "{}"
+        output = "json"
+        rotate = {{ size = "1MiB" }}
+        [[sink]]
+        type = "prometheus"
+        listen = "127.0.0.1:{}"
+        [metadata]
+        docker = ["{}"]
+        [daemon]
+        socket = "{}"
+        "#,
+        container(7),
+        lab.path("records.ndjson").display(),
+        free_port(),
+        lab.path("no-runtime.sock").display(),
+        socket(&lab).display(),
+    );
+    lab.file("config.toml", settings);
+    let daemon = Daemon::start_as_it_is(&lab, "daemon");
+    daemon.wait_for("READY=1", 1);
+    let comm = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    let pids = tree(daemon.process.pid());
+    let mut names: Vec<String> = pids.iter().map(comm).collect();
+    names.sort_unstable();
+    let expected = [
+        "vortex-agent\n",
+        "vortex-attach\n",
+        "vortex-deliver\n",
+        "vortex-keeper\n",
+        "vortex-metadata\n",
+        "vortex-reader\n",
+    ];
+    assert_eq!(names, expected);
+    daemon.stop().success();
 }
 
 /// The unit as it is in the package: without a word from systemd, and with no more rights than it had when this was

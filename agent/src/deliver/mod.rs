@@ -82,6 +82,7 @@ use crate::{
     clock::nanoseconds,
     complain::complain,
     confine::{Identity, Mode as SeccompMode, Network, harden, lock_in_with_network},
+    helper::call_ourselves,
     launch::ignore_signals,
     run::own_memory,
 };
@@ -93,6 +94,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The whole process.
 pub fn deliver() -> ExitCode {
+    call_ourselves(c"vortex-deliver");
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -29,10 +29,12 @@ use crate::{
     complain::complain,
     confine::{self, harden, lock_in_asking},
     half::{self, Received},
+    helper::call_ourselves,
 };
 
 /// The whole command; returns the exit status.
 pub fn metadata(arguments: &cli::Metadata) -> ExitCode {
+    call_ourselves(c"vortex-metadata");
     match answer(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -66,7 +66,7 @@ pub(super) struct Turn {
 impl Keeper {
     /// Forks it. Before the first thread, as any fork, and before the lock-in.
     pub(super) fn start(place: Place) -> io::Result<Keeper> {
-        let helper = Helper::start(|socket| {
+        let helper = Helper::start(c"vortex-keeper", |socket| {
             let _ = keep(place, &socket);
         })?;
         Ok(Keeper(helper))
