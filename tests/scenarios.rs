@@ -993,6 +993,7 @@ scenarios! {
     policy_annotation_trusted
     policy_late
     policy_late_excluded
+    policy_names
     redacted
     rejoined
     reused_handle

@@ -2,20 +2,22 @@
 //!
 //! Every runtime makes a group for each container and writes the container's id into its name. What else
 //! is in a path, and which hierarchies have it, differs: so all lines of `/proc/PID/cgroup` are looked at
-//! and nothing is expected of a path but an id.
+//! and nothing is expected of a path but an id. LXC and systemd's machines have no ids; their names are told
+//! by the words that stand before them.
+
+use std::borrow::Cow;
 
 use crate::cgroup::{Line, lines};
 
-/// The innermost container of a process, from its `/proc/PID/cgroup`.
+/// The innermost container of a process, from its `/proc/PID/cgroup`: its runtime's id, or `lxc:NAME` or
+/// `machine:NAME`.
 ///
 /// Hierarchies may disagree: a runtime need not join all of them, and a daemon in a container may join
 /// fewer than the one that started it. The line that tells of most containers within each other knows
 /// most; among equals version 2 comes first, then systemd's own.
-pub fn id(groups: &str) -> Option<&str> {
+pub fn id(groups: &str) -> Option<Cow<'_, str>> {
     let told = lines(groups).filter_map(|line| {
-        let mut ids = line.path.split('/').filter_map(id_in);
-        let first = ids.next()?;
-        let (more, innermost) = ids.fold((0, first), |(more, _), id| (more + 1, id));
+        let (more, innermost) = innermost(line.path)?;
         Some((more, rank(&line), innermost))
     });
     let best = told.reduce(|best, other| {
@@ -23,6 +25,90 @@ pub fn id(groups: &str) -> Option<&str> {
         if is_better { other } else { best }
     });
     best.map(|(_, _, id)| id)
+}
+
+/// The name in an id of which no runtime has to be asked.
+pub fn name(id: &str) -> Option<&str> {
+    let (kind, name) = id.split_once(':')?;
+    [LXC, MACHINE].contains(&kind).then_some(name)
+}
+
+const LXC: &str = "lxc";
+const MACHINE: &str = "machine";
+
+/// And in how many others it is. What groups are called below a container its own root decides, who may choose an id
+/// that nobody knows, but not the name of another container: that would be told of as that one is.
+fn innermost(path: &str) -> Option<(usize, Cow<'_, str>)> {
+    let mut found: Option<(usize, Cow<'_, str>)> = None;
+    let mut groups = path.split('/').peekable();
+    let mut above = "";
+    while let Some(group) = groups.next() {
+        let below = groups.peek().copied().unwrap_or_default();
+        let id = match id_in(group) {
+            Some(id) => Some(Cow::Borrowed(id)),
+            None if found.is_none() => named(above, group, below).map(Cow::Owned),
+            None => None,
+        };
+        above = group;
+        if let Some(id) = id {
+            found = Some((found.map_or(0, |(more, _)| more + 1), id));
+        }
+    }
+    found
+}
+
+/// A container that has a name and no id, by the name of its group, and of those above and below.
+fn named(above: &str, group: &str, below: &str) -> Option<String> {
+    // LXC: `lxc.payload.NAME` since 4.0 (`DEFAULT_PAYLOAD_CGROUP_PREFIX` in its cgroups/cgroup.h) and so in Incus,
+    // `lxc.payload/NAME` since 3.1 (lxc issue 2782), `lxc/NAME` before and in Proxmox. `lxc.monitor` runs outside.
+    let lxc = match group {
+        "lxc" | "lxc.payload" => Some(below),
+        _ => group.strip_prefix("lxc.payload."),
+    };
+    if let Some(name) = lxc.filter(|name| !name.is_empty()) {
+        return Some(format!("{LXC}:{name}"));
+    }
+    // systemd-machined makes `machine-NAME.scope`; systemd-nspawn@.service and NixOS' container@.service keep their own
+    // unit, and systemd-nspawn that is not to register `NAME.scope`. The latter are told from others by the group that
+    // systemd-nspawn makes below its unit. It is itself beside that, in `supervisor`: outside.
+    if below == "supervisor" {
+        return None;
+    }
+    let unit = group
+        .strip_suffix(".scope")
+        .or_else(|| group.strip_suffix(".service"))?;
+    let scope = unit
+        .strip_prefix("machine-")
+        .filter(|_| group.ends_with(".scope"));
+    let instance = unit.strip_prefix("systemd-nspawn@");
+    let of_nspawn = (above == "machine.slice" && below == "payload")
+        .then(|| unit.split_once('@').map_or(unit, |(_, instance)| instance));
+    let name = unescaped(scope.or(instance).or(of_nspawn)?);
+    // libvirt's virtual machines are machines, too: their processes are the host's.
+    let is_container = !name.is_empty() && !name.starts_with("qemu-");
+    is_container.then(|| format!("{MACHINE}:{name}"))
+}
+
+/// As systemd-escape(1) writes what may not stand in the name of a unit: `\x2d`. A machine's name is ASCII.
+fn unescaped(name: &str) -> String {
+    let mut parts = name.split("\\x");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part
+            .get(..2)
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        match code.filter(u8::is_ascii) {
+            Some(code) => {
+                text.push(char::from(code));
+                text.push_str(&part[2..]);
+            }
+            None => {
+                text.push_str("\\x");
+                text.push_str(part);
+            }
+        }
+    }
+    text
 }
 
 fn rank(line: &Line<'_>) -> u8 {
@@ -73,7 +159,7 @@ mod tests {
     #[track_caller]
     fn assert_id(lines: &str, expected: Option<&str>) {
         let lines = filled(lines);
-        assert_eq!(id(&lines), expected, "{lines}");
+        assert_eq!(id(&lines).as_deref(), expected, "{lines}");
     }
 
     #[test]
@@ -152,6 +238,90 @@ mod tests {
         assert_id(&format!("0::{user}/podman-6696.scope\n"), None);
     }
 
+    #[test]
+    fn lxc() {
+        // Ubuntu 18.04, 3.1 (lxc issue 2782), 4.0 and Incus, below a user's manager; Proxmox; a hybrid host.
+        for lines in [
+            "12:pids:/lxc/web\n1:name=systemd:/lxc/web/init.scope\n",
+            "0::/lxc.payload/web/system.slice/cron.service\n",
+            "0::/lxc.payload.web/system.slice/cron.service\n",
+            "0::/user.slice/user-1000.slice/user@1000.service/user.slice/lxc.payload.web\n",
+            "12:pids:/lxc/web\n0::/lxc.payload.web/system.slice/cron.service\n",
+        ] {
+            assert_id(lines, Some("lxc:web"));
+        }
+        assert_id("0::/lxc/101/ns/init.scope\n", Some("lxc:101"));
+        assert_id("0::/lxc.payload.my.web-1\n", Some("lxc:my.web-1"));
+        // What starts and watches it, and lxc's own service.
+        for lines in [
+            "0::/lxc.monitor.web\n",
+            "0::/lxc.monitor/web\n",
+            "0::/lxc.pivot\n",
+            "0::/lxc\n",
+            "0::/lxc.payload.\n",
+            "0::/system.slice/lxc.service\n",
+        ] {
+            assert_id(lines, None);
+        }
+    }
+
+    #[test]
+    fn machines_of_systemd() {
+        // systemd-nspawn@.service and `systemd-nspawn` of version 252, and on version 1 as in 232.
+        for lines in [
+            "0::/machine.slice/systemd-nspawn@web.service/payload/system.slice/cron.service\n",
+            "0::/machine.slice/machine-web.scope/payload/init.scope\n",
+            "4:memory:/machine.slice/machine-web.scope\n0::/machine.slice/machine-web.scope\n",
+            // NixOS; `--register=no` (systemd pull request 6166).
+            "0::/machine.slice/container@web.service/payload/init.scope\n",
+            "0::/machine.slice/web.scope/payload\n",
+        ] {
+            assert_id(lines, Some("machine:web"));
+        }
+        // systemd-escape(1); libvirt's containers.
+        let escaped = "0::/machine.slice/machine-my\\x2dweb.scope/payload\n";
+        assert_id(escaped, Some("machine:my-web"));
+        let libvirt = "0::/machine.slice/machine-lxc\\x2d1234\\x2dweb.scope/libvirt\n";
+        assert_id(libvirt, Some("machine:lxc-1234-web"));
+        for lines in [
+            "0::/machine.slice/systemd-nspawn@web.service/supervisor\n",
+            "0::/machine.slice/machine-web.scope/supervisor\n",
+            // libvirt's cgroup guide.
+            "0::/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator\n",
+            "0::/machine.slice/machine-.scope\n",
+            "0::/machine.slice/container@web.service/supervisor\n",
+            "0::/machine.slice/web.service\n",
+            "0::/system.slice/web.service/payload\n",
+            "0::/machine.slice\n",
+            "0::/system.slice/systemd-machined.service\n",
+        ] {
+            assert_id(lines, None);
+        }
+    }
+
+    /// Docker in LXC has an id; what a container calls its own groups is no name of another one.
+    #[test]
+    fn names_are_the_machines_own() {
+        assert_id("0::/lxc.payload.web/docker/{A}\n", Some(A));
+        assert_id("0::/lxc.payload.web/lxc.payload.db\n", Some("lxc:web"));
+        assert_id("0::/docker/{A}/lxc/web\n", Some(A));
+        assert_id("0::/docker/{A}/machine-web.scope\n", Some(A));
+    }
+
+    #[test]
+    fn names_in_ids() {
+        assert_eq!(name("lxc:web"), Some("web"));
+        assert_eq!(name("machine:a:b"), Some("a:b"));
+        for id in [
+            A,
+            "cd189a933e5849daa93386466019ab50-2495160603",
+            "other:web",
+            "",
+        ] {
+            assert_eq!(name(id), None, "{id}");
+        }
+    }
+
     /// conmon(8) runs beside the container, not in it.
     #[test]
     fn monitors_are_no_containers() {
@@ -226,10 +396,6 @@ mod tests {
             "nonsense",
             "0::/init.scope\n",
             "0::/user.slice/user-1000.slice/session-3.scope\n",
-            // systemd-nspawn, LXC and Incus name their containers as people do.
-            "0::/machine.slice/systemd-nspawn@web.service/payload\n",
-            "0::/machine.slice/machine-web.scope/init.scope\n",
-            "12:pids:/lxc/web\n0::/lxc.payload.web/system.slice/cron.service\n",
             // Cloud Foundry: a UUID, which is no container id of any runtime.
             "11:memory:/system.slice/garden.service/garden/1de2f4ec-5c2b-4b3a-6b7d-3c1d\n",
             // A name of 32 digits, of 63 and of 65; upper case; other letters.

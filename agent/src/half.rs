@@ -335,7 +335,7 @@ impl Filter {
         } = self;
         let is_in = |id: &str| containers.iter().any(|start| id.starts_with(start));
         (wanted.is_empty() || wanted.iter().any(|path| is_below(groups, path)))
-            && (containers.is_empty() || container::id(groups).is_some_and(is_in))
+            && (containers.is_empty() || container::id(groups).is_some_and(|id| is_in(&id)))
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     backlog::{Backlog, Piece, What},
     confine::Landlock,
     connection::Connections,
+    container,
     coverage::{Counts, Placed, Said, Table, User},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::glob,
@@ -1734,6 +1735,20 @@ impl Pipeline {
 
     /// A process is in this container.
     fn meet(&mut self, id: Option<&str>) -> Meeting {
+        let Some(id) = id else {
+            return Meeting::GoOn;
+        };
+        let name = container::name(id).filter(|_| self.containers.get(id).is_none());
+        let told = name.map(|name| {
+            let name = Some(name.to_owned());
+            self.wish(
+                id,
+                &Container {
+                    name,
+                    ..Container::default()
+                },
+            )
+        });
         let Pipeline {
             containers,
             processes,
@@ -1743,7 +1758,20 @@ impl Pipeline {
             let mut ids = processes.values().map(|who| who.container_id.as_deref());
             ids.any(|one| one == Some(id))
         };
-        id.map_or(Meeting::GoOn, |id| containers.meet(id, is_in))
+        match told {
+            Some(told) => containers.meet_named(id, is_in, told),
+            None => containers.meet(id, is_in),
+        }
+    }
+
+    /// What is told of a container, and what is wanted of it.
+    fn wish(&self, id: &str, container: &Container) -> (Arc<record::Container>, Wish) {
+        let policy = self.wanted.policy.as_ref();
+        let wish = Wish {
+            passes: self.wanted.names.pass(id, container),
+            verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, container)),
+        };
+        (Arc::new(self.clear_container(container)), wish)
     }
 
     /// Gives a process what is known of its container.
@@ -1777,14 +1805,7 @@ impl Pipeline {
 
     /// What a container is called: those in it wait no longer.
     fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
-        let told = container.map(|container| {
-            let policy = self.wanted.policy.as_ref();
-            let wish = Wish {
-                passes: self.wanted.names.pass(id, &container),
-                verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, &container)),
-            };
-            (Arc::new(self.clear_container(&container)), wish)
-        });
+        let told = container.map(|container| self.wish(id, &container));
         self.containers.told(id, told);
         let members = self.processes.iter();
         let mut members: Vec<(u64, u32)> = members

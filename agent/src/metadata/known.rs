@@ -68,11 +68,7 @@ impl Known {
             }
             Some(State::Asked) => {}
             None => {
-                if self.containers.len() == CONTAINERS_MAX {
-                    self.containers.retain(|id, _| is_used(id));
-                }
-                if self.containers.len() == CONTAINERS_MAX {
-                    self.counts.unknown += 1;
+                if !self.has_room(is_used) {
                     return Meeting::GoOn;
                 }
                 self.containers.insert(id.to_owned(), State::Asked);
@@ -85,9 +81,38 @@ impl Known {
         }
     }
 
+    /// A process is in a container that is not known yet, and of which nobody is asked: `told` is all that there is to
+    /// know of it.
+    pub fn meet_named(
+        &mut self,
+        id: &str,
+        is_used: impl Fn(&str) -> bool,
+        told: (Arc<record::Container>, Wish),
+    ) -> Meeting {
+        if self.has_room(is_used) {
+            self.containers.insert(id.to_owned(), State::Asked);
+            self.settle(id, Some(told));
+        }
+        Meeting::GoOn
+    }
+
+    /// For one more, if need be without those in which nobody is.
+    fn has_room(&mut self, is_used: impl Fn(&str) -> bool) -> bool {
+        if self.containers.len() == CONTAINERS_MAX {
+            self.containers.retain(|id, _| is_used(id));
+        }
+        let has_room = self.containers.len() < CONTAINERS_MAX;
+        self.counts.unknown += u64::from(!has_room);
+        has_room
+    }
+
     /// The answer, and what is wanted of it.
     pub fn told(&mut self, id: &str, container: Option<(Arc<record::Container>, Wish)>) {
         self.is_silent = false;
+        self.settle(id, container);
+    }
+
+    fn settle(&mut self, id: &str, container: Option<(Arc<record::Container>, Wish)>) {
         let Some(state) = self.containers.get_mut(id) else {
             return;
         };
@@ -202,6 +227,25 @@ mod tests {
         known.told("a", told());
         assert_eq!(known.meet("c", |_| true), Meeting::Wait, "it speaks again");
         assert_eq!(known.counts(false).unwrap().late, 1);
+    }
+
+    #[test]
+    fn of_a_name_nobody_is_asked() {
+        let mut known = Known::default();
+        known.meet_named("lxc:a", |_| true, told().unwrap());
+        assert!(known.get("lxc:a").is_some_and(|(_, wish)| wish.passes));
+        assert_eq!(known.questions().count(), 0);
+        assert_eq!(known.counts(false).unwrap().named, 1);
+        // It says nothing of whether a runtime would answer.
+        known.is_asked(true);
+        known.is_late();
+        known.meet_named("lxc:b", |_| true, told().unwrap());
+        assert_eq!(known.meet("c", |_| true), Meeting::GoOn);
+        for number in 0..CONTAINERS_MAX {
+            known.meet_named(&number.to_string(), |_| true, told().unwrap());
+        }
+        assert_eq!(known.containers.len(), CONTAINERS_MAX);
+        assert!(known.get("1023").is_none());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What /proc says of a process. Read as bytes: names in it are anybody's, of any bytes.
 
-use std::{fs, io::Read as _, os::unix::ffi::OsStrExt as _};
+use std::{borrow::Cow, fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 
 use super::mapping::Mapping;
 use crate::{
@@ -31,7 +31,7 @@ pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
         // The last one is the id in the innermost namespace.
         facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != id);
     }
-    facts.container_id = container::id(&groups).map(str::to_owned);
+    facts.container_id = container::id(&groups).map(Cow::into_owned);
     facts.is_outside = !filter.holds(&groups);
     facts
 }
