@@ -51,6 +51,7 @@ const SAID: &[(&str, &[&str])] = &[
 ];
 
 pub(crate) fn run() -> Result<()> {
+    sh::ensure_root_is_reachable()?;
     sh::say("==> setup");
     setup::for_demo()?;
     sh::say("==> release build (the first takes a few minutes)");

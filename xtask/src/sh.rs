@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
@@ -74,6 +74,15 @@ pub(crate) fn as_root(program: impl AsRef<OsStr>, env: &[(&str, String)]) -> Com
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid has no preconditions.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// Asked before work of minutes that ends in something only root can do.
+pub(crate) fn ensure_root_is_reachable() -> Result<()> {
+    ensure!(
+        is_root() || which("sudo").is_some(),
+        "probes need root, and there is no sudo here: install sudo, or run this as root"
+    );
+    Ok(())
 }
 
 /// Runs to the end; a failure is an error.
