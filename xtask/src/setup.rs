@@ -3,7 +3,7 @@
 //! Every check is a look at a file or a short question, so the second time is quick without a
 //! memory of the first, and a package that was removed since is noticed.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -126,10 +126,13 @@ fn build() -> Result<()> {
 
 /// A program that is built from its source, if it is not there. `asks` tells its version.
 fn tool(name: &str, asks: &[&str], version: &str) -> Result<()> {
-    let there = sh::output(
-        sh::command(asks[0]).args(&asks[1..]).arg("--version"),
-        10 * SECOND,
-    );
+    // Of a subcommand that is missing cargo says much, and none of it is what to do here.
+    let mut question = sh::command(asks[0]);
+    question
+        .args(&asks[1..])
+        .arg("--version")
+        .stderr(Stdio::null());
+    let there = sh::output(&mut question, 10 * SECOND);
     if there.is_ok_and(|there| there.trim() == format!("{name} {version}")) {
         sh::say(&format!("  {name} {version} is there"));
         return Ok(());
