@@ -79,15 +79,18 @@ const TESTS: &[Need] = &[
     ("wget", "wget"),
 ];
 
+/// Packages come first: who is asked for a password is asked while still there.
 pub(crate) fn everything() -> Result<()> {
+    let packages = packages(&[DEMO, TESTS].concat());
+    // Much can be built and tested without them.
     build()?;
     tool("cargo-fuzz", &["cargo", "fuzz"], CARGO_FUZZ)?;
-    packages(&[DEMO, TESTS].concat())
+    packages
 }
 
 pub(crate) fn for_demo() -> Result<()> {
-    build()?;
-    packages(DEMO)
+    packages(DEMO)?;
+    build()
 }
 
 /// The static program.
