@@ -91,7 +91,7 @@ fn spawn(mut command: Command, listener: Option<Listener>) -> Result<Starting, L
             socket,
             listener,
         }),
-        Err(source) => Err(LaunchError::Spawn { program, source }),
+        Err(error) => Err(LaunchError::Spawn { program, error }),
     }
 }
 
@@ -297,24 +297,25 @@ impl Pipeline {
 }
 
 fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> LaunchError {
-    move |source| LaunchError::Step {
+    move |error| LaunchError::Step {
         what,
-        source: source.into(),
+        error: error.into(),
     }
 }
 
+/// The cause stands inside of the line, before the way out; as a `source` it would be told once more behind it.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    #[error("start the privileged half: {what}: {source}")]
+    #[error("start the privileged half: {what}: {error}")]
     Step {
         what: &'static str,
-        source: io::Error,
+        error: io::Error,
     },
     #[error(
-        "start the privileged half: run {program}: {source}{}",
+        "start the privileged half: run {program}: {error}{}",
         way_out(program)
     )]
-    Spawn { program: String, source: io::Error },
+    Spawn { program: String, error: io::Error },
     #[error(
         "start the privileged half: sudo can't work here, no_new_privs is set (by a container or a \
          sandbox): run vortex-agent as root outside of it"
@@ -439,8 +440,11 @@ mod tests {
     #[test]
     fn a_missing_sudo_is_told() {
         let missing = Command::new("no-such-sudo-here");
-        let error = spawn(missing, None).unwrap_err().to_string();
-        assert!(error.contains("no-such-sudo-here"), "{error}");
+        let error = anyhow::Error::from(spawn(missing, None).unwrap_err());
+        assert_eq!(
+            format!("{error:#}"),
+            "start the privileged half: run no-such-sudo-here: No such file or directory (os error 2)"
+        );
     }
 
     #[test]
