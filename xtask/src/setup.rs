@@ -50,6 +50,7 @@ const TESTS: &[Need] = &[
     ("libnss3-dev", "/usr/include/nss/ssl.h"),
     ("libssl-dev", "/usr/include/openssl/ssl.h"),
     ("libwolfssl-dev", "/usr/include/wolfssl/ssl.h"),
+    ("make", "make"),
     ("npm", "npm"),
     ("pkg-config", "pkg-config"),
     ("runc", "runc"),
