@@ -404,6 +404,40 @@ fn metadata_is_what_content_none_is() {
     });
 }
 
+/// Names and ids of events, and what a call of gRPC ended with.
+#[test]
+fn text_that_an_end_is_free_to_write_is_content() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    let told = |name: &str, content: &str| {
+        let text = fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
+        let scenario = Scenario {
+            content: Some(content.to_owned()),
+            text: false,
+            ..toml::from_str(&text).unwrap()
+        };
+        let scratch = format!("free-{name}-{content}");
+        let out = run(&scratch, &scenario, &Scratch::new(&scratch, "recording"));
+        let mut told = BTreeSet::new();
+        for line in out.lines() {
+            let record: serde_json::Value = serde_json::from_str(line).unwrap();
+            let places = ["/sse/event", "/sse/id", "/grpc/message"];
+            told.extend(places.into_iter().filter(|at| record.pointer(at).is_some()));
+        }
+        told
+    };
+    assert_eq!(
+        told("sse", "redacted"),
+        BTreeSet::from(["/sse/event", "/sse/id"])
+    );
+    assert_eq!(
+        told("text_grpc", "redacted"),
+        BTreeSet::from(["/grpc/message"])
+    );
+    for name in ["sse", "text_grpc"] {
+        assert_eq!(told(name, "none"), BTreeSet::new(), "{name}");
+    }
+}
+
 /// Who it is and that nothing is told of it, once.
 #[test]
 fn of_none_nothing_is_told() {

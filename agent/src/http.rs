@@ -1,7 +1,8 @@
 //! Exchanges, events and messages → what records may show of them.
 //!
 //! Everything goes through the redactor here, field by field: lines of heads by their names, addresses,
-//! bodies. With `--content none` there is no body and no line of a head but the few that say what it is.
+//! bodies. With `--content none` there is no body, no line of a head but the few that say what it is, and no other
+//! text that an end is free to write.
 
 use crate::{
     plaintext::Plaintext,
@@ -91,14 +92,14 @@ impl Teller<'_> {
             method: method.map(|name| self.text(name)),
             status: trailer("grpc-status")
                 .and_then(|status| str::from_utf8(status).ok()?.trim().parse().ok()),
-            message: trailer("grpc-message").map(|message| self.text(&unescaped(message))),
+            message: trailer("grpc-message").and_then(|message| self.free(&unescaped(message))),
             sent: sent.unwrap_or_default(),
             received: received.unwrap_or_default(),
         })
     }
 
     pub fn event(&self, exchange: &Exchange, event: &sse::Event, number: u64) -> Sse {
-        let named = |text: &[u8]| (!text.is_empty()).then(|| self.text(text));
+        let named = |text: &[u8]| self.free(text).filter(|_| !text.is_empty());
         Sse {
             exchange: exchange.id,
             url: exchange
@@ -265,6 +266,11 @@ impl Teller<'_> {
             path,
             query,
         }
+    }
+
+    /// What an end may write as it likes is content, wherever it stands.
+    fn free(&self, bytes: &[u8]) -> Option<Clear> {
+        (self.policy != Policy::None).then(|| self.text(bytes))
     }
 
     fn text(&self, bytes: &[u8]) -> Clear {
