@@ -27,7 +27,10 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
     let fixtures = run.step("fetch", |_| fetch::fixtures(false));
     if filter.is_none() {
         run.step("format", |_| {
-            sh::run(cargo("fmt").args(["--all", "--check"]), MINUTE)
+            sh::run(cargo("fmt").args(["--all", "--check"]), MINUTE)?;
+            // A workspace of its own.
+            let manifest = ["--check", "--manifest-path", "agent/fuzz/Cargo.toml"];
+            sh::run(cargo("fmt").args(manifest), MINUTE)
         });
         run.step("lints", |_| {
             let lints = ["--workspace", "--all-targets", "--", "--deny", "warnings"];
