@@ -13,7 +13,7 @@ use std::{
 
 use agent_ebpf::{
     Bound, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, Place, REJOINED, Shape,
-    Socket, Touch, Transfer, Unseen, cause, cookie, kind,
+    Socket, Touch, Transfer, Unseen, cause, cookie, counter, kind,
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
@@ -22,7 +22,7 @@ use vortex_agent::{
     confine::Landlock,
     coverage::User,
     half::{Facts, Features, Files, Link, Pending, Sockets},
-    input::Input,
+    input::{Count, Input},
     locate::{Found, Instruction, Point},
     metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
@@ -32,6 +32,7 @@ use vortex_agent::{
     recording::{self, Header, Recorder},
     redact::{Key, Policy},
     replay::play,
+    shed::Rung,
     sink::{Format, Origin, Sink, Target},
 };
 use zerocopy::IntoBytes as _;
@@ -68,6 +69,12 @@ struct Scenario {
 }
 
 impl Scenario {
+    /// Does it ask for `stats`, which are told whatever the policy is?
+    fn counts(&self) -> bool {
+        let mut steps = self.event.iter();
+        steps.any(|step| matches!(step, Step::Count { .. }))
+    }
+
     fn format(&self) -> Format {
         match self.text {
             true => Format::Text {
@@ -268,6 +275,16 @@ enum Step {
         pid: u32,
     },
     Finish {},
+    /// So much is left out because of the agent's limits.
+    Shed(u8),
+    /// Time for `stats`: what the kernel side counted so far.
+    Count {
+        seen: u64,
+        #[serde(default)]
+        ring_full: u64,
+        #[serde(default)]
+        map_full: u64,
+    },
 }
 
 /// What lies in the ring behind a record: it is nobody's business.
@@ -375,7 +392,7 @@ fn each_with(content: &str, capture: Option<&str>, mut check: impl FnMut(&str, S
         }
         let text = fs::read_to_string(&path).unwrap();
         let mut scenario: Scenario = toml::from_str(&text).unwrap();
-        if scenario.policy.is_some() || scenario.runtimes {
+        if scenario.policy.is_some() || scenario.runtimes || scenario.counts() {
             continue;
         }
         scenario.content = Some(content.to_owned());
@@ -933,6 +950,21 @@ fn line_step(line: &mut Bench, step: &Step) {
         &Step::Missed { pid, ref path } => line.tell(Input::Missed { pid, path }),
         &Step::Ended { pid } => line.tell(Input::Ended { pid }),
         Step::Finish {} => line.tell(Input::Finish),
+        &Step::Shed(rung) => line.tell(Input::Shed(Rung(rung))),
+        &Step::Count {
+            seen,
+            ring_full,
+            map_full,
+        } => {
+            let mut kernel = vec![0; counter::ROW];
+            kernel[counter::SEEN] = seen;
+            kernel[counter::LOST + usize::from(cause::RING_FULL)] = ring_full;
+            kernel[counter::LOST + usize::from(cause::MAP_FULL)] = map_full;
+            line.tell(Input::Count(Count {
+                kernel,
+                ..Count::default()
+            }));
+        }
     }
 }
 
@@ -1032,6 +1064,9 @@ scenarios! {
     rejoined
     reused_handle
     set_clock
+    shed_bodies
+    shed_connections
+    shed_data
     shelved_hole
     stopped_too_late
     sse

@@ -29,6 +29,8 @@ pub struct Entry {
     pub waited: u64,
     /// Its program closed it, and may still read what is left.
     pub is_left: bool,
+    /// Nothing is told of it, from its first byte to its last: the agent would cost too much.
+    pub is_left_out: bool,
     pub protocol: Protocol,
 }
 
@@ -70,6 +72,9 @@ pub struct Connections {
     key: u128,
     /// How many there were: a handle alone names several, one after the other.
     opened: u64,
+    /// Of so many that begin one is decoded.
+    one_in: u64,
+    left_out: u64,
 }
 
 impl Connections {
@@ -82,7 +87,26 @@ impl Connections {
             sockets: Sockets::default(),
             key,
             opened: 0,
+            one_in: 1,
+            left_out: 0,
         }
+    }
+
+    /// Of so many that begin from here on one is decoded.
+    pub fn decode_one_in(&mut self, many: u64) {
+        self.one_in = many;
+    }
+
+    /// How many were left out.
+    pub fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// By what a connection is and not when it is asked: one that is told of once more gets the same answer.
+    fn is_left_out(&self, id: HandleId) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (self.key, id).hash(&mut hasher);
+        !hasher.finish().is_multiple_of(self.one_in)
     }
 
     /// An id for the next one, made of what tells it from others.
@@ -140,6 +164,8 @@ impl Connections {
             http_version: None,
         };
         facts.set_library(library);
+        let is_left_out = self.is_left_out(id);
+        self.left_out += u64::from(is_left_out);
         let entry = Entry {
             facts,
             received: Stream::default(),
@@ -148,6 +174,7 @@ impl Connections {
             file: None,
             waited: 0,
             is_left: false,
+            is_left_out,
             protocol: Protocol::new(joined == Joined::Start),
         };
         self.entries.insert(id, entry);

@@ -98,7 +98,16 @@ impl Teller<'_> {
         })
     }
 
-    pub fn event(&self, exchange: &Exchange, event: &sse::Event, number: u64) -> Sse {
+    /// `is_shed`: without its data.
+    pub fn event(
+        &self,
+        exchange: &Exchange,
+        event: &sse::Event,
+        number: u64,
+        is_shed: bool,
+    ) -> Sse {
+        let is_cut = event.is_cut || is_shed;
+        let data = if is_shed { &[][..] } else { &event.data };
         let named = |text: &[u8]| self.free(text).filter(|_| !text.is_empty());
         Sse {
             exchange: exchange.id,
@@ -110,23 +119,23 @@ impl Teller<'_> {
             name: named(&event.name),
             id: named(&event.id),
             size: event.data.len() as u64,
-            data: self
-                .redactor
-                .whole(Plaintext::new(&event.data), &[], event.is_cut),
-            is_cut: event.is_cut,
+            data: self.redactor.whole(Plaintext::new(data), &[], is_cut),
+            is_cut,
         }
     }
 
+    /// `is_shed`: without its content.
     pub fn message(
         &self,
         direction: agent_ebpf::Direction,
         message: &websocket::Message,
+        is_shed: bool,
     ) -> WebSocket {
+        let is_cut = message.is_cut || is_shed;
+        let content = if is_shed { &[][..] } else { &message.bytes };
         let bytes = match message.is_unreadable {
             true => self.redactor.unreadable(),
-            false => self
-                .redactor
-                .whole(Plaintext::new(&message.bytes), &[], message.is_cut),
+            false => self.redactor.whole(Plaintext::new(content), &[], is_cut),
         };
         WebSocket {
             direction,
@@ -143,7 +152,7 @@ impl Teller<'_> {
             },
             size: message.length,
             content: bytes,
-            is_cut: message.is_cut,
+            is_cut,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     metadata::Container,
     record::{Kind, SinkCount},
     redact::Policy,
+    shed::Rung,
 };
 
 /// One thing that happens. A change of what is in here changes recordings: `recording::VERSION`.
@@ -97,6 +98,8 @@ pub enum Input<'a> {
     Finish,
     /// The agent made a connection: nothing is told of its other end.
     Ours { local: SocketAddr, peer: SocketAddr },
+    /// More or less is left out from here on, by what the agent uses and may use.
+    Shed(Rung),
 }
 
 /// What is shown, and how much of it.

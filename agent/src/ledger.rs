@@ -11,6 +11,8 @@ pub struct Tally {
     pub delivered: u64,
     /// Turned away by a filter of user space.
     pub filtered: u64,
+    /// Of connections that a limit left out.
+    pub over_limit: u64,
     /// Of what is no TLS function, as its first calls showed.
     pub withdrawn: u64,
     /// Missing without the kernel saying so.
@@ -31,7 +33,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         withdrawn: tally.withdrawn,
         unknown: tally.unknown,
     };
-    let over_limit = lost(cause::CALL_TOO_LONG);
+    let over_limit = lost(cause::CALL_TOO_LONG) + tally.over_limit;
     let unmatched = Unmatched {
         abandoned: unmatched(unmatched::ABANDONED),
         too_deep: unmatched(unmatched::TOO_DEEP),
@@ -79,6 +81,7 @@ mod tests {
             Tally {
                 delivered: 7,
                 filtered: 11,
+                over_limit: 19,
                 withdrawn: 17,
                 unknown: 13,
             },
@@ -102,7 +105,10 @@ mod tests {
             (bytes.lost.ring_full, bytes.lost.copy_fault),
             (1 << 24, 1 << 25)
         );
-        assert_eq!((bytes.lost.map_full, bytes.over_limit), (1 << 26, 1 << 27));
+        assert_eq!(
+            (bytes.lost.map_full, bytes.over_limit),
+            (1 << 26, (1 << 27) + 19)
+        );
         assert_eq!(
             (bytes.lost.over_budget, bytes.lost.sendfile),
             (1 << 28, 1 << 29)

@@ -51,6 +51,7 @@ pub mod replay;
 pub mod ring;
 pub mod run;
 pub mod self_test;
+pub mod shed;
 pub mod sink;
 pub mod speaker;
 pub mod stream;

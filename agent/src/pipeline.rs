@@ -41,6 +41,7 @@ use crate::{
         Stats, WallTime,
     },
     redact::{self, Clear, Key, Policy, Redactor, Redactors, Told, View},
+    shed::{Account, Level, Rung},
     speaker::{Asked, Speaker, Voice, emit},
     stream::{Output, Stream},
     trial::{Trials, Verdict as Judgement},
@@ -93,6 +94,8 @@ pub struct Pipeline {
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
     asked: VecDeque<Asked>,
+    /// What is left out because the agent would cost too much.
+    account: Account,
     redactors: Redactors,
     solver: Solver,
     backlog: Backlog,
@@ -237,6 +240,7 @@ impl Pipeline {
             keep: Keep::new(wanted.bounds),
             limits: BTreeMap::new(),
             asked: VecDeque::new(),
+            account: Account::default(),
             connections: Connections::new(wanted.key),
             redactors: Redactors::new(policy, wanted.policy.is_some(), wanted.secret_key.clone()),
             solver: Solver::default(),
@@ -333,6 +337,7 @@ impl Pipeline {
             }
             Input::Pending(pending) => self.pending(&pending, now, out),
             Input::Count(count) => self.stats(count, now, out),
+            Input::Shed(rung) => self.shed(rung, now),
             Input::Finish => self.finish(now, out),
         }
     }
@@ -399,6 +404,13 @@ impl Pipeline {
             content,
             ..self.wanted.clone()
         };
+    }
+
+    /// More or less is left out from here on. What decoders keep stays until they have told it.
+    fn shed(&mut self, rung: Rung, now: u64) {
+        self.account.turn(rung, now);
+        self.keep.shed(rung.level() >= Level::Bodies);
+        self.connections.decode_one_in(rung.one_in());
     }
 
     /// What the kernel side should know of sockets since the last time.
@@ -1161,7 +1173,9 @@ impl Pipeline {
         let entry = self.connections.get(id);
         self.sees_sockets
             && entry.is_some_and(|entry| {
-                entry.facts.attribution == Attribution::None && entry.waited < WAITED_MAX
+                entry.facts.attribution == Attribution::None
+                    && entry.waited < WAITED_MAX
+                    && !entry.is_left_out
             })
     }
 
@@ -1383,6 +1397,7 @@ impl Pipeline {
             keep,
             limits,
             asked,
+            account,
             sequence,
             clock,
             ..
@@ -1411,6 +1426,7 @@ impl Pipeline {
             redactor: redactors.of(capture),
             limits,
             asked,
+            account,
             handle: id,
         };
         ask(decoder, keep, &mut |said| speaker.heard(said));
@@ -1468,6 +1484,7 @@ impl Pipeline {
             keep,
             limits,
             asked,
+            account,
             sequence,
             clock,
             ..
@@ -1475,6 +1492,7 @@ impl Pipeline {
         let Some(entry) = connections.get(&id.handle) else {
             return;
         };
+        let is_left_out = entry.is_left_out;
         let mut lost = entry.lost();
         let (stream, connection, decoder) = entry.parts(id.direction);
         let who = processes.get(&id.handle.pid);
@@ -1487,6 +1505,21 @@ impl Pipeline {
         });
         step(stream, &mut |stream, output| {
             lost[id.direction as usize] = stream.lost();
+            match output {
+                Output::Bytes { bytes, .. } if is_left_out => {
+                    tally.over_limit += bytes.len() as u64;
+                }
+                Output::Bytes { bytes, .. } => tally.delivered += bytes.len() as u64,
+                Output::Gap { length, cause, .. } => match cause {
+                    Cause::RingFull | Cause::OverBudget => *told_late += length,
+                    Cause::Unknown => tally.unknown += length,
+                    Cause::Withdrawn => tally.withdrawn += length,
+                    Cause::CopyFault | Cause::MapFull | Cause::CallTooLong | Cause::Sendfile => {}
+                },
+            }
+            if is_left_out {
+                return;
+            }
             let mut speaker = Speaker {
                 voice: Voice {
                     wanted,
@@ -1504,11 +1537,11 @@ impl Pipeline {
                 redactor: redactors.of(capture),
                 limits,
                 asked,
+                account,
                 handle: id.handle,
             };
             match output {
                 Output::Bytes { offset, bytes } => {
-                    tally.delivered += bytes.len() as u64;
                     if wanted.emit.contains(&Kind::Data) {
                         speaker.bytes(id.direction, View::All, offset, bytes, time);
                     }
@@ -1527,15 +1560,6 @@ impl Pipeline {
                     length,
                     cause,
                 } => {
-                    match cause {
-                        Cause::RingFull | Cause::OverBudget => *told_late += length,
-                        Cause::Unknown => tally.unknown += length,
-                        Cause::Withdrawn => tally.withdrawn += length,
-                        Cause::CopyFault
-                        | Cause::MapFull
-                        | Cause::CallTooLong
-                        | Cause::Sendfile => {}
-                    }
                     if *decodes {
                         decoder.gap(id.direction, length, time, keep, &mut |said| {
                             speaker.heard(said)
@@ -1641,6 +1665,10 @@ impl Pipeline {
             clock,
             ..
         } = self;
+        let entry = connections.get(&id.handle);
+        if entry.as_ref().is_some_and(|entry| entry.is_left_out) {
+            return;
+        }
         emit(
             wanted,
             sequence,
@@ -1650,7 +1678,7 @@ impl Pipeline {
                 time: WallTime(time.wrapping_add(*clock)),
                 process: processes.get(&id.handle.pid).map(|who| &who.facts),
                 tid: Some(tid),
-                connection: connections.get(&id.handle).map(|entry| &entry.facts),
+                connection: entry.map(|entry| &entry.facts),
                 function: None,
                 complete: false,
                 lost_bytes: length,
@@ -2078,6 +2106,7 @@ impl Pipeline {
             limits: self.lacks.clone(),
             bounds: self.bounds(),
             containers: self.containers.counts(self.wanted.policy.is_some()),
+            shedding: self.account.told(self.connections.left_out(), self.clock),
         };
         let time = WallTime(now.wrapping_add(self.clock));
         emit(
@@ -2093,7 +2122,7 @@ impl Pipeline {
                 function: None,
                 complete: true,
                 lost_bytes: 0,
-                body: Body::Stats(stats),
+                body: Body::Stats(&stats),
             },
         );
     }

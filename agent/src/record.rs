@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::locate::Instruction;
 pub use crate::redact::{Clear, Content, OwnedContent, View};
+use crate::shed::{Account, Level};
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -507,6 +508,28 @@ pub struct Stats {
     pub bounds: Vec<(&'static str, u64)>,
     /// `None`: no runtime is asked.
     pub containers: Option<Containers>,
+    pub shedding: Shedding,
+}
+
+/// What the limits of the agent leave out, and how much that was so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shedding {
+    pub level: Level,
+    /// Of so many new connections one is decoded.
+    pub one_in: u64,
+    /// Since when it is this level; `None`: from the start.
+    pub since: Option<WallTime>,
+    /// Bodies, events and messages that were cut.
+    pub bodies: u64,
+    /// Pieces of streams that were not written as data.
+    pub data: u64,
+    pub connections: u64,
+}
+
+impl Default for Shedding {
+    fn default() -> Shedding {
+        Account::default().told(0, 0)
+    }
 }
 
 /// What a record says.
@@ -534,7 +557,7 @@ pub enum Body<'a> {
         length: u64,
     },
     Coverage(Coverage),
-    Stats(Stats),
+    Stats(&'a Stats),
 }
 
 impl Body<'_> {

@@ -1,7 +1,7 @@
 //! A run as the line was told of it: `run --record` writes it, `replay` plays it.
 //!
 //! ```text
-//! vortex-agent recording, version 3: raw plaintext, with every secret
+//! vortex-agent recording, version 4: raw plaintext, with every secret
 //! length (4 bytes, little-endian), Header
 //! length, time, Input
 //! length, time, Input …
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Changes with [`Input`], with [`Header`], and with every type inside of them.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const TITLE: &str = "vortex-agent recording, version ";
 const WARNING: &str = ": raw plaintext, with every secret\n";
 /// The first line is no longer than this.
@@ -244,6 +244,7 @@ mod tests {
         protocol::exchange::Bounds,
         record::{Kind, SinkCount},
         redact::{Key, Policy},
+        shed::Rung,
     };
 
     fn header() -> Header {
@@ -454,6 +455,7 @@ mod tests {
                 local: SocketAddr::from(([127, 0, 0, 1], 40_000)),
                 peer: SocketAddr::from(([127, 0, 0, 1], 4317)),
             },
+            Input::Shed(Rung(3)),
             Input::Ended { pid: 7 },
             Input::Finish,
             Input::Count(Count {
@@ -537,7 +539,7 @@ mod tests {
                 name.split('(').next().unwrap().to_owned()
             })
             .collect();
-        assert_eq!(kinds.len(), 29, "a new one belongs here, too: {kinds:?}");
+        assert_eq!(kinds.len(), 30, "a new one belongs here, too: {kinds:?}");
     }
 
     /// Whoever changes what is written gives it another version, or older recordings are misread.
@@ -545,7 +547,7 @@ mod tests {
     fn what_is_written_is_what_the_version_says() {
         let (bytes, _) = sample();
         let hash = blake3::hash(&bytes).to_hex();
-        assert_eq!((VERSION, &hash[..16]), (3, "eee353ba4076003d"));
+        assert_eq!((VERSION, &hash[..16]), (4, "41f91fcbf57d1446"));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     protocol::{Limit, Said, exchange::Exchange},
     record::{Body, Cause, Connection, Content, Joined, Kind, Message, Process, Record, WallTime},
     redact::{self, Redactor, Told, View},
+    shed::Account,
 };
 
 /// The records of one connection, at one event.
@@ -98,6 +99,8 @@ pub struct Speaker<'a> {
     /// How often a bound of a decoder was reached.
     pub limits: &'a mut BTreeMap<Limit, u64>,
     pub asked: &'a mut VecDeque<Asked>,
+    /// What is left out.
+    pub account: &'a mut Account,
     pub handle: HandleId,
 }
 
@@ -122,26 +125,30 @@ impl Speaker<'_> {
         let Speaker {
             voice,
             redactor,
+            account,
             handle,
             ..
         } = self;
-        let piece = redact::Piece {
-            offset,
-            bytes,
-            is_first: voice.connection.joined == Joined::Start && offset == 0,
-            time,
-        };
         let stream = StreamId {
             handle: *handle,
             direction,
         };
-        redactor.bytes(
-            Told { stream, view },
-            piece,
-            &mut |offset, length, content| {
-                voice.data(direction, view, offset, length, content);
-            },
-        );
+        let told = Told { stream, view };
+        let is_first = voice.connection.joined == Joined::Start && offset == 0;
+        let mut say = |offset, length, content: Content<'_>| {
+            voice.data(direction, view, offset, length, content);
+        };
+        if account.leaves_data_out() {
+            // What comes behind it could be the rest of a secret.
+            return redactor.gap(told, bytes.len() as u64, &mut say);
+        }
+        let piece = redact::Piece {
+            offset,
+            bytes,
+            is_first,
+            time,
+        };
+        redactor.bytes(told, piece, &mut say);
     }
 
     pub fn gap(&mut self, direction: Direction, offset: u64, length: u64, cause: Cause) {
@@ -186,6 +193,9 @@ impl Speaker<'_> {
                 bytes,
                 ..
             } => {
+                if self.account.leaves_data_out() {
+                    return;
+                }
                 let content = self.redactor.stray(bytes);
                 let length = bytes.len() as u64;
                 self.voice
@@ -216,14 +226,16 @@ impl Speaker<'_> {
                 number,
             } => {
                 self.names_version(exchange);
-                let sse = self.teller().event(exchange, event, number);
-                let complete = !event.is_cut;
+                let is_shed = self.account.cuts(&event.data);
+                let sse = self.teller().event(exchange, event, number, is_shed);
+                let complete = !sse.is_cut;
                 self.voice
                     .say_of(self.voice.time, complete, 0, Body::Sse(&sse));
             }
             Said::Message { direction, message } => {
-                let socket = self.teller().message(direction, message);
-                let complete = !message.is_cut && !message.is_unreadable;
+                let is_shed = self.account.cuts(&message.bytes);
+                let socket = self.teller().message(direction, message, is_shed);
+                let complete = !socket.is_cut && !message.is_unreadable;
                 self.voice
                     .say_of(message.began, complete, 0, Body::WebSocket(&socket));
             }
@@ -252,6 +264,11 @@ impl Speaker<'_> {
         let complete = exchange.halves().filter(|half| half.is_whole).count() == 2;
         let lost = exchange.halves().map(|half| half.lost).sum();
         let began = first.began;
+        if !is_open {
+            let halves = exchange.halves();
+            self.account
+                .cut(halves.filter(|half| half.body.is_shed).count());
+        }
         let teller = self.teller();
         if let Some(grpc) = teller.grpc(exchange, is_open) {
             return self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));

@@ -284,7 +284,7 @@ fn of_stats(stats: &Line) -> Vec<Family> {
         sum(
             "vortex.ledger.over_limit",
             "By",
-            "Plaintext beyond what one call may have.",
+            "Plaintext beyond what one call may have, and of connections that the agent's limits left out.",
             "/ledger/bytes/over_limit",
         ),
         causes(
@@ -323,6 +323,36 @@ fn of_stats(stats: &Line) -> Vec<Family> {
             "Calls whose end was not seen, by cause.",
             "/ledger/calls/unmatched",
         ),
+        gauge(
+            "vortex.shedding.level",
+            "1",
+            "What the agent's limits leave out: 0 nothing, 1 bodies, 2 data, too, 3 connections, too.",
+            "/shedding/level",
+        ),
+        gauge(
+            "vortex.shedding.share",
+            "1",
+            "Share of the new connections that is decoded.",
+            "/shedding/share",
+        ),
+        sum(
+            "vortex.shedding.bodies",
+            "{body}",
+            "Bodies, events and messages that the agent's limits cut.",
+            "/shedding/bodies",
+        ),
+        sum(
+            "vortex.shedding.data",
+            "{piece}",
+            "Pieces of streams that the agent's limits left out of data.",
+            "/shedding/data",
+        ),
+        sum(
+            "vortex.shedding.connections",
+            "{connection}",
+            "Connections that the agent's limits left out.",
+            "/shedding/connections",
+        ),
         sum(
             "process.cpu.time",
             "s",
@@ -354,7 +384,8 @@ pub mod tests {
     pub fn stats() -> Line {
         let text = r#"{"kind":"stats","ledger":{"bytes":{"seen":10,"delivered":7,"filtered":0,"over_limit":0,
             "lost":{"ring_full":3,"unknown":0},"in_flight":0},"calls":{"entries":4,"returns":4,"filtered":1,
-            "in_flight":0,"unmatched":{"exited":0}}},"agent":{"cpu_seconds":0.25,"memory_bytes":4096}}"#;
+            "in_flight":0,"unmatched":{"exited":0}}},"agent":{"cpu_seconds":0.25,"memory_bytes":4096},
+            "shedding":{"level":3,"name":"connections","share":0.25,"bodies":5,"data":6,"connections":7}}"#;
         Line::read(text.as_bytes()).unwrap()
     }
 
@@ -405,7 +436,7 @@ pub mod tests {
         let mut meter = Meter::default();
         meter.take(stats());
         let families = meter.families();
-        let find = |name| families.iter().find(|one| one.name == name).unwrap();
+        let find = |name: &str| families.iter().find(|one| one.name == name).unwrap();
         let cause = |name: &str| vec![("cause", name.to_owned())];
         assert_eq!(
             find("vortex.ledger.lost").points,
@@ -415,6 +446,14 @@ pub mod tests {
             find("process.cpu.time").points,
             Points::Sums(vec![(vec![], 0.25)])
         );
+        let shedding =
+            ["level", "share", "bodies", "data", "connections"].map(|name| {
+                match &find(&format!("vortex.shedding.{name}")).points {
+                    Points::Sums(points) | Points::Gauges(points) => points[0].1,
+                    other => panic!("{name}: {other:?}"),
+                }
+            });
+        assert_eq!(shedding, [3.0, 0.25, 5.0, 6.0, 7.0]);
         assert!(
             families
                 .iter()

@@ -64,6 +64,8 @@ const INTERIM_MAX: usize = 8;
 #[derive(Debug)]
 pub struct Keep {
     bounds: Bounds,
+    /// Nothing more is kept of bodies, whatever the bounds are.
+    sheds: bool,
     /// Of bodies.
     used: usize,
     /// Of all else.
@@ -74,6 +76,7 @@ impl Keep {
     pub fn new(bounds: Bounds) -> Keep {
         Keep {
             bounds,
+            sheds: false,
             used: 0,
             held: 0,
         }
@@ -84,9 +87,15 @@ impl Keep {
         self.bounds = bounds;
     }
 
+    /// Are bodies only counted from here on? What is kept already stays.
+    pub fn shed(&mut self, sheds: bool) {
+        self.sheds = sheds;
+    }
+
     /// Adds what fits to a body. False: not all of it did.
     fn add(&mut self, kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
-        let room = self.bounds.body.saturating_sub(kept.len());
+        let bound = if self.sheds { 0 } else { self.bounds.body };
+        let room = bound.saturating_sub(kept.len());
         let room = room.min(self.bounds.total.saturating_sub(self.used));
         let taken = bytes.len().min(room);
         kept.extend_from_slice(&bytes[..taken]);
@@ -214,6 +223,8 @@ pub struct Body {
     pub decoded: u64,
     /// There is more of it than is kept.
     pub is_cut: bool,
+    /// It is cut because nothing was kept just then, of no body.
+    pub is_shed: bool,
     /// Where in `kept` something is missing, and how much.
     pub holes: Vec<(usize, u64)>,
     content: Content,
@@ -235,6 +246,7 @@ impl Body {
             length: 0,
             decoded: 0,
             is_cut: false,
+            is_shed: false,
             holes: Vec::new(),
             content: Content::of(fields, (keep.bounds.body as u64).saturating_mul(GROWTH)),
             messages: is_grpc(media).then(Messages::default),
@@ -249,13 +261,14 @@ impl Body {
     fn feed(&mut self, bytes: &[u8], keep: &mut Keep, shown: &mut dyn FnMut(&[u8])) {
         self.length += bytes.len() as u64;
         let (kept, decoded, is_cut) = (&mut self.kept, &mut self.decoded, &mut self.is_cut);
-        let messages = &mut self.messages;
+        let (messages, is_shed) = (&mut self.messages, &mut self.is_shed);
         let has_room = self.holes.len() < HOLES_MAX;
         self.content.feed(bytes, &mut |bytes| {
             *decoded += bytes.len() as u64;
             if let Some(messages) = messages {
                 messages.feed(bytes);
             }
+            *is_shed |= keep.sheds && !*is_cut && !bytes.is_empty();
             // Behind what did not fit nothing is kept.
             *is_cut = *is_cut || !has_room || !keep.add(kept, bytes);
             shown(bytes);

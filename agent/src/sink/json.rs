@@ -15,7 +15,7 @@ use crate::locate::Instruction;
 use crate::record::{
     Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
     Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Message, Pod, Probed, Process, Record,
-    Role, Sse, Stats, Url, WallTime, WebSocket,
+    Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -632,6 +632,7 @@ impl Object<'_> {
                 bounds.number(what, *count);
             }
         });
+        self.object("shedding", |shedding| shedding.shedding(&stats.shedding));
         if let Some(containers) = &stats.containers {
             self.object("containers", |member| {
                 member.number("named", containers.named);
@@ -643,6 +644,19 @@ impl Object<'_> {
                 }
             });
         }
+    }
+
+    fn shedding(&mut self, shedding: &Shedding) {
+        self.number("level", shedding.level as u64);
+        self.word("name", shedding.level.name());
+        self.key("share");
+        self.display(format_args!("{}", 1.0 / shedding.one_in as f64));
+        if let Some(since) = shedding.since {
+            self.time("since", since);
+        }
+        self.number("bodies", shedding.bodies);
+        self.number("data", shedding.data);
+        self.number("connections", shedding.connections);
     }
 
     fn ledger(&mut self, ledger: &Ledger) {
@@ -846,6 +860,7 @@ mod tests {
     use super::*;
     use crate::record::SinkCount;
     use crate::redact::Policy;
+    use crate::shed::Level;
 
     fn line(record: &Record<'_>) -> String {
         let mut out = Vec::new();
@@ -1054,7 +1069,7 @@ mod tests {
             content: "none",
             ..Stats::default()
         };
-        let zero = line(&sample::alone(None, Body::Stats(stats.clone())));
+        let zero = line(&sample::alone(None, Body::Stats(&stats)));
         assert_eq!(
             zero,
             concat!(
@@ -1064,7 +1079,8 @@ mod tests {
                 r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"sendfile":0,"withdrawn":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
-                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[],"bounds":{}}"#,
+                r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[],"bounds":{},"#,
+                r#""shedding":{"level":0,"name":"nothing","share":1,"bodies":0,"data":0,"connections":0}}"#,
                 "\n"
             )
         );
@@ -1099,7 +1115,22 @@ mod tests {
                 dropped: 19,
             })
             .into();
-        let got = value(&sample::alone(None, Body::Stats(stats)));
+        stats.shedding = Shedding {
+            level: Level::Connections,
+            one_in: 4,
+            since: Some(WallTime(1_000_000_000)),
+            bodies: 22,
+            data: 23,
+            connections: 24,
+        };
+        let got = value(&sample::alone(None, Body::Stats(&stats)));
+        assert_eq!(
+            got["shedding"],
+            json!({
+                "level": 3, "name": "connections", "share": 0.25, "since": "1970-01-01T00:00:01.000000000Z",
+                "bodies": 22, "data": 23, "connections": 24,
+            })
+        );
         assert_eq!(
             got["ledger"],
             json!({
@@ -1175,7 +1206,7 @@ mod tests {
             let records = [
                 sample::data(&process, &connection, evil.as_bytes(), Policy::Full),
                 sample::alone(None, Body::Coverage(coverage)),
-                sample::alone(None, Body::Stats(stats)),
+                sample::alone(None, Body::Stats(&stats)),
             ];
             let [data, coverage, stats] = records.map(|record| {
                 let mut out = Vec::new();

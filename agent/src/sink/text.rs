@@ -24,7 +24,7 @@ use crate::escape;
 use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Container, Content, Coverage,
     CoverageStatus, Grpc, Header, Http, HttpHalf, Message, Messages, OwnedContent, Process, Record,
-    Role, Sse, Stats, WallTime, WebSocket,
+    Role, Shedding, Sse, Stats, WallTime, WebSocket,
 };
 use crate::redact::Shown;
 
@@ -684,6 +684,7 @@ impl Encoder {
                 stats.content,
             ),
         );
+        shedding_line(&stats.shedding, out);
         for limit in &stats.limits {
             out.extend_from_slice(b"  ");
             self.painted(YELLOW, out, |out| {
@@ -903,6 +904,27 @@ fn quoted(argument: &str, out: &mut Vec<u8>) {
         escape::visible(piece, out);
     }
     out.push(b'\'');
+}
+
+/// What the limits leave out, if they have left anything out.
+fn shedding_line(shedding: &Shedding, out: &mut Vec<u8>) {
+    if *shedding == Shedding::default() {
+        return;
+    }
+    print(
+        out,
+        format_args!("  its limits: {}", shedding.level.words()),
+    );
+    if shedding.one_in > 1 {
+        print(out, format_args!(" (1 in {} is decoded)", shedding.one_in));
+    }
+    print(
+        out,
+        format_args!(
+            "; so far: bodies {}, data {}, connections {}\n",
+            shedding.bodies, shedding.data, shedding.connections,
+        ),
+    );
 }
 
 /// `bytes.seen` and where they all are.
@@ -1127,6 +1149,7 @@ mod tests {
     use crate::locate::Instruction;
     use crate::record::{Interim, Ledger, Lost, Pod, SinkCount, Unmatched, View};
     use crate::redact::{Policy, Redaction};
+    use crate::shed::Level;
 
     fn block(record: &Record<'_>) -> String {
         let mut out = Vec::new();
@@ -1537,19 +1560,30 @@ mod tests {
             limits: vec!["no BTF".into()],
             bounds: Vec::new(),
             containers: None,
+            shedding: Shedding {
+                level: Level::Connections,
+                one_in: 4,
+                since: Some(WallTime(1_000_000_000)),
+                bodies: 1,
+                data: 2,
+                connections: 3,
+            },
         };
         assert_eq!(
-            block(&sample::alone(None, Body::Stats(stats.clone()))),
+            block(&sample::alone(None, Body::Stats(&stats))),
             "In all\n  \
              100 bytes seen = 60 delivered + 21 lost + 10 filtered + 5 over the limit \
              + 4 in flight (lost: 20 ring full, 1 unknown)\n  \
              1 call entered = 1 returned + 0 unmatched + 0 in flight; 3 more filtered\n  \
              stdout: 9 records sent, 1 dropped\n  \
              the agent itself: 0.12 s of CPU, 1.5 MiB of memory; content: full\n  \
+             its limits: bodies, data and some of the new connections are left out (1 in 4 is decoded); \
+             so far: bodies 1, data 2, connections 3\n  \
              limit: no BTF\n"
         );
         let mut running = stats;
         running.last = false;
+        running.shedding = Shedding::default();
         running.ledger.calls.unmatched = Unmatched {
             abandoned: 1,
             too_deep: 2,
@@ -1557,8 +1591,8 @@ mod tests {
             exited: 4,
             other_stack: 5,
         };
-        let block = block(&sample::alone(None, Body::Stats(running)));
-        assert!(block.starts_with("So far\n"));
+        let block = block(&sample::alone(None, Body::Stats(&running)));
+        assert!(block.starts_with("So far\n") && !block.contains("its limits"));
         assert!(block.contains(
             "+ 15 unmatched + 0 in flight; 3 more filtered \
              (unmatched: 1 abandoned, 2 too deep, 3 map full, 4 exited, 5 on another stack)\n"
@@ -1655,7 +1689,7 @@ mod tests {
                 with(Body::WebSocket(&socket)),
                 sample::data(&process, &connection, evil.as_bytes(), Policy::Full),
                 sample::alone(Some(&process), Body::Coverage(coverage)),
-                sample::alone(None, Body::Stats(stats)),
+                sample::alone(None, Body::Stats(&stats)),
             ];
             for record in records {
                 let block = block(&record);
