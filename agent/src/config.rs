@@ -23,6 +23,7 @@ use crate::{
     policy::{self, Capture},
     record::Kind,
     redact::Policy,
+    shed::Limits,
     sink::{self, Selection, Type},
     user::User,
 };
@@ -50,6 +51,8 @@ pub struct Config {
     pub signatures: Vec<Signature>,
     /// The sockets of container runtimes; `None`: those that are found.
     pub runtimes: Option<Sockets>,
+    /// What the pipeline's process may use.
+    pub limits: Limits,
     pub daemon: Daemon,
 }
 
@@ -196,6 +199,11 @@ const RING_MIN: u64 = 256 << 10;
 const RING_MAX: u64 = 1 << 30;
 const BODY_LIMIT: usize = 1 << 20;
 const STATS_INTERVAL: Duration = Duration::from_secs(10);
+/// Besides the ring, which is mapped twice: what the pipeline needs when nothing comes, and as much again to work with.
+const MEMORY_MIN: u64 = 64 << 20;
+/// In CPUs.
+const CPU_MIN: f64 = 0.01;
+const CPU_MAX: f64 = 1024.0;
 /// Half of what the half takes for one file.
 const FUNCTIONS_MAX: usize = 32;
 
@@ -227,6 +235,9 @@ impl TryFrom<Settings> for Config {
                 )
             }
         };
+        let ring_size = settings
+            .ring_size
+            .map_or(Ok(agent_ebpf::RING_BYTES), |size| ring_size(size.0))?;
         Ok(Self {
             filter: Filter {
                 pids: settings.pid.unwrap_or_default(),
@@ -242,9 +253,7 @@ impl TryFrom<Settings> for Config {
             policy: settings.policy.map(capture_policy).transpose()?,
             body_limit: settings.body_limit.map_or(BODY_LIMIT, Size::in_memory),
             record: settings.record,
-            ring_size: settings
-                .ring_size
-                .map_or(Ok(agent_ebpf::RING_BYTES), |size| ring_size(size.0))?,
+            ring_size,
             stats_interval: settings
                 .stats_interval
                 .map_or(STATS_INTERVAL, |interval| interval.0),
@@ -252,6 +261,7 @@ impl TryFrom<Settings> for Config {
             cache_directory: settings.cache_directory,
             signatures: each(settings.signature, signature)?,
             runtimes: settings.metadata.map(sockets).transpose()?,
+            limits: limits(settings.limits.unwrap_or_default(), ring_size)?,
             daemon: daemon(settings.daemon.unwrap_or_default())?,
         })
     }
@@ -363,6 +373,21 @@ fn containers(written: Option<Vec<String>>) -> Result<(Vec<String>, Vec<String>)
     let is_id = |text: &String| text.len() >= CONTAINER_MIN && text.bytes().all(is_part);
     let written = each(written, |name| pattern("--container", name))?;
     Ok(written.into_iter().partition(is_id))
+}
+
+fn limits(written: WrittenLimits, ring_size: u32) -> Result<Limits, ConfigError> {
+    let least = MEMORY_MIN + 2 * u64::from(ring_size);
+    let memory = written.memory.map(|size| size.0);
+    match memory {
+        Some(memory) if memory < least => Err(ConfigError::Memory {
+            least: least.div_ceil(1 << 20),
+            ring: ring_size >> 10,
+        }),
+        memory => Ok(Limits {
+            memory,
+            cpu: written.cpu.map(|cpu| cpu.0),
+        }),
+    }
 }
 
 fn daemon(written: WrittenDaemon) -> Result<Daemon, ConfigError> {
@@ -583,6 +608,10 @@ pub struct Settings {
 
     /// In a file only.
     #[arg(skip)]
+    pub limits: Option<WrittenLimits>,
+
+    /// In a file only.
+    #[arg(skip)]
     pub daemon: Option<WrittenDaemon>,
 }
 
@@ -699,6 +728,7 @@ impl Settings {
             metadata: self.metadata.or(other.metadata),
             policy: self.policy.or(other.policy),
             color: self.color.or(other.color),
+            limits: self.limits.or(other.limits),
             daemon: self.daemon.or(other.daemon),
         }
     }
@@ -722,6 +752,31 @@ fn unknown_key(message: &str) -> Option<String> {
         Some((_, name)) => format!("unknown key `{key}`, did you mean `{name}`?"),
         None => format!("unknown key `{key}`; there are {}", known.join(", ")),
     })
+}
+
+/// The table `[limits]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenLimits {
+    pub memory: Option<Size>,
+    pub cpu: Option<Cpus>,
+}
+
+/// A number of CPUs, as the time of them in each second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Cpus(pub Duration);
+
+impl TryFrom<f64> for Cpus {
+    type Error = &'static str;
+
+    fn try_from(cpus: f64) -> Result<Self, Self::Error> {
+        // So is what is no number.
+        if !(CPU_MIN..=CPU_MAX).contains(&cpus) {
+            return Err("write a number of CPUs from 0.01 to 1024, as in `cpu = 0.5`");
+        }
+        Ok(Self(Duration::from_secs_f64(cpus)))
+    }
 }
 
 /// The table `[daemon]`.
@@ -1018,6 +1073,11 @@ pub enum ConfigError {
     DaemonSocket(PathBuf),
     #[error("[daemon] user = {0:?}: there is no such user")]
     NoDaemonUser(String),
+    #[error(
+        "[limits] memory: it needs {least} MiB or more, or it is reached before anything comes: 64 MiB, and twice the \
+         ring of {ring} KiB"
+    )]
+    Memory { least: u64, ring: u32 },
     #[error("--ring-size {0}: must be a power of two from {RING_MIN} to {RING_MAX}")]
     RingSize(u64),
 }
@@ -1089,6 +1149,7 @@ mod tests {
         let schema: serde_json::Value = serde_json::from_str(Config::SCHEMA).unwrap();
         check_schema(&schema, "");
         check_schema(&schema["properties"]["daemon"], "[daemon]");
+        check_schema(&schema["properties"]["limits"], "[limits]");
         check_schema(&schema["properties"]["metadata"], "[metadata]");
         let policy = &schema["properties"]["policy"];
         check_schema(policy, "[policy]");
@@ -1188,6 +1249,7 @@ mod tests {
             ("hold = false", Some("hold")),
             ("cache-directory = \"/a\"", Some("cache-directory")),
             ("color = \"never\"", Some("sink")),
+            ("[limits]\ncpu = 0.5\nmemory = \"1GiB\"", None),
             ("[daemon]\nuser = \"a\"", Some("daemon")),
             ("[metadata]", Some("metadata")),
             ("[policy]", Some("policy")),
@@ -1222,6 +1284,24 @@ mod tests {
             .daemon;
         assert_eq!(daemon.user.as_deref(), Some("nobody"));
         assert_eq!(daemon.socket, Path::new("/run/a"));
+    }
+
+    #[test]
+    fn limits_are_what_was_written() {
+        let limits = |text: &str| config(text).unwrap().limits;
+        assert_eq!(limits(""), Limits::default());
+        assert_eq!(
+            limits("[limits]\nmemory = \"80MiB\"\ncpu = 0.25"),
+            Limits {
+                memory: Some(80 << 20),
+                cpu: Some(Duration::from_millis(250)),
+            }
+        );
+        assert_eq!(
+            limits("[limits]\ncpu = 2").cpu,
+            Some(Duration::from_secs(2))
+        );
+        assert_eq!(limits("[limits]\ncpu = 0.01").memory, None);
     }
 
     #[test]
@@ -1396,6 +1476,18 @@ mod tests {
                 &["line 3", "`soket`, did you mean `socket`?"],
             ),
             ("[daemon]\nsocket = \"a\"", &["absolute"]),
+            ("[limits]\ncpu = 0", &["line 2", "0.01 to 1024"]),
+            ("[limits]\ncpu = -1.5", &["line 2", "0.01 to 1024"]),
+            ("[limits]\ncpu = nan", &["line 2", "0.01 to 1024"]),
+            ("[limits]\ncpu = inf", &["line 2", "0.01 to 1024"]),
+            ("[limits]\ncpu = \"half\"", &["line 2", "half"]),
+            ("[limits]\nmemory = -1", &["line 2"]),
+            ("[limits]\nmemory = 0", &["memory", "80 MiB"]),
+            ("[limits]\nmemory = \"79MiB\"", &["80 MiB", "8192 KiB"]),
+            (
+                "ring-size = \"1GiB\"\n[limits]\nmemory = \"2GiB\"",
+                &["2112 MiB"],
+            ),
             ("pid = [\"x\"]", &["line 1"]),
             ("\nemit = [\"date\"]", &["line 2", "date", "data, http"]),
             ("content = \"some\"", &["line 1", "some", "redacted"]),

@@ -59,6 +59,7 @@ use crate::{
     recording::{Header, Recorder},
     redact::{Key, Policy},
     ring::{Control, Counters, Next, Ring},
+    shed::Shed,
     sink::{End as OutputsEnd, Origin, Ready, Sinks, Target},
     user::User,
     worker::Workers,
@@ -381,6 +382,7 @@ struct Session {
     /// There is no later: what the sink has no room for is dropped.
     ending: bool,
     statm: fs::File,
+    shed: Shed,
     next_stats: Instant,
     next_clock: Instant,
     signals: Caught,
@@ -618,6 +620,7 @@ impl Session {
             ending: false,
             command,
             statm,
+            shed: Shed::new(config.limits),
             next_stats: now + config.stats_interval,
             next_clock: now,
             signals,
@@ -1565,6 +1568,7 @@ impl Session {
             self.line.tell(Input::Show(self.config.show()), now());
         }
         self.signatures = self.config.signatures.clone().into();
+        self.shed.limit(self.config.limits);
         if old.stats_interval != self.config.stats_interval {
             self.next_stats = Instant::now() + self.config.stats_interval;
         }
@@ -1617,6 +1621,7 @@ impl Session {
         if at >= self.next_clock {
             self.next_clock = at + CLOCK_INTERVAL;
             self.line.tell(Input::Clock(to_wall()), now());
+            self.watch_limits();
             self.line.sinks.troubles().for_each(complain);
             if let Some(recorder) = &mut self.line.recorder {
                 recorder.flush();
@@ -1627,6 +1632,23 @@ impl Session {
             let pending = self.has_untold_loss();
             let _ = self.survey(pending);
             self.stats(false);
+        }
+    }
+
+    /// Leaves more or less out, by what this process has used since the last time.
+    fn watch_limits(&mut self) {
+        let (now, cpu) = (now(), nanoseconds(ClockId::ProcessCPUTime));
+        let rung = self.shed.measured(now, cpu, own_memory(&self.statm));
+        if let Some(rung) = rung {
+            self.line.tell(Input::Shed(rung), now);
+        }
+        if let Some((level, used)) = self.shed.news(now) {
+            complain(format!(
+                "limits: {} ({:.2} CPUs and {} MiB are used)",
+                level.words(),
+                used.cpu.as_secs_f64(),
+                used.memory >> 20
+            ));
         }
     }
 

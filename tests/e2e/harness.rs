@@ -54,6 +54,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("http2.mjs", include_str!("../programs/http2.mjs")),
     ("parallel.mjs", include_str!("../programs/parallel.mjs")),
     ("http_client.py", include_str!("../programs/http_client.py")),
+    ("flood.py", include_str!("../programs/flood.py")),
     ("models.py", include_str!("../programs/models.py")),
     ("grpcio.py", include_str!("../programs/grpcio.py")),
     ("recorder.py", include_str!("../programs/recorder.py")),

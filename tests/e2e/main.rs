@@ -34,6 +34,7 @@ mod kernel;
 mod libraries;
 mod life;
 mod lifecycle;
+mod limits;
 mod loss;
 mod namespaces;
 mod outputs;
