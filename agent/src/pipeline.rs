@@ -864,6 +864,11 @@ impl Pipeline {
                 }
                 self.open(stream.handle, point, time, out);
                 let (handle, direction) = (stream.handle, stream.direction);
+                if let Some(entry) = self.connections.get(&handle) {
+                    // It comes after one that was turned away, and stood before that.
+                    let (stream, ..) = entry.parts(direction);
+                    self.tally.filtered += stream.unwanted(offset, bytes.len() as u64);
+                }
                 self.health.carried(handle.pid, direction);
                 if let Some(Placed { file, .. }) = self.coverage.point(point)
                     && !self.is_believed(file, stream, tid, offset, bytes, time, out)

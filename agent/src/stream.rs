@@ -37,7 +37,9 @@ const WAITING_LIMIT: usize = 1 << 20;
 /// One direction of a connection.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// Position of the next byte that is wanted.
+    /// Position of the first byte that is wanted.
+    start: u64,
+    /// Position of the next one.
     next: u64,
     /// Bytes that are missing before `next`.
     lost: u64,
@@ -57,7 +59,13 @@ enum Piece {
 impl Stream {
     /// What came before is told of elsewhere.
     pub fn start_at(&mut self, position: u64) {
+        self.start = position;
         self.next = position;
+    }
+
+    /// How many of so many bytes at a position are before its start.
+    pub fn unwanted(&self, offset: u64, length: u64) -> u64 {
+        self.start.saturating_sub(offset).min(length)
     }
 
     pub fn lost(&self) -> u64 {
@@ -66,7 +74,7 @@ impl Stream {
 
     /// Has anything of it come out?
     pub fn is_begun(&self) -> bool {
-        self.next > 0
+        self.next > self.start
     }
 
     /// Does anything wait for a hole to be explained?
