@@ -1068,8 +1068,8 @@ scenarios! {
     shed_connections
     shed_data
     shelved_hole
-    stopped_too_late
     sse
+    stopped_too_late
     text_api
     text_cut
     text_gap
