@@ -1060,6 +1060,7 @@ scenarios! {
     policy_late
     policy_late_excluded
     policy_names
+    policy_of_the_dead
     redacted
     rejoined
     reused_handle

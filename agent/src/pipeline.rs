@@ -593,8 +593,9 @@ impl Pipeline {
         }
         let parked = self.parked.remove(&pid).unwrap_or_default();
         self.parked_bytes -= parked.bytes;
-        for happened in parked.happened {
-            match happened {
+        let mut happened = parked.happened.into_iter();
+        while let Some(next) = happened.next() {
+            match next {
                 Happened::Record(raw) => {
                     if let Ok(event) = decode(&raw) {
                         self.event(event, out);
@@ -603,7 +604,13 @@ impl Pipeline {
                 Happened::Said(said, at) => self.say(vec![said], at, out),
                 Happened::Renamed(comm) => self.renamed(pid, &comm, now, out),
                 Happened::Pending(hole, at) => self.pending(&[hole], at, out),
-                Happened::Ended(at) => self.ended(pid, at, out),
+                Happened::Ended(at) => {
+                    self.ended(pid, at, out);
+                    // What follows is of who has its number now.
+                    for later in happened.by_ref() {
+                        self.park(pid, later, now, out);
+                    }
+                }
             }
         }
         if self.parked.is_empty() {
@@ -695,7 +702,8 @@ impl Pipeline {
     }
 
     fn finish(&mut self, now: u64, out: Out<'_>) {
-        for pid in self.parked_since(u64::MAX) {
+        // Behind the end of one there may be another of its number.
+        while let Some(&pid) = self.parked_since(u64::MAX).first() {
             self.wait_no_longer(pid, now, out);
         }
         self.wait_for_no_names(out);
