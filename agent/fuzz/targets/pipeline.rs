@@ -82,9 +82,9 @@ fn run(choices: &mut Choices<'_>, settings: u8, is_known: bool, is_json: bool) -
     let format = match is_json {
         true => Format::Json,
         false => Format::Text {
-                colour: false,
-                live: true,
-            },
+            colour: false,
+            live: true,
+        },
     };
     let origin = Origin {
         run: "run".into(),
