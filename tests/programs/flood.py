@@ -15,6 +15,8 @@ import time
 
 AFTER = 20
 signal.alarm(150)
+# Of what nobody else wants: tests that run beside it count milliseconds.
+os.nice(10)
 directory, cert, key = sys.argv[1:]
 REQUEST = b"POST /flood HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + b"q" * 1000
 RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-length: 4000\r\n\r\n" + b"a" * 4000
