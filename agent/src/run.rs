@@ -324,6 +324,23 @@ struct Command {
     ahead: Vec<Ahead>,
 }
 
+/// A process that the half has stopped.
+struct Held {
+    /// Its id in our pid namespace.
+    here: u32,
+    until: Instant,
+}
+
+impl Held {
+    fn go_on(self) {
+        // 0 and below are not processes but groups of them.
+        let pid = i32::try_from(self.here).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
+}
+
 /// A file that is searched for points.
 struct Locating {
     path: String,
@@ -367,8 +384,8 @@ struct Session {
     /// Files that CMD needs and the half has not answered yet: it waits for them.
     unanswered: HashSet<FileId>,
     filter_set: bool,
-    /// Processes that the half has stopped, with their ids in our pid namespace.
-    held: HashMap<u32, u32>,
+    /// Processes that the half has stopped.
+    held: HashMap<u32, Held>,
     landlock: Landlock,
     /// CPU time and memory of the half, as it said last.
     half_usage: (u64, u64),
@@ -496,6 +513,8 @@ const BATCH: usize = 1024;
 /// The longest search of one file; 300 MB take a second.
 const LOCATING: Duration = Duration::from_secs(10);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// The half lets go of a process that it holds after 2.4 s at most; this is our net below that.
+const HELD_LONGEST: Duration = Duration::from_secs(3);
 /// From the end of CMD: until the ring is drained, until the half has answered, until the output is
 /// written. Together below half a second.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -658,6 +677,7 @@ impl Session {
         if let Some(shared) = &self.shared {
             shared.control.set(control::STOP, 1);
         }
+        self.continue_held();
         let code = match (end, self.command.take()) {
             (End::CommandDone, Some(command)) => {
                 let ended = command.child.wait().context("wait for the command")?;
@@ -1011,14 +1031,18 @@ impl Session {
         Ok(())
     }
 
-    /// What the half has stopped and can't be relied on to continue.
+    /// What the half has stopped and won't continue.
     fn continue_held(&mut self) {
-        for (_, pid) in self.held.drain() {
-            // 0 and below are not processes but groups of them.
-            let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-            if let Some(pid) = pid {
-                let _ = kill_process(pid, Signal::CONT);
-            }
+        self.held.drain().for_each(|(_, held)| held.go_on());
+    }
+
+    /// Nobody waits for longer, whatever became of the half. Its end alone would not tell: killed, it is seen to have
+    /// ended when the last of its links is detached, and each takes the kernel 0.1 s and more.
+    fn continue_overdue(&mut self, at: Instant) {
+        let overdue = self.held.extract_if(|_, held| at >= held.until);
+        for (pid, held) in overdue {
+            held.go_on();
+            self.line.tell(Input::Continued { pid }, now());
         }
     }
 
@@ -1272,7 +1296,8 @@ impl Session {
             held,
         } = mapped;
         if let Some(here) = held {
-            self.held.insert(pid, here);
+            let until = Instant::now() + HELD_LONGEST;
+            self.held.entry(pid).or_insert(Held { here, until });
         }
         if self.is_starting() {
             self.start.mapped.insert(file);
@@ -1618,6 +1643,7 @@ impl Session {
         if let Some(service) = &mut self.service {
             service.notifier.alive(at);
         }
+        self.continue_overdue(at);
         if at >= self.next_clock {
             self.next_clock = at + CLOCK_INTERVAL;
             self.line.tell(Input::Clock(to_wall()), now());

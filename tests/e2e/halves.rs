@@ -320,6 +320,59 @@ fn killed_while_holding() {
     }
 }
 
+/// A half that no longer runs while a process waits for it: the pipeline continues that one by its own clock.
+#[test]
+fn stopped_while_holding() {
+    let Some(lab) = lab("stopped_while_holding", &["curl"]) else {
+        return;
+    };
+    const LIBRARIES: u32 = 60;
+    for number in 0..LIBRARIES {
+        lab.private_libssl(&format!("fresh-{number}"));
+    }
+    let server = lab.server(&[]);
+    let script = format!(
+        "n=0; while [ $n -lt {LIBRARIES} ]; do \
+           LD_LIBRARY_PATH={}/fresh-$n curl -sk -o /dev/null {} || exit 1; n=$((n + 1)); done",
+        lab.dir.display(),
+        server.url("/bytes/1000"),
+    );
+    let agent = lab.agent().start(argv!["sh", "-c", script]);
+    let pipeline = agent.process.pid();
+    let half = wait_for("the half", seconds(10), || half_of(pipeline)) as i32;
+
+    let waiting = || stopped(pipeline).first().map(|(pid, _)| *pid);
+    let caught = wait_for(
+        "a process that waits for a half that does not run",
+        seconds(60),
+        || {
+            assert!(agent.process.ended().is_none(), "none was caught");
+            let pid = waiting()?;
+            kill(half, libc::SIGSTOP);
+            // It may have been let go before.
+            let still = wait_for("the half to stop", seconds(10), || {
+                (state(half as u32) == Some('T'))
+                    .then(|| stopped(pipeline).iter().any(|one| one.0 == pid))
+            });
+            if !still {
+                kill(half, libc::SIGCONT);
+            }
+            still.then_some(pid)
+        },
+    );
+    let start = Instant::now();
+    while start.elapsed() < seconds(30) && waiting() == Some(caught) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let waited = start.elapsed();
+    let left = stopped(pipeline);
+    kill(half, libc::SIGCONT);
+    assert_eq!(left, [], "left stopped");
+    println!("continued after {waited:?}");
+    let ended = agent.process.wait(seconds(60));
+    assert_eq!(ended, End::Code(0), "CMD was disturbed");
+}
+
 /// A copy of the agent that an ordinary user can start, and a directory for that user's output.
 /// Both are below `/run`, where only root can make them again when they are gone.
 pub(crate) struct UserLab {

@@ -51,11 +51,12 @@ struct Hold {
     pidfd: OwnedFd,
     files: HashSet<FileId>,
     until: Instant,
+    is_stopped: bool,
 }
 
 impl Holds {
     /// Notes that the process is to wait for `file`. False: it may not be stopped. The other half is told
-    /// before [`Holds::stop`], so that it can undo it if we die.
+    /// before [`Holds::stop`], so that it can undo it if we die; if it can't be told, [`Holds::spare`].
     pub fn plan(&mut self, pid: u32, file: FileId, group_of_command: u32) -> bool {
         if let Some(hold) = self.0.get_mut(&pid) {
             hold.files.insert(file);
@@ -77,15 +78,26 @@ impl Holds {
                 pidfd,
                 files: HashSet::from([file]),
                 until,
+                is_stopped: false,
             },
         );
         true
     }
 
-    pub fn stop(&self, pid: u32) {
-        if let Some(hold) = self.0.get(&pid) {
+    pub fn stop(&mut self, pid: u32) {
+        if let Some(hold) = self.0.get_mut(&pid) {
+            hold.is_stopped = true;
             hold.signal(Signal::STOP);
         }
+    }
+
+    /// The process does not wait after all, unless it does already. True: it runs.
+    pub fn spare(&mut self, pid: u32) -> bool {
+        let runs = self.0.get(&pid).is_none_or(|hold| !hold.is_stopped);
+        if runs {
+            self.0.remove(&pid);
+        }
+        runs
     }
 
     /// There is something to probe in the file, and it begins now.

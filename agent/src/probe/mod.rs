@@ -877,7 +877,11 @@ impl<'a> Half<'a> {
         if held {
             // Said before it is done: should we die now, the pipeline continues it.
             self.flush()?;
-            self.holds.stop(mapping.pid);
+            match self.outbox.is_empty() {
+                true => self.holds.stop(mapping.pid),
+                false if self.holds.spare(mapping.pid) => self.say_continued(vec![mapping.pid]),
+                false => {}
+            }
         }
         if known.is_none() {
             self.next_file += 1;
