@@ -292,7 +292,7 @@ fn attribution_of_curl() {
         return;
     };
     let mut words = argv!["curl", "-sk", "--http1.1", "--parallel", "--max-time", "60"];
-    for number in 0..100 {
+    for number in 0..scaled("requests", 100, 20) as usize {
         let url = &servers.urls[number % servers.urls.len()];
         words.push(format!("{url}/nonce-{number:04}-0000").into());
     }

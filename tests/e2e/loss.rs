@@ -1,6 +1,6 @@
 //! What can't be copied is a gap: its length, its cause, its place.
 
-use crate::harness::{Agent, End, Lab, Run, argv, bare, libssl, skip};
+use crate::harness::{Agent, End, Lab, Run, argv, bare, libssl, scaled, skip};
 use crate::records::{self, Records, Truth, compare, total};
 
 const MIB: u64 = 1 << 20;
@@ -198,11 +198,16 @@ fn ring_full_is_accounted() {
     let server = lab.server(&["--mode", "frames"]);
     let late = format!("late={}", lab.path("late").display());
     let mix = lab.compiled("mix");
-    // 30 rounds of 1.5 MB each way: several rings full.
-    let running = lab.agent().start(argv![
+    // 30 rounds of 1.5 MB each way: several rings full. Where counts are scaled, two rounds and a smaller ring.
+    let rounds = scaled("rounds", 15, 1);
+    let options = match rounds {
+        15 => argv![],
+        _ => argv!["--ring-size", "1MiB"],
+    };
+    let running = lab.agent().options(options).start(argv![
         &mix,
         server.port.to_string(),
-        "rounds=15",
+        format!("rounds={rounds}"),
         "threads=2",
         late
     ]);

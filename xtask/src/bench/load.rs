@@ -67,7 +67,7 @@ pub(super) struct Answer {
     /// Plaintext written and read.
     pub(super) bytes: u64,
     pub(super) wall_ns: u64,
-    /// Mean of a pair, blocks in which somebody else got the CPU left out.
+    /// Mean of a pair, blocks in which somebody else got the CPU left out, and the slowest and fastest tenth.
     pub(super) mean_ns: f64,
     /// CPU time of the thread for a pair, the same blocks left out.
     pub(super) cpu_ns: f64,
