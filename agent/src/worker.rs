@@ -61,6 +61,8 @@ struct Running<K, T> {
 struct Waiting<K, T> {
     key: K,
     group: u64,
+    limit: Duration,
+    /// It waits no longer for threads that are all held by other groups.
     until: Instant,
     job: Job<T>,
 }
@@ -82,7 +84,8 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         })
     }
 
-    /// Starts the job, or notes it until there is room. The limit counts from now.
+    /// Starts the job, or notes it until there is room. The limit counts from its own start: a group whose jobs
+    /// come back, slowly on a busy machine, is not silent to those behind them.
     pub fn start(
         &mut self,
         key: K,
@@ -97,6 +100,7 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         self.waiting.push_back(Waiting {
             key,
             group,
+            limit,
             until: now + limit,
             job: Box::new(job),
         });
@@ -161,14 +165,19 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
 
     fn start_waiting(&mut self) {
         let now = Instant::now();
-        for job in std::mem::take(&mut self.waiting) {
+        for mut job in std::mem::take(&mut self.waiting) {
             let of_group = self.running.iter().filter(|other| other.group == job.group);
             let of_group = of_group.count();
-            if self.is_silent(job.group) || now >= job.until {
+            if self.is_silent(job.group) {
                 self.given_up.push(job.key);
             } else if self.running.len() < THREADS && of_group < THREADS_OF_GROUP {
-                self.run(job);
+                self.run(job, now);
+            } else if of_group == 0 && now >= job.until {
+                self.given_up.push(job.key);
             } else {
+                if of_group > 0 {
+                    job.until = now + job.limit;
+                }
                 self.waiting.push_back(job);
             }
         }
@@ -177,12 +186,13 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
         }
     }
 
-    fn run(&mut self, job: Waiting<K, T>) {
+    fn run(&mut self, job: Waiting<K, T>, now: Instant) {
         let Waiting {
             key,
             group,
-            until,
+            limit,
             job,
+            ..
         } = job;
         let ticket = self.next_ticket;
         self.next_ticket += 1;
@@ -196,7 +206,7 @@ impl<K: Copy, T: Send + 'static> Workers<K, T> {
                     thread,
                     key,
                     group,
-                    until,
+                    until: now + limit,
                     is_given_up: false,
                 });
             }
@@ -322,6 +332,42 @@ mod tests {
         assert!(late.iter().all(|(_, result)| result.is_some()));
         workers.start(12, HELD, LONG, || 12);
         assert_eq!(next(&mut workers), [(12, Some(12))], "and is asked again");
+    }
+
+    #[test]
+    fn who_waits_for_a_slow_group_is_not_given_up() {
+        const SLOW: u64 = 1;
+        let mut workers = Workers::new().unwrap();
+        let limit = Duration::from_millis(500);
+        // Twelve rounds of 100 ms.
+        for key in 0..36 {
+            workers.start(key, SLOW, limit, move || {
+                thread::sleep(Duration::from_millis(100));
+                key
+            });
+        }
+        let mut all = Vec::new();
+        while all.len() < 36 {
+            all.extend(next(&mut workers));
+        }
+        assert!(all.iter().all(|(_, result)| result.is_some()), "{all:?}");
+    }
+
+    #[test]
+    fn who_waits_for_threads_that_others_hold_is_given_up() {
+        let mut workers = Workers::new().unwrap();
+        let gate = Arc::new(Barrier::new(THREADS + 1));
+        for key in 0..THREADS as u32 {
+            let gate = gate.clone();
+            let group = u64::from(key) / THREADS_OF_GROUP as u64;
+            workers.start(key, group, LONG, move || {
+                gate.wait();
+                key
+            });
+        }
+        workers.start(100, 100, Duration::from_millis(30), || 100);
+        assert_eq!(next(&mut workers), [(100, None)]);
+        gate.wait();
     }
 
     #[test]

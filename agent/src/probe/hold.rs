@@ -13,13 +13,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::facts;
 use crate::half::FileId;
 
-/// The longest time that a process waits until it is known what there is to probe: its file system may never
-/// answer.
-const LIMIT: Duration = Duration::from_millis(400);
+/// The longest time that a process waits for its file to be opened: the file system may never answer.
+const OPENING: Duration = Duration::from_millis(400);
+/// And from then on, until it is known what there is to probe. What is searched is local or a copy, so this takes
+/// processor time and the disk's: 1 s for an executable of 300 MB that is in memory, once, as the result is kept.
+const LOCATING: Duration = Duration::from_millis(1500);
 /// And from then on, until the probes are in place. The kernel answers: an attach takes 3 to 20 ms. But who
 /// detaches elsewhere on the machine holds its writer lock for 70 to 160 ms a file, and on a loaded one several
 /// of those were in front of us: 400 ms in all were too few for one library in 2,000.
 const PLACING: Duration = Duration::from_secs(2);
+/// For however many files.
+const LONGEST: Duration = Duration::from_secs(4);
 
 /// Makes the calling thread run before all ordinary ones: the way from a mapping to the stop is shorter than
 /// the mapping process's to its first request, as long as nobody else is in between. Behind a thread that we
@@ -50,6 +54,7 @@ struct Hold {
     /// The id may belong to somebody else by the time that the process is continued.
     pidfd: OwnedFd,
     files: HashSet<FileId>,
+    since: Instant,
     until: Instant,
     is_stopped: bool,
 }
@@ -71,13 +76,14 @@ impl Holds {
         if !facts::may_be_held(pid, group_of_command) {
             return false;
         }
-        let until = Instant::now() + LIMIT;
+        let since = Instant::now();
         self.0.insert(
             pid,
             Hold {
                 pidfd,
                 files: HashSet::from([file]),
-                until,
+                since,
+                until: since + OPENING,
                 is_stopped: false,
             },
         );
@@ -100,12 +106,21 @@ impl Holds {
         runs
     }
 
+    /// The file is open, and the other half searches it.
+    pub fn locating(&mut self, file: FileId) {
+        self.extend(file, LOCATING);
+    }
+
     /// There is something to probe in the file, and it begins now.
     pub fn placing(&mut self, file: FileId) {
-        let until = Instant::now() + PLACING;
+        self.extend(file, PLACING);
+    }
+
+    fn extend(&mut self, file: FileId, limit: Duration) {
+        let until = Instant::now() + limit;
         for hold in self.0.values_mut() {
             if hold.files.contains(&file) {
-                hold.until = until;
+                hold.until = hold.until.max(until).min(hold.since + LONGEST);
             }
         }
     }

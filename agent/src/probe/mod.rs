@@ -529,6 +529,7 @@ impl<'a> Half<'a> {
                     file.inode = inode;
                     self.inodes.extend(inode.map(|inode| (inode, id)));
                     let path = file.path.clone();
+                    self.holds.locating(id);
                     self.report(Report::Opened { file: id, path }, Some(fd.into()));
                 }
                 (Some(Done::Opened(Err(error))), State::Opening) => {
@@ -871,8 +872,10 @@ impl<'a> Half<'a> {
             }),
             None,
         );
-        if known.is_some_and(|id| matches!(self.files[&id].state, State::Placing)) {
-            self.holds.placing(id);
+        match known.map(|id| &self.files[&id].state) {
+            Some(State::Asked) => self.holds.locating(id),
+            Some(State::Placing) => self.holds.placing(id),
+            _ => {}
         }
         if held {
             // Said before it is done: should we die now, the pipeline continues it.
