@@ -730,6 +730,10 @@ impl Pipeline {
     fn give_up(&mut self, is_due: impl Fn(&Stream) -> bool, now: u64, out: Out<'_>) {
         let mut due: Vec<StreamId> = self.waiting.iter().copied().collect();
         due.retain(|id| {
+            // What explains the hole may be among what is parked.
+            if self.parked.contains_key(&id.handle.pid) {
+                return false;
+            }
             let entry = self.connections.get(&id.handle);
             entry.is_some_and(|entry| is_due(entry.parts(id.direction).0))
         });

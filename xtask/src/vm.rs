@@ -283,7 +283,8 @@ impl Rig {
         qemu.arg("-L").arg(share("seabios"));
         qemu.args(["-machine", "q35", "-nodefaults", "-no-user-config"]);
         qemu.args(["-display", "none", "-serial", "stdio", "-no-reboot"]);
-        qemu.args(["-accel", "tcg,thread=single", "-cpu", "max"]);
+        // Five levels of page tables would only be one more to walk by software.
+        qemu.args(["-accel", "tcg,thread=single", "-cpu", "max,la57=off"]);
         qemu.args(["-smp", "2", "-m", "2G"]);
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
         let root = self.own_root(machine)?;

@@ -333,8 +333,6 @@ impl<'a> Half<'a> {
         let mut tick = Instant::now() + TICK;
         loop {
             let now = Instant::now();
-            let continued = self.holds.expire(now);
-            self.say_continued(continued);
             let deadlines = [self.holds.next(), self.workers.deadline()];
             let mut wake = deadlines.into_iter().flatten().fold(tick, Instant::min);
             if (!self.to_scan.is_empty() || self.band.has_more()) && !self.is_behind() {
@@ -357,6 +355,9 @@ impl<'a> Half<'a> {
                 return Ok(());
             }
             self.take_work();
+            // Behind the answers: on a busy machine they may be as late as this is.
+            let continued = self.holds.expire(Instant::now());
+            self.say_continued(continued);
             let written = self.watches.written();
             if self.breaks.have_come() || !written.is_empty() {
                 self.give_way(&written);
