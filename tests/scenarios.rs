@@ -21,7 +21,7 @@ use vortex_agent::{
     config::{Config, Settings, WrittenPolicy},
     confine::Landlock,
     coverage::User,
-    half::{Facts, Features, Files, Link, Pending, Sockets},
+    half::{Connected, Facts, Features, Files, Finding, Link, Pending, Sockets},
     input::{Count, Input},
     locate::{Found, Instruction, Point},
     metadata::{Container, Names, Pod},
@@ -270,6 +270,12 @@ enum Step {
     Missed {
         pid: u32,
         path: String,
+    },
+    /// The half has looked at a connection whose TLS no probe saw, and found nothing.
+    Inspected {
+        pid: u32,
+        local_port: u16,
+        peer_port: u16,
     },
     Ended {
         pid: u32,
@@ -948,6 +954,20 @@ fn line_step(line: &mut Bench, step: &Step) {
             comms: comms.clone(),
         }),
         &Step::Missed { pid, ref path } => line.tell(Input::Missed { pid, path }),
+        &Step::Inspected {
+            pid,
+            local_port,
+            peer_port,
+        } => {
+            let end = |port| SocketAddr::from(([127, 0, 0, 1], port));
+            let connected = Connected {
+                pid,
+                local: end(local_port),
+                peer: end(peer_port),
+            };
+            let finding = Finding::default();
+            line.tell(Input::Inspected { connected, finding });
+        }
         &Step::Ended { pid } => line.tell(Input::Ended { pid }),
         Step::Finish {} => line.tell(Input::Finish),
         &Step::Shed(rung) => line.tell(Input::Shed(Rung(rung))),
@@ -1034,6 +1054,7 @@ scenarios! {
     asked_too_late
     bound_by_its_handshake
     content_none
+    explained_behind_a_name
     forked_child
     gone_before_a_look
     gone_before_the_probes
@@ -1080,6 +1101,7 @@ scenarios! {
     text_sse
     text_websocket
     undecoded
+    unseen_of_the_dead
     watched_again
     websocket
     wrong_order

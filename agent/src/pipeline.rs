@@ -1173,6 +1173,10 @@ impl Pipeline {
         if self.is_filtered(pid) || !self.is_covered(pid) {
             return self.refuse(pid, now, out);
         }
+        // It ended while it was waited for: nobody can say any more that it is wanted.
+        if self.is_selective() && !self.processes.contains_key(&pid) {
+            return;
+        }
         self.has_unknown = true;
         let connection = self.connections.unseen(connected, greeting);
         self.emit_coverage(
@@ -1297,6 +1301,20 @@ impl Pipeline {
 
     fn is_filtered(&self, pid: u32) -> bool {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
+    }
+
+    /// Is anybody turned away, by a filter or by the policy?
+    fn is_selective(&self) -> bool {
+        let Wanted {
+            exes,
+            uids,
+            comms,
+            names,
+            policy,
+            ..
+        } = &self.wanted;
+        let filters = [exes.is_empty(), uids.is_empty(), comms.is_empty()];
+        policy.is_some() || !names.is_empty() || filters.contains(&false)
     }
 
     /// Would the kernel's filters let its calls pass?

@@ -299,7 +299,7 @@ fn killed_while_holding() {
             (Victim::Half, Some(half)) => kill(half as i32, libc::SIGKILL),
             _ => agent.process.signal(libc::SIGKILL),
         }
-        // A hold lasts 4 s at most; the next one, if any, would have to last as long as ours.
+        // A hold lasts 6 s at most; the next one, if any, would have to last as long as ours.
         let what = format!("{victim:?} killed after {moment} ms");
         let start = Instant::now();
         while start.elapsed() < seconds(10) && !stopped(pipeline).is_empty() {

@@ -20,10 +20,11 @@ const OPENING: Duration = Duration::from_millis(400);
 const LOCATING: Duration = Duration::from_millis(1500);
 /// And from then on, until the probes are in place. The kernel answers: an attach takes 3 to 20 ms. But who
 /// detaches elsewhere on the machine holds its writer lock for 70 to 160 ms a file, and on a loaded one several
-/// of those were in front of us: 400 ms in all were too few for one library in 2,000.
-const PLACING: Duration = Duration::from_secs(2);
+/// of those were in front of us: 400 ms in all were too few for one library in 2,000. An emulated machine with Linux
+/// 5.10, which takes each probe by itself, needs 1.3 s for one library.
+const PLACING: Duration = Duration::from_secs(4);
 /// For however many files.
-const LONGEST: Duration = Duration::from_secs(4);
+const LONGEST: Duration = Duration::from_secs(6);
 
 /// Makes the calling thread run before all ordinary ones: the way from a mapping to the stop is shorter than
 /// the mapping process's to its first request, as long as nobody else is in between. Behind a thread that we
