@@ -4,7 +4,7 @@
 //! is the end, so no message is empty. Descriptors travel with the message they belong to, in a number
 //! that the message fixes; anything else is a protocol error.
 
-use std::{io, mem::MaybeUninit, net::SocketAddr};
+use std::{io, mem::MaybeUninit, net::SocketAddr, time::Duration};
 
 use rustix::{
     fd::{AsFd, BorrowedFd, OwnedFd},
@@ -17,6 +17,9 @@ use rustix::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{cgroup::is_below, container, obstacle::Obstacle};
+
+/// The longest time that the half keeps a process of CMD's tree stopped, for however many files.
+pub const HELD_LONGEST: Duration = Duration::from_secs(6);
 
 /// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
 pub type FileId = u64;

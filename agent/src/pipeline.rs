@@ -1305,16 +1305,12 @@ impl Pipeline {
 
     /// Is anybody turned away, by a filter or by the policy?
     fn is_selective(&self) -> bool {
-        let Wanted {
-            exes,
-            uids,
-            comms,
-            names,
-            policy,
-            ..
-        } = &self.wanted;
-        let filters = [exes.is_empty(), uids.is_empty(), comms.is_empty()];
-        policy.is_some() || !names.is_empty() || filters.contains(&false)
+        let wanted = &self.wanted;
+        wanted.policy.is_some()
+            || !wanted.names.is_empty()
+            || !wanted.exes.is_empty()
+            || !wanted.uids.is_empty()
+            || !wanted.comms.is_empty()
     }
 
     /// Would the kernel's filters let its calls pass?

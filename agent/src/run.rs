@@ -513,8 +513,8 @@ const BATCH: usize = 1024;
 /// The longest search of one file; 300 MB take a second.
 const LOCATING: Duration = Duration::from_secs(10);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
-/// The half lets go of a process that it holds after 6 s at most; this is our net below that.
-const HELD_LONGEST: Duration = Duration::from_secs(7);
+/// So much later than the half should have, we let a process go: the net below it.
+const HELD_NET: Duration = Duration::from_secs(1);
 /// From the end of CMD: until the ring is drained, until the half has answered, until the output is
 /// written. Together below half a second.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -1296,7 +1296,7 @@ impl Session {
             held,
         } = mapped;
         if let Some(here) = held {
-            let until = Instant::now() + HELD_LONGEST;
+            let until = Instant::now() + half::HELD_LONGEST + HELD_NET;
             self.held.entry(pid).or_insert(Held { here, until });
         }
         if self.is_starting() {

@@ -199,9 +199,10 @@ fn ring_full_is_accounted() {
     let late = format!("late={}", lab.path("late").display());
     let mix = lab.compiled("mix");
     // 30 rounds of 1.5 MB each way: several rings full. Where counts are scaled, two rounds and a smaller ring.
-    let rounds = scaled("rounds", 15, 1);
+    const ROUNDS: u64 = 15;
+    let rounds = scaled("rounds", ROUNDS, 1);
     let options = match rounds {
-        15 => argv![],
+        ROUNDS => argv![],
         _ => argv!["--ring-size", "1MiB"],
     };
     let running = lab.agent().options(options).start(argv![

@@ -11,7 +11,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::facts;
-use crate::half::FileId;
+use crate::half::{FileId, HELD_LONGEST};
 
 /// The longest time that a process waits for its file to be opened: the file system may never answer.
 const OPENING: Duration = Duration::from_millis(400);
@@ -23,8 +23,6 @@ const LOCATING: Duration = Duration::from_millis(1500);
 /// of those were in front of us: 400 ms in all were too few for one library in 2,000. An emulated machine with Linux
 /// 5.10, which takes each probe by itself, needs 1.3 s for one library.
 const PLACING: Duration = Duration::from_secs(4);
-/// For however many files.
-const LONGEST: Duration = Duration::from_secs(6);
 
 /// Makes the calling thread run before all ordinary ones: the way from a mapping to the stop is shorter than
 /// the mapping process's to its first request, as long as nobody else is in between. Behind a thread that we
@@ -121,7 +119,7 @@ impl Holds {
         let until = Instant::now() + limit;
         for hold in self.0.values_mut() {
             if hold.files.contains(&file) {
-                hold.until = hold.until.max(until).min(hold.since + LONGEST);
+                hold.until = hold.until.max(until).min(hold.since + HELD_LONGEST);
             }
         }
     }
@@ -175,5 +173,74 @@ impl Hold {
     fn signal(&self, signal: Signal) {
         // It may have ended.
         let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleeper() -> (Sleeper, u32, u32) {
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id();
+        (Sleeper(child), pid, facts::group(pid).unwrap())
+    }
+
+    fn is_stopped(pid: u32, group: u32) -> bool {
+        let until = Instant::now() + Duration::from_secs(10);
+        while facts::may_be_held(pid, group) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        !facts::may_be_held(pid, group)
+    }
+
+    #[test]
+    fn who_was_not_stopped_is_spared_and_who_was_is_not() {
+        let (_sleeper, pid, group) = sleeper();
+        let mut holds = Holds::default();
+        assert!(holds.plan(pid, 1, group));
+        assert!(holds.spare(pid));
+        assert_eq!(holds.next(), None);
+        assert!(holds.plan(pid, 1, group));
+        holds.stop(pid);
+        assert!(is_stopped(pid, group));
+        assert!(holds.plan(pid, 2, group));
+        assert!(!holds.spare(pid), "it waits already");
+        assert!(holds.answered(1).is_empty());
+        assert_eq!(holds.answered(2), [pid]);
+    }
+
+    #[test]
+    fn a_hold_is_longer_for_each_step_and_bounded_in_all() {
+        let (_sleeper, pid, group) = sleeper();
+        let mut holds = Holds::default();
+        assert!(holds.plan(pid, 1, group));
+        let since = holds.0[&pid].since;
+        let mut last = since;
+        for step in [Holds::locating, Holds::placing] {
+            step(&mut holds, 1);
+            assert!(holds.next() > Some(last));
+            last = holds.next().unwrap();
+        }
+        // No step takes back what another one gave.
+        holds.locating(1);
+        assert_eq!(holds.next(), Some(last));
+        holds.0.get_mut(&pid).unwrap().since -= Duration::from_secs(5);
+        holds.placing(1);
+        assert_eq!(
+            holds.next(),
+            Some(since + HELD_LONGEST - Duration::from_secs(5))
+        );
     }
 }

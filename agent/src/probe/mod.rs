@@ -881,10 +881,10 @@ impl<'a> Half<'a> {
         if held {
             // Said before it is done: should we die now, the pipeline continues it.
             self.flush()?;
-            match self.outbox.is_empty() {
-                true => self.holds.stop(mapping.pid),
-                false if self.holds.spare(mapping.pid) => self.say_continued(vec![mapping.pid]),
-                false => {}
+            if self.outbox.is_empty() {
+                self.holds.stop(mapping.pid);
+            } else if self.holds.spare(mapping.pid) {
+                self.say_continued(vec![mapping.pid]);
             }
         }
         if known.is_none() {

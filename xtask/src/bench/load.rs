@@ -69,7 +69,7 @@ pub(super) struct Answer {
     pub(super) wall_ns: u64,
     /// Mean of a pair, blocks in which somebody else got the CPU left out, and the slowest and fastest tenth.
     pub(super) mean_ns: f64,
-    /// CPU time of the thread for a pair, the same blocks left out.
+    /// CPU time of the thread for a pair, of all blocks.
     pub(super) cpu_ns: f64,
     pub(super) sha256: Option<String>,
 }
