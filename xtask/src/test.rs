@@ -161,26 +161,12 @@ pub(crate) fn build_agent(options: &[&str]) -> Result<PathBuf> {
     Ok(agent)
 }
 
-/// What is run of `cargo xtask vm` here. Its whole list takes a quarter of an hour, and waits that are long enough
-/// here are not where its machines get less than a processor each: that is run by hand.
-const PREEMPTED: [&str; 4] = [
-    "6.1+preempt=full",
-    "6.12+preempt=full",
-    "6.18+preempt=full",
-    "7.2+preempt=full",
-];
-const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.2"];
-const PARTS: [&str; 3] = ["load-check", "curl_both_directions", "golden_"];
-
 fn other_kernels(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     let outcomes = match filter {
         Some(_) => vm::run(None, None, false, filter)?,
         None => {
             drill::run(&Rig::build(false)?)?;
-            let mut outcomes = vm::run(Some(&PREEMPTED), None, false, None)?;
-            for part in PARTS {
-                outcomes.extend(vm::run(Some(&KERNELS), None, false, Some(part))?);
-            }
+            let mut outcomes = vm::run(None, None, false, None)?;
             outcomes.extend(systemd::run(false)?);
             outcomes
         }
