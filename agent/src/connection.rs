@@ -10,6 +10,7 @@ use agent_ebpf::Direction;
 use crate::{
     event::{Ends, HandleId},
     half::{Connected, FileId},
+    llm::Calls,
     protocol::Protocol,
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
@@ -32,6 +33,7 @@ pub struct Entry {
     /// Nothing is told of it, from its first byte to its last: the agent would cost too much.
     pub is_left_out: bool,
     pub protocol: Protocol,
+    pub calls: Calls,
 }
 
 impl Entry {
@@ -52,13 +54,25 @@ impl Entry {
     }
 
     /// The stream of this direction, what is said about it, and what it is decoded by.
-    pub fn parts(&mut self, direction: Direction) -> (&mut Stream, &mut Connection, &mut Protocol) {
-        let stream = match direction {
-            Direction::Received => &mut self.received,
-            Direction::Sent => &mut self.sent,
-        };
-        (stream, &mut self.facts, &mut self.protocol)
+    pub fn parts(&mut self, direction: Direction) -> Parts<'_> {
+        Parts {
+            stream: match direction {
+                Direction::Received => &mut self.received,
+                Direction::Sent => &mut self.sent,
+            },
+            connection: &mut self.facts,
+            decoder: &mut self.protocol,
+            calls: &mut self.calls,
+        }
     }
+}
+
+/// One stream of a connection, and what it shares with the other.
+pub struct Parts<'a> {
+    pub stream: &'a mut Stream,
+    pub connection: &'a mut Connection,
+    pub decoder: &'a mut Protocol,
+    pub calls: &'a mut Calls,
 }
 
 /// Every connection of every live process.
@@ -176,6 +190,7 @@ impl Connections {
             is_left: false,
             is_left_out,
             protocol: Protocol::new(joined == Joined::Start),
+            calls: Calls::default(),
         };
         self.entries.insert(id, entry);
         self.current

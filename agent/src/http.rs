@@ -236,7 +236,7 @@ impl Teller<'_> {
     }
 
     /// With `--content none` without what is behind the question mark.
-    fn url(&self, head: &Request) -> Url {
+    pub fn url(&self, head: &Request) -> Url {
         let Some(target) = head.target.as_deref() else {
             return Url::default();
         };

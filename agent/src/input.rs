@@ -117,7 +117,13 @@ pub struct Show {
 impl Show {
     /// Is anything that decoders say wanted?
     pub fn decodes(&self) -> bool {
-        let kinds = [Kind::Http, Kind::Sse, Kind::Websocket, Kind::Grpc];
+        let kinds = [
+            Kind::Http,
+            Kind::Sse,
+            Kind::Websocket,
+            Kind::Grpc,
+            Kind::Llm,
+        ];
         self.undecoded || kinds.iter().any(|kind| self.emit.contains(kind))
     }
 }

@@ -31,6 +31,7 @@ pub mod http;
 pub mod input;
 pub mod launch;
 pub mod ledger;
+pub mod llm;
 pub mod locate;
 pub mod metadata;
 pub mod namespace;

@@ -14,7 +14,7 @@ use crate::{
     attribute::{Attention, Call, Solver, Verdict as Guess},
     backlog::{Backlog, Piece, What},
     confine::Landlock,
-    connection::Connections,
+    connection::{Connections, Parts},
     container,
     coverage::{Counts, Placed, Said, Table, User},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
@@ -24,6 +24,7 @@ use crate::{
     hello,
     input::{Count, Input, Show},
     ledger::{Tally, ledger},
+    llm,
     locate::Found,
     metadata::{
         Container, Names,
@@ -90,6 +91,8 @@ pub struct Pipeline {
     decodes: bool,
     /// What is kept of bodies.
     keep: Keep,
+    /// What is kept of calls to models.
+    held: llm::Held,
     /// How often a bound of a decoder was reached.
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
@@ -232,12 +235,19 @@ const WAITED_MAX: u64 = 4_000_000_000;
 impl Pipeline {
     pub fn new(wanted: Wanted) -> Pipeline {
         let is_any = |kinds: &[Kind]| kinds.iter().any(|kind| wanted.emit.contains(kind));
-        let decodes =
-            wanted.undecoded || is_any(&[Kind::Http, Kind::Sse, Kind::Websocket, Kind::Grpc]);
+        let decodes = wanted.undecoded
+            || is_any(&[
+                Kind::Http,
+                Kind::Sse,
+                Kind::Websocket,
+                Kind::Grpc,
+                Kind::Llm,
+            ]);
         let policy = policy(wanted.content, &wanted.emit, decodes);
         Pipeline {
             decodes,
             keep: Keep::new(wanted.bounds),
+            held: llm::Held::default(),
             limits: BTreeMap::new(),
             asked: VecDeque::new(),
             account: Account::default(),
@@ -735,7 +745,7 @@ impl Pipeline {
                 return false;
             }
             let entry = self.connections.get(&id.handle);
-            entry.is_some_and(|entry| is_due(entry.parts(id.direction).0))
+            entry.is_some_and(|entry| is_due(entry.parts(id.direction).stream))
         });
         for id in due {
             self.feed(id, 0, 0, now, out, |stream, out| stream.give_up(out));
@@ -878,7 +888,7 @@ impl Pipeline {
                 let (handle, direction) = (stream.handle, stream.direction);
                 if let Some(entry) = self.connections.get(&handle) {
                     // It comes after one that was turned away, and stood before that.
-                    let (stream, ..) = entry.parts(direction);
+                    let stream = entry.parts(direction).stream;
                     self.tally.filtered += stream.unwanted(offset, bytes.len() as u64);
                 }
                 self.health.carried(handle.pid, direction);
@@ -1351,7 +1361,7 @@ impl Pipeline {
         self.begin(id, joined, placed, time, out);
         if let Some(entry) = self.connections.get(&id) {
             for (direction, position) in passed_by.into_iter().flatten() {
-                entry.parts(direction).0.start_at(position);
+                entry.parts(direction).stream.start_at(position);
             }
         }
     }
@@ -1426,6 +1436,7 @@ impl Pipeline {
             connections,
             redactors,
             keep,
+            held,
             limits,
             asked,
             account,
@@ -1437,7 +1448,12 @@ impl Pipeline {
             return;
         };
         let lost = entry.lost();
-        let (_, connection, decoder) = entry.parts(Direction::Sent);
+        let Parts {
+            connection,
+            decoder,
+            calls,
+            ..
+        } = entry.parts(Direction::Sent);
         let who = processes.get(&id.pid);
         let capture = capture_of(wanted, who);
         let mut speaker = Speaker {
@@ -1458,6 +1474,8 @@ impl Pipeline {
             limits,
             asked,
             account,
+            calls,
+            held,
             handle: id,
         };
         ask(decoder, keep, &mut |said| speaker.heard(said));
@@ -1513,6 +1531,7 @@ impl Pipeline {
             told_late,
             decodes,
             keep,
+            held,
             limits,
             asked,
             account,
@@ -1525,7 +1544,12 @@ impl Pipeline {
         };
         let is_left_out = entry.is_left_out;
         let mut lost = entry.lost();
-        let (stream, connection, decoder) = entry.parts(id.direction);
+        let Parts {
+            stream,
+            connection,
+            decoder,
+            calls,
+        } = entry.parts(id.direction);
         let who = processes.get(&id.handle.pid);
         let process = who.map(|who| &who.facts);
         let capture = capture_of(wanted, who);
@@ -1569,6 +1593,8 @@ impl Pipeline {
                 limits,
                 asked,
                 account,
+                calls,
+                held,
                 handle: id.handle,
             };
             match output {

@@ -480,6 +480,126 @@ pub struct Message {
     pub size: u32,
 }
 
+/// One call to a model. What is said in it is content; the rest is what it was and what it took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Llm {
+    /// The exchange of its connection.
+    pub exchange: u64,
+    pub url: Url,
+    pub operation: &'static str,
+    pub provider: &'static str,
+    pub api: Option<&'static str>,
+    pub model: Option<Clear>,
+    pub parameters: LlmParameters,
+    pub output_type: Option<&'static str>,
+    pub response_id: Option<Clear>,
+    pub response_model: Option<Clear>,
+    pub finish_reasons: Vec<Clear>,
+    pub request_tier: Option<Clear>,
+    pub response_tier: Option<Clear>,
+    pub fingerprint: Option<Clear>,
+    pub usage: LlmUsage,
+    pub error: Option<Clear>,
+    pub conversation: Option<Clear>,
+    pub instructions: Vec<LlmPart>,
+    pub input: Vec<LlmMessage>,
+    pub output: Vec<LlmMessage>,
+    pub tools: Vec<LlmTool>,
+    pub began: WallTime,
+    pub ended: WallTime,
+    /// In seconds: all of it, to the first piece of a streamed response, and from one to the next.
+    pub duration: f64,
+    pub first_chunk: Option<f64>,
+    pub per_chunk: Option<f64>,
+    pub chunks: u64,
+    /// What is not known of it, in words.
+    pub missing: Vec<&'static str>,
+}
+
+/// As OpenTelemetry's `gen_ai.request.*` has them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LlmParameters {
+    pub stream: Option<bool>,
+    pub max_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub seed: Option<u64>,
+    pub choices: Option<u64>,
+    pub stop_sequences: Vec<Clear>,
+    pub encoding_formats: Vec<Clear>,
+    pub dimensions: Option<u64>,
+}
+
+/// Tokens. Those of a cache are among the input, those of thoughts among the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LlmUsage {
+    pub input: Option<u64>,
+    pub output: Option<u64>,
+    pub cache_read: Option<u64>,
+    pub cache_creation: Option<u64>,
+    pub reasoning: Option<u64>,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlmMessage {
+    pub role: Option<Clear>,
+    pub name: Option<Clear>,
+    pub parts: Vec<LlmPart>,
+    pub finish: Option<Clear>,
+}
+
+/// A part of a turn.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LlmPart {
+    /// `text`, `reasoning`, `refusal`.
+    Text(&'static str, OwnedContent),
+    Call {
+        id: Option<Clear>,
+        name: Option<Clear>,
+        arguments: OwnedContent,
+    },
+    Result {
+        id: Option<Clear>,
+        name: Option<Clear>,
+        result: OwnedContent,
+        is_error: bool,
+    },
+    /// Its bytes are not told.
+    Blob {
+        modality: &'static str,
+        media: Option<Clear>,
+        size: u64,
+        sha256: Option<[u8; 32]>,
+    },
+    Uri {
+        modality: &'static str,
+        uri: Clear,
+    },
+    File {
+        modality: &'static str,
+        id: Clear,
+    },
+    /// A word of the API, and how long it is as JSON.
+    Other {
+        kind: Clear,
+        size: u64,
+    },
+}
+
+/// What a model may ask for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LlmTool {
+    pub kind: Option<Clear>,
+    pub name: Option<Clear>,
+    pub description: Option<OwnedContent>,
+    /// A JSON schema.
+    pub parameters: Option<OwnedContent>,
+}
+
 /// What became of the records at one sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkCount {
@@ -540,6 +660,7 @@ pub enum Body<'a> {
     WebSocket(&'a WebSocket),
     Grpc(&'a Grpc),
     Message(&'a Message),
+    Llm(&'a Llm),
     Data {
         direction: Direction,
         /// Position in the stream, on the wire.
@@ -567,6 +688,7 @@ impl Body<'_> {
             Body::Sse(_) => Kind::Sse,
             Body::WebSocket(_) => Kind::Websocket,
             Body::Grpc(_) | Body::Message(_) => Kind::Grpc,
+            Body::Llm(_) => Kind::Llm,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,
             Body::Coverage(_) => Kind::Coverage,

@@ -7,6 +7,7 @@ use agent_ebpf::Direction;
 use crate::{
     event::{HandleId, StreamId},
     http::Teller,
+    llm::{Calls, Held},
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::Capture,
@@ -101,6 +102,9 @@ pub struct Speaker<'a> {
     pub asked: &'a mut VecDeque<Asked>,
     /// What is left out.
     pub account: &'a mut Account,
+    /// Those to models, and what such calls hold.
+    pub calls: &'a mut Calls,
+    pub held: &'a mut Held,
     pub handle: HandleId,
 }
 
@@ -219,12 +223,29 @@ impl Speaker<'_> {
                     .say_of(self.voice.time, true, 0, Body::Message(&message));
             }
             Said::Asked(_) | Said::Open(_) | Said::Part { .. } => {}
-            Said::Exchange(exchange) => self.exchange(exchange, false),
+            Said::Head { exchange, side } => self.calls.head(exchange, side),
+            Said::Body {
+                exchange,
+                side,
+                bytes,
+            } => {
+                let (time, limits) = (self.voice.time, &mut *self.limits);
+                self.calls
+                    .body(exchange, side, bytes, time, self.held, &mut count(limits));
+            }
+            Said::Hole { exchange, side } => self.calls.hole(exchange, side, self.voice.time),
+            Said::Exchange(exchange) => {
+                self.exchange(exchange, false);
+                self.call(exchange);
+            }
             Said::Event {
                 exchange,
                 event,
                 number,
             } => {
+                let (time, limits) = (self.voice.time, &mut *self.limits);
+                self.calls
+                    .event(exchange.id, event, time, self.held, &mut count(limits));
                 self.names_version(exchange);
                 let is_shed = self.account.cuts(&event.data);
                 let sse = self.teller().event(exchange, event, number, is_shed);
@@ -277,6 +298,24 @@ impl Speaker<'_> {
         self.voice.say_of(began, complete, lost, Body::Http(&http));
     }
 
+    /// A call to a model, if it was one.
+    fn call(&mut self, exchange: &Exchange) {
+        let Some(call) = self.calls.end(exchange, self.held) else {
+            return;
+        };
+        let Some(llm) = self.teller().llm(&call, exchange) else {
+            return;
+        };
+        let lost = exchange.halves().map(|half| half.lost).sum();
+        let began = exchange
+            .halves()
+            .map(|half| half.began)
+            .min()
+            .unwrap_or(self.voice.time);
+        let complete = llm.missing.is_empty();
+        self.voice.say_of(began, complete, lost, Body::Llm(&llm));
+    }
+
     fn names_version(&mut self, exchange: &Exchange) {
         let mut heads = exchange.halves().filter_map(|half| half.head.as_ref());
         if let Some(head) = heads.next() {
@@ -293,4 +332,9 @@ impl Speaker<'_> {
             live: self.voice.wanted.live,
         }
     }
+}
+
+/// Counts the bounds that calls reach.
+fn count(limits: &mut BTreeMap<Limit, u64>) -> impl FnMut(Limit) {
+    |limit| *limits.entry(limit).or_default() += 1
 }

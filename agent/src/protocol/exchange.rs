@@ -412,6 +412,22 @@ pub enum Told<'a> {
         number: u64,
         size: u32,
     },
+    /// The head of a side is in.
+    Head {
+        exchange: &'a Exchange,
+        side: Side,
+    },
+    /// More of a body, without its codings.
+    Body {
+        exchange: u64,
+        side: Side,
+        bytes: &'a [u8],
+    },
+    /// A part of a body is missing.
+    Hole {
+        exchange: u64,
+        side: Side,
+    },
     /// It is over.
     Exchange(&'a Exchange),
     /// An event of a response that goes on. `number` counts those of the response from 0.
@@ -514,6 +530,7 @@ impl Exchanges {
                     });
                 }
                 self.hole(exchange, side, length, is_inside, time, keep);
+                out(Told::Hole { exchange, side });
             }
             Message::Trailers {
                 exchange,
@@ -612,6 +629,7 @@ impl Exchanges {
             *events = half.is_event_stream().then(Events::default);
         }
         half.follow(exchange.half(side), time, keep);
+        out(Told::Head { exchange, side });
         match side {
             Side::Request => out(Told::Asked(id)),
             // What comes of it is told as it comes, and this is what it belongs to.
@@ -673,6 +691,12 @@ impl Exchanges {
         half.body.feed(bytes, keep, &mut |bytes| {
             if let (Side::Response, Some(events)) = (side, &mut *events) {
                 events.feed(bytes, &mut |event| found.push(event));
+            } else {
+                out(Told::Body {
+                    exchange: id,
+                    side,
+                    bytes,
+                });
             }
         });
         let body = &half.body;

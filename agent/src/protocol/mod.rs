@@ -14,6 +14,7 @@ pub mod hpack;
 pub mod http1;
 pub mod http2;
 mod huffman;
+pub mod json;
 pub mod sse;
 #[cfg(test)]
 mod transcript;
@@ -208,6 +209,22 @@ pub enum Said<'a> {
         direction: Direction,
         number: u64,
         size: u32,
+    },
+    /// The head of a side is in.
+    Head {
+        exchange: &'a Exchange,
+        side: Side,
+    },
+    /// More of a body that is no stream of events, without its codings.
+    Body {
+        exchange: u64,
+        side: Side,
+        bytes: Plaintext<'a>,
+    },
+    /// A part of a body is missing.
+    Hole {
+        exchange: u64,
+        side: Side,
     },
     Exchange(&'a Exchange),
     Event {
@@ -521,6 +538,17 @@ fn tell(told: Told<'_>, asks: Direction, out: &mut dyn FnMut(Said<'_>)) {
             number,
             size,
         }),
+        Told::Head { exchange, side } => out(Said::Head { exchange, side }),
+        Told::Body {
+            exchange,
+            side,
+            bytes,
+        } => out(Said::Body {
+            exchange,
+            side,
+            bytes: Plaintext::new(bytes),
+        }),
+        Told::Hole { exchange, side } => out(Said::Hole { exchange, side }),
         Told::Exchange(exchange) => out(Said::Exchange(exchange)),
         Told::Event {
             exchange,

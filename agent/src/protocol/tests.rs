@@ -105,7 +105,12 @@ fn note(what: Said<'_>, said: &mut Vec<String>) {
         }
         Said::Limit(limit) => format!("{limit:?}"),
         // When it is said depends on the calls.
-        Said::Asked(_) | Said::Open(_) | Said::Part { .. } => return,
+        Said::Asked(_)
+        | Said::Open(_)
+        | Said::Part { .. }
+        | Said::Head { .. }
+        | Said::Body { .. }
+        | Said::Hole { .. } => return,
     });
 }
 

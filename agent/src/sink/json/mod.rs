@@ -3,6 +3,8 @@
 //! Written by hand: a line is made for every piece of plaintext, 64 bytes at the least, and the
 //! pipeline waits for it. Nothing is allocated once the output has its size.
 
+mod llm;
+
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
@@ -72,6 +74,7 @@ impl Encoder {
             Body::Grpc(grpc) => line.grpc(grpc),
             Body::Message(message) => line.message(message),
             Body::Sse(sse) => line.sse(sse),
+            Body::Llm(llm) => line.llm(llm),
             Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
                 direction,
@@ -744,6 +747,17 @@ impl Object<'_> {
     fn optional_number(&mut self, key: &str, value: Option<u64>) {
         if let Some(value) = value {
             self.number(key, value);
+        }
+    }
+
+    fn float(&mut self, key: &str, value: f64) {
+        self.key(key);
+        self.display(format_args!("{value}"));
+    }
+
+    fn optional_float(&mut self, key: &str, value: Option<f64>) {
+        if let Some(value) = value {
+            self.float(key, value);
         }
     }
 

@@ -11,6 +11,8 @@
 //! `#3.1` is the first exchange of the third connection: what goes on for a while is several blocks, between
 //! which there may be those of others.
 
+mod llm;
+
 use std::fmt::Arguments;
 use std::io::Write as _;
 use std::mem;
@@ -67,6 +69,7 @@ impl Encoder {
             Body::Grpc(grpc) => self.exchange(record, &grpc.http, Some(grpc), out),
             Body::Message(message) => self.message(record, message, out),
             Body::Sse(sse) => self.sse(record, sse, out),
+            Body::Llm(llm) => self.llm(record, llm, out),
             Body::WebSocket(socket) => self.websocket(record, socket, out),
             Body::Data {
                 direction,

@@ -1,0 +1,300 @@
+//! What is known of one call to a model, whatever wire format told it.
+
+use crate::protocol::json::{Text, Value};
+
+/// What was asked for.
+#[derive(Debug, Default)]
+pub struct Request {
+    pub model: Option<Text>,
+    pub parameters: Parameters,
+    /// Instructions that stand apart from the messages.
+    pub instructions: Vec<Part>,
+    pub messages: Vec<Message>,
+    pub tools: Vec<Tool>,
+    /// As the API names it: a conversation, a thread, a session.
+    pub conversation: Option<Text>,
+    /// The response that this one goes on from.
+    pub previous: Option<Text>,
+    pub service_tier: Option<Text>,
+}
+
+/// By the names of OpenTelemetry's `gen_ai.request.*`.
+#[derive(Debug, Default, PartialEq)]
+pub struct Parameters {
+    pub stream: Option<bool>,
+    pub max_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub seed: Option<u64>,
+    /// How many answers are wanted.
+    pub choices: Option<u64>,
+    pub stop_sequences: Vec<Text>,
+    pub encoding_formats: Vec<Text>,
+    pub dimensions: Option<u64>,
+    /// `text`, `json`, `image`, `speech`.
+    pub output: Option<&'static str>,
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub struct Response {
+    pub id: Option<Text>,
+    pub model: Option<Text>,
+    /// Answers, in order. Most calls want one.
+    pub messages: Vec<Message>,
+    pub usage: Usage,
+    /// A word of the API, such as `rate_limit_error`.
+    pub error: Option<Text>,
+    pub service_tier: Option<Text>,
+    pub fingerprint: Option<Text>,
+    /// The conversation that it became a part of.
+    pub conversation: Option<Text>,
+    /// The API said that it is over.
+    pub is_over: bool,
+}
+
+/// Tokens, as the API counts them; all that went in, cached or not, is `input`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub input: Option<u64>,
+    pub output: Option<u64>,
+    /// Of the input, read from a cache and written to it.
+    pub cache_read: Option<u64>,
+    pub cache_creation: Option<u64>,
+    /// Of the output, for thoughts.
+    pub reasoning: Option<u64>,
+}
+
+impl Usage {
+    /// What is said later holds.
+    pub fn update(&mut self, later: Usage) {
+        let Usage {
+            input,
+            output,
+            cache_read,
+            cache_creation,
+            reasoning,
+        } = later;
+        self.input = input.or(self.input);
+        self.output = output.or(self.output);
+        self.cache_read = cache_read.or(self.cache_read);
+        self.cache_creation = cache_creation.or(self.cache_creation);
+        self.reasoning = reasoning.or(self.reasoning);
+    }
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Default)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`, or another word of the API.
+    pub role: Option<Text>,
+    pub name: Option<Text>,
+    pub parts: Vec<Part>,
+    /// Why an answer ends, as the API says it.
+    pub finish: Option<Text>,
+}
+
+#[derive(Debug)]
+pub enum Part {
+    Text(Text),
+    /// What a model says to itself.
+    Reasoning(Text),
+    Refusal(Text),
+    Call(ToolCall),
+    Result(ToolResult),
+    /// An image, a sound, a file: sent along.
+    Blob {
+        modality: Modality,
+        media: Option<Text>,
+        data: Text,
+    },
+    /// The same, by address.
+    Uri {
+        modality: Modality,
+        uri: Text,
+    },
+    /// The same, by an id of the API.
+    File {
+        modality: Modality,
+        id: Text,
+    },
+    /// What no format of ours knows: its type, and its size as JSON.
+    Other {
+        kind: Text,
+        size: usize,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Modality {
+    Image,
+    Audio,
+    Video,
+    Document,
+}
+
+impl Modality {
+    /// Of a media type.
+    pub fn of(media: &str) -> Modality {
+        match media.split('/').next() {
+            Some("image") => Modality::Image,
+            Some("audio") => Modality::Audio,
+            Some("video") => Modality::Video,
+            _ => Modality::Document,
+        }
+    }
+
+    /// As in OpenTelemetry's messages, where there is a name for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Modality::Image => "image",
+            Modality::Audio => "audio",
+            Modality::Video => "video",
+            Modality::Document => "document",
+        }
+    }
+}
+
+/// What a model wants to be run.
+#[derive(Debug, Default)]
+pub struct ToolCall {
+    pub id: Option<Text>,
+    pub name: Option<Text>,
+    /// JSON, as text.
+    pub arguments: Text,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct ToolResult {
+    /// Of the call.
+    pub id: Option<Text>,
+    pub name: Option<Text>,
+    pub result: Text,
+    pub is_error: bool,
+}
+
+/// What a model may ask for.
+#[derive(Debug, Default)]
+pub struct Tool {
+    /// `function`, or another word of the API.
+    pub kind: Option<Text>,
+    pub name: Option<Text>,
+    pub description: Option<Text>,
+    /// A JSON schema, as text.
+    pub parameters: Option<Text>,
+}
+
+impl Message {
+    pub fn of(role: &str) -> Message {
+        Message {
+            role: Some(Text::of(role)),
+            ..Message::default()
+        }
+    }
+
+    /// The last part, if it is text of this kind, or a new one.
+    pub fn append(&mut self, kind: fn(Text) -> Part, more: &Text, room: usize) {
+        let new = kind(Text::default());
+        let is_same = self
+            .parts
+            .last()
+            .is_some_and(|last| std::mem::discriminant(last) == std::mem::discriminant(&new));
+        if !is_same {
+            self.parts.push(new);
+        }
+        if let Some(Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text)) =
+            self.parts.last_mut()
+        {
+            text.append(more, room);
+        }
+    }
+}
+
+/// A string member.
+pub fn text(value: &Value, name: &str) -> Option<Text> {
+    value.get(name)?.text().cloned()
+}
+
+/// A part of a request or a response that nothing is known of.
+pub fn other(value: &Value) -> Part {
+    Part::Other {
+        kind: text(value, "type").unwrap_or_default(),
+        size: value.written().kept.len(),
+    }
+}
+
+/// Strings of a list, or a string alone.
+pub fn texts(value: Option<&Value>) -> Vec<Text> {
+    match value {
+        Some(Value::Text(text)) => vec![text.clone()],
+        Some(value) => value
+            .list()
+            .iter()
+            .filter_map(Value::text)
+            .cloned()
+            .collect(),
+        None => Vec::new(),
+    }
+}
+
+/// What may be text, or JSON of any kind: a tool's result, its arguments.
+pub fn free(value: &Value) -> Text {
+    match value {
+        Value::Text(text) => text.clone(),
+        Value::Null => Text::default(),
+        value => value.written(),
+    }
+}
+
+impl Request {
+    /// Bytes of memory, but for a few.
+    pub fn weight(&self) -> usize {
+        let tools: usize = self.tools.iter().map(Tool::weight).sum();
+        parts_weight(&self.instructions) + messages_weight(&self.messages) + tools
+    }
+}
+
+impl Response {
+    /// Bytes of memory, but for a few.
+    pub fn weight(&self) -> usize {
+        messages_weight(&self.messages)
+    }
+}
+
+impl Tool {
+    fn weight(&self) -> usize {
+        let Tool {
+            kind,
+            name,
+            description,
+            parameters,
+        } = self;
+        let texts = [kind, name, description, parameters].into_iter().flatten();
+        size_of::<Tool>() + texts.map(|text| text.kept.len()).sum::<usize>()
+    }
+}
+
+fn messages_weight(messages: &[Message]) -> usize {
+    let weight = |message: &Message| size_of::<Message>() + parts_weight(&message.parts);
+    messages.iter().map(weight).sum()
+}
+
+fn parts_weight(parts: &[Part]) -> usize {
+    let weight = |part: &Part| {
+        let text = match part {
+            Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text) => text,
+            Part::Call(call) => &call.arguments,
+            Part::Result(result) => &result.result,
+            Part::Blob { data, .. } => data,
+            Part::Uri { uri: text, .. }
+            | Part::File { id: text, .. }
+            | Part::Other { kind: text, .. } => text,
+        };
+        size_of::<Part>() + text.kept.len()
+    };
+    parts.iter().map(weight).sum()
+}

@@ -1,0 +1,113 @@
+//! Which wire format a call is in: by the shape of its path and of its body, not by who is called.
+
+use super::{
+    call::{Request, Response},
+    chat, messages,
+};
+use crate::protocol::json::Value;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenAI's chat completions, which most others speak, too.
+    Chat,
+    /// The same, before there were turns.
+    Completions,
+    Embeddings,
+    /// Anthropic's messages.
+    Messages,
+}
+
+impl Format {
+    /// What a path leads to if its body fits. `path`: without what is behind the question mark.
+    pub fn of_path(path: &str) -> Option<Format> {
+        let path = path.trim_end_matches('/');
+        let ends = |with: &str| path.ends_with(with);
+        Some(match path {
+            _ if ends("/chat/completions") => Format::Chat,
+            _ if ends("/completions") => Format::Completions,
+            _ if ends("/embeddings") => Format::Embeddings,
+            _ if ends("/messages") || ends("rawPredict") || ends("RawPredict") => Format::Messages,
+            _ => return None,
+        })
+    }
+
+    /// What a request is, by its body and what its path says.
+    pub fn of_request(path: Option<Format>, body: &Value) -> Option<Format> {
+        let has = |name| body.get(name).is_some();
+        let has_messages =
+            || matches!(body.get("messages"), Some(Value::List(messages)) if !messages.is_empty());
+        match path {
+            Some(Format::Messages) if has_messages() && has("max_tokens") => Some(Format::Messages),
+            Some(Format::Completions) if has("prompt") => Some(Format::Completions),
+            Some(Format::Embeddings) if has("input") => Some(Format::Embeddings),
+            _ if !has_messages() => None,
+            _ if has("anthropic_version") => Some(Format::Messages),
+            _ if has("model") || path == Some(Format::Chat) => Some(Format::Chat),
+            _ => None,
+        }
+    }
+
+    /// What a response is, or a piece of one, by itself.
+    pub fn of_response(body: &Value) -> Option<Format> {
+        let kind = |name| body.get(name).and_then(Value::str);
+        match (kind("object"), kind("type")) {
+            (Some("chat.completion" | "chat.completion.chunk"), _) => Some(Format::Chat),
+            (Some("text_completion"), _) => Some(Format::Completions),
+            (
+                _,
+                Some("message" | "message_start" | "content_block_start" | "content_block_delta"),
+            ) => Some(Format::Messages),
+            _ => None,
+        }
+    }
+
+    /// `gen_ai.operation.name`.
+    pub const fn operation(self) -> &'static str {
+        match self {
+            Format::Chat | Format::Messages => "chat",
+            Format::Completions => "text_completion",
+            Format::Embeddings => "embeddings",
+        }
+    }
+
+    /// `gen_ai.provider.name`, of whom nothing else is known.
+    pub const fn provider(self) -> &'static str {
+        match self {
+            Format::Chat | Format::Completions | Format::Embeddings => "openai",
+            Format::Messages => "anthropic",
+        }
+    }
+
+    /// `openai.api.type`, if it is one of theirs.
+    pub const fn api(self) -> Option<&'static str> {
+        match self {
+            Format::Chat => Some("chat_completions"),
+            _ => None,
+        }
+    }
+
+    pub fn request(self, body: &Value) -> Request {
+        match self {
+            Format::Chat | Format::Completions | Format::Embeddings => chat::request(body),
+            Format::Messages => messages::request(body),
+        }
+    }
+
+    /// A response in one piece.
+    pub fn response(self, body: &Value, response: &mut Response) {
+        match self {
+            Format::Chat | Format::Completions | Format::Embeddings => {
+                chat::response(body, response)
+            }
+            Format::Messages => messages::response(body, response),
+        }
+    }
+
+    /// A piece of one that is streamed.
+    pub fn event(self, body: &Value, response: &mut Response) {
+        match self {
+            Format::Chat | Format::Completions | Format::Embeddings => chat::event(body, response),
+            Format::Messages => messages::event(body, response),
+        }
+    }
+}

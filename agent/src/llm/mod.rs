@@ -1,0 +1,464 @@
+//! Exchanges → calls to language models, as they go on.
+//!
+//! A call is read while it comes: its request into a tree of bounded size, its response piece by piece, whether it
+//! is streamed or not. What is missing of it is said, and never made up: a client that hangs up, a hole, a
+//! connection that was joined in its middle. One wire format a file, all told in the same words (`call.rs`).
+//!
+//! Whether an exchange is a call is for its body to say. Its path is a hint, and the name of the server none: local
+//! models and gateways have any.
+
+pub mod call;
+mod chat;
+mod format;
+mod messages;
+mod provider;
+pub mod tell;
+
+use std::collections::HashMap;
+
+use crate::{
+    plaintext::Plaintext,
+    protocol::{
+        Limit, Side,
+        exchange::{Exchange, Half},
+        head::{Head, media_name},
+        json::{self, Layout, Read, Reader, Text, Value},
+        sse,
+    },
+};
+use call::{Request, Response};
+pub use format::Format;
+
+/// Bytes kept of a request, of a response, and of a text that is put together.
+const ROOM: usize = 1 << 20;
+
+/// Of all calls that are open.
+const TOTAL: usize = 64 << 20;
+
+/// Most members of a body that are looked at before it is clear that it is no call.
+const MEMBERS_MAX: usize = 24;
+
+/// What open calls hold, of all connections.
+#[derive(Debug, Default)]
+pub struct Held(usize);
+
+impl Held {
+    pub fn bytes(&self) -> usize {
+        self.0
+    }
+}
+
+/// The open calls of a connection, by their exchanges.
+#[derive(Debug, Default)]
+pub struct Calls {
+    open: HashMap<u64, Call>,
+}
+
+/// One call, while it goes on.
+#[derive(Debug)]
+pub struct Call {
+    /// What its path leads to.
+    path: Option<Format>,
+    asked: Asked,
+    answered: Answered,
+    pub format: Option<Format>,
+    pub request: Request,
+    pub response: Response,
+    pub pace: Pace,
+    pub missing: Missing,
+    held: usize,
+}
+
+/// When pieces of a streamed response came, in nanoseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    pub chunks: u64,
+    pub first: u64,
+    pub last: u64,
+}
+
+/// What is not known of a call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Its request, or a part of it.
+    pub request: bool,
+    /// A part of its response.
+    pub response: bool,
+    /// How it ended: its response did not come to the end that the API gives it.
+    pub end: bool,
+    /// It was too long to be kept.
+    pub content: bool,
+}
+
+impl Missing {
+    /// As in records.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let Missing {
+            request,
+            response,
+            end,
+            content,
+        } = self;
+        let all = [
+            (request, "request"),
+            (response, "response"),
+            (end, "end"),
+            (content, "content"),
+        ];
+        all.into_iter()
+            .filter(|(is_missing, _)| *is_missing)
+            .map(|(_, name)| name)
+    }
+}
+
+/// The request.
+#[derive(Debug)]
+enum Asked {
+    Reading(Box<Reader>),
+    /// It is in, or as much as came of it.
+    Read(Value),
+    /// It is known what it says, or that it can't be known.
+    Over,
+}
+
+/// The response.
+#[derive(Debug)]
+enum Answered {
+    /// Nothing came yet.
+    Not,
+    /// In one piece.
+    Whole(Box<Reader>),
+    /// In values, each a piece: in lines, or as elements of a list.
+    Pieces(Box<Reader>),
+    /// In events.
+    Events,
+    /// In something that is not read here.
+    Otherwise,
+}
+
+/// Hears of bounds that were reached.
+pub type Out<'a> = &'a mut dyn FnMut(Limit);
+
+impl Calls {
+    /// A head came: of a call, if its path or its body may be that of one.
+    pub fn head(&mut self, exchange: &Exchange, side: Side) {
+        match side {
+            Side::Request => {
+                if let Some(call) = Call::asked(exchange) {
+                    self.open.insert(exchange.id, call);
+                }
+            }
+            Side::Response => {
+                let has_asked = exchange.request().is_some();
+                if !has_asked {
+                    self.open.insert(exchange.id, Call::unasked());
+                }
+                if let Some(call) = self.open.get_mut(&exchange.id) {
+                    call.answers(exchange);
+                }
+            }
+        }
+    }
+
+    /// More of a body, without its codings.
+    pub fn body(
+        &mut self,
+        exchange: u64,
+        side: Side,
+        bytes: Plaintext<'_>,
+        time: u64,
+        held: &mut Held,
+        out: Out<'_>,
+    ) {
+        let Some(call) = self.open.get_mut(&exchange) else {
+            return;
+        };
+        let goes_on = match side {
+            Side::Request => call.hears_request(bytes.reveal()),
+            Side::Response => call.hears_response(bytes.reveal(), time),
+        };
+        self.weigh(exchange, goes_on, held, out);
+    }
+
+    /// A part of a body is missing.
+    pub fn hole(&mut self, exchange: u64, side: Side, time: u64) {
+        if let Some(call) = self.open.get_mut(&exchange) {
+            call.misses(side, time);
+        }
+    }
+
+    /// An event of a response.
+    pub fn event(
+        &mut self,
+        exchange: u64,
+        event: &sse::Event,
+        time: u64,
+        held: &mut Held,
+        out: Out<'_>,
+    ) {
+        let Some(call) = self.open.get_mut(&exchange) else {
+            return;
+        };
+        let goes_on = call.hears_event(event, time);
+        self.weigh(exchange, goes_on, held, out);
+    }
+
+    /// An exchange is over: the call that it was, if it was one.
+    pub fn end(&mut self, exchange: &Exchange, held: &mut Held) -> Option<Call> {
+        let mut call = self.open.remove(&exchange.id)?;
+        held.0 -= call.held;
+        call.ends(exchange).then_some(call)
+    }
+
+    /// Counts what a call holds, and forgets it if that is too much, or if it is none.
+    fn weigh(&mut self, exchange: u64, goes_on: bool, held: &mut Held, out: Out<'_>) {
+        let Some(call) = self.open.get_mut(&exchange) else {
+            return;
+        };
+        let weight = call.weight();
+        let before = std::mem::replace(&mut call.held, weight);
+        held.0 = held.0 - before + call.held;
+        let is_too_much = held.0 > TOTAL;
+        if is_too_much {
+            out(Limit::Memory);
+        }
+        if !goes_on || is_too_much {
+            held.0 -= call.held;
+            self.open.remove(&exchange);
+        }
+    }
+}
+
+impl Call {
+    fn new(path: Option<Format>, asked: Asked) -> Call {
+        Call {
+            path,
+            asked,
+            answered: Answered::Not,
+            format: None,
+            request: Request::default(),
+            response: Response::default(),
+            pace: Pace::default(),
+            missing: Missing::default(),
+            held: 0,
+        }
+    }
+
+    /// A request that may be one.
+    fn asked(exchange: &Exchange) -> Option<Call> {
+        let head = exchange.asked()?;
+        let is_post = head
+            .method
+            .as_deref()
+            .is_none_or(|method| method == b"POST");
+        let media = head.fields.get("content-type").unwrap_or_default();
+        // curl says that it sends a form, whatever it is.
+        let is_json = is_json(media)
+            || media.is_empty()
+            || media_name(media) == b"application/x-www-form-urlencoded";
+        if !is_post || !is_json {
+            return None;
+        }
+        let target = String::from_utf8_lossy(head.target.as_deref().unwrap_or_default());
+        let path = target.split(['?', '#']).next().unwrap_or_default();
+        let reader = Reader::new(Layout::Values, ROOM);
+        Some(Call::new(
+            Format::of_path(path),
+            Asked::Reading(Box::new(reader)),
+        ))
+    }
+
+    /// A response whose request was not seen.
+    fn unasked() -> Call {
+        let mut call = Call::new(None, Asked::Over);
+        call.missing.request = true;
+        call
+    }
+
+    /// How its response comes.
+    fn answers(&mut self, exchange: &Exchange) {
+        let Some(Head::Response(head)) = exchange.response().and_then(|half| half.head.as_ref())
+        else {
+            return;
+        };
+        let media = head.fields.get("content-type").unwrap_or_default();
+        self.answered = match media_name(media).as_slice() {
+            b"text/event-stream" => Answered::Events,
+            b"application/x-ndjson" | b"application/jsonl" | b"application/json-lines" => {
+                Answered::Pieces(Box::new(Reader::new(Layout::Lines, ROOM)))
+            }
+            _ if is_json(media) => Answered::Whole(Box::new(Reader::new(Layout::Values, ROOM))),
+            _ => Answered::Otherwise,
+        };
+    }
+
+    /// More of the request. False: it is no call.
+    fn hears_request(&mut self, bytes: &[u8]) -> bool {
+        let Asked::Reading(reader) = &mut self.asked else {
+            return true;
+        };
+        let mut found = None;
+        reader.feed(bytes, &mut |read| found = Some(read));
+        if let Some(read) = found {
+            return self.reads_request(read);
+        }
+        let Asked::Reading(reader) = &self.asked else {
+            return true;
+        };
+        let is_hinted =
+            self.path.is_some() || ["messages", "model"].iter().any(|name| reader.has(name));
+        !reader.is_broken() && (is_hinted || reader.members() < MEMBERS_MAX)
+    }
+
+    fn reads_request(&mut self, read: Read) -> bool {
+        self.missing.content |= read.is_cut;
+        self.missing.request |= read.is_broken;
+        self.format = Format::of_request(self.path, &read.value);
+        self.asked = Asked::Read(read.value);
+        self.format.is_some()
+    }
+
+    /// Nothing more comes of the request.
+    fn settle(&mut self) {
+        if let Asked::Reading(reader) = &mut self.asked {
+            let mut found = None;
+            reader.close(&mut |read| found = Some(read));
+            self.missing.request = true;
+            if let Some(read) = found {
+                self.reads_request(read);
+            }
+        }
+        if let Asked::Read(value) = std::mem::replace(&mut self.asked, Asked::Over)
+            && let Some(format) = self.format
+        {
+            self.request = format.request(&value);
+        }
+    }
+
+    fn hears_response(&mut self, bytes: &[u8], time: u64) -> bool {
+        let (Answered::Whole(reader) | Answered::Pieces(reader)) = &mut self.answered else {
+            return true;
+        };
+        let mut found = Vec::new();
+        reader.feed(bytes, &mut |read| found.push(read));
+        found
+            .into_iter()
+            .all(|read| self.reads_response(read, time))
+    }
+
+    fn hears_event(&mut self, event: &sse::Event, time: u64) -> bool {
+        // OpenAI's last one.
+        if event.data == b"[DONE]" {
+            self.response.is_over = true;
+            return true;
+        }
+        self.missing.response |= event.is_cut;
+        match json::read(&event.data, ROOM) {
+            Some(read) => self.reads_response(read, time),
+            None => true,
+        }
+    }
+
+    /// A response, or a piece of one.
+    fn reads_response(&mut self, read: Read, time: u64) -> bool {
+        let Read {
+            value,
+            is_cut,
+            is_broken,
+        } = read;
+        // Who answers knows best what it is.
+        if self.path.is_none() || self.format.is_none() {
+            self.format = Format::of_response(&value).or(self.format);
+        }
+        self.settle();
+        let Some(format) = self.format else {
+            return false;
+        };
+        self.missing.content |= is_cut;
+        self.missing.response |= is_broken;
+        if matches!(self.answered, Answered::Whole(_)) {
+            format.response(&value, &mut self.response);
+            return true;
+        }
+        if self.pace.chunks == 0 {
+            self.pace.first = time;
+        }
+        self.pace.chunks += 1;
+        self.pace.last = time;
+        format.event(&value, &mut self.response);
+        true
+    }
+
+    fn misses(&mut self, side: Side, time: u64) {
+        match side {
+            Side::Request => {
+                self.missing.request = true;
+                if let Asked::Reading(reader) = &mut self.asked {
+                    let mut found = None;
+                    reader.hole(&mut |read| found = Some(read));
+                    if let Some(read) = found {
+                        self.reads_request(read);
+                    }
+                }
+            }
+            Side::Response => {
+                self.missing.response = true;
+                if let Answered::Whole(reader) | Answered::Pieces(reader) = &mut self.answered {
+                    let mut found = Vec::new();
+                    reader.hole(&mut |read| found.push(read));
+                    for read in found {
+                        self.reads_response(read, time);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The exchange is over. False: it was no call.
+    fn ends(&mut self, exchange: &Exchange) -> bool {
+        let time = exchange.response().map_or(0, |half| half.ended);
+        if let Answered::Whole(reader) | Answered::Pieces(reader) = &mut self.answered {
+            let mut found = Vec::new();
+            reader.close(&mut |read| found.push(read));
+            for read in found {
+                self.reads_response(read, time);
+            }
+        }
+        self.settle();
+        let is_whole = |half: Option<&Half>| half.is_some_and(|half| half.is_whole);
+        self.missing.request |= !is_whole(exchange.request());
+        self.missing.response |= exchange.response().is_none_or(|half| half.lost > 0);
+        self.missing.end = !self.response.is_over && self.response.error.is_none();
+        if let Some(status) = exchange.answered().and_then(|head| head.status)
+            && status >= 400
+        {
+            self.missing.end = !is_whole(exchange.response());
+            self.response
+                .error
+                .get_or_insert_with(|| Text::of(&status.to_string()));
+        }
+        self.format.is_some()
+    }
+
+    fn weight(&self) -> usize {
+        let asked = match &self.asked {
+            Asked::Reading(reader) => reader.held(),
+            Asked::Read(value) => value.weight(),
+            Asked::Over => self.request.weight(),
+        };
+        let answered = match &self.answered {
+            Answered::Whole(reader) | Answered::Pieces(reader) => reader.held(),
+            Answered::Not | Answered::Events | Answered::Otherwise => 0,
+        };
+        asked + answered + self.response.weight()
+    }
+}
+
+/// `application/json`, `application/problem+json`.
+fn is_json(media: &[u8]) -> bool {
+    let name = media_name(media);
+    name == b"application/json" || name == b"text/json" || name.ends_with(b"+json")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+//! Calls to models → what records may show of them: everything goes through the redactor here.
+//!
+//! With `--content none` there is what was called and what it took, and nothing of what was said.
+
+use super::{
+    Call,
+    call::{Message, Part, Tool, Usage},
+    provider,
+};
+use crate::{
+    http::Teller,
+    plaintext::Plaintext,
+    protocol::{exchange::Exchange, json::Text},
+    record::{Llm, LlmMessage, LlmPart, LlmTool},
+    redact::{Clear, OwnedContent, Policy},
+};
+
+/// Longest name, id or word of an API that is told.
+const WORD_MAX: usize = 256;
+
+impl Teller<'_> {
+    /// A call, if it is clear what it is.
+    pub fn llm(&self, call: &Call, exchange: &Exchange) -> Option<Llm> {
+        let format = call.format?;
+        let (asked, answered) = (&call.request, &call.response);
+        let began = exchange.halves().next()?.began;
+        let ended = exchange.halves().map(|half| half.ended).max()?;
+        let url = exchange
+            .asked()
+            .map(|head| self.url(head))
+            .unwrap_or_default();
+        let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
+        let pace = call.pace;
+        let is_told = self.policy != Policy::None;
+        Some(Llm {
+            exchange: exchange.id,
+            operation: format.operation(),
+            provider: self.provider(&url.full).unwrap_or(format.provider()),
+            api: format.api(),
+            model: self.word(&asked.model),
+            parameters: crate::record::LlmParameters {
+                stream: asked.parameters.stream,
+                max_tokens: asked.parameters.max_tokens,
+                temperature: asked.parameters.temperature,
+                top_p: asked.parameters.top_p,
+                top_k: asked.parameters.top_k,
+                frequency_penalty: asked.parameters.frequency_penalty,
+                presence_penalty: asked.parameters.presence_penalty,
+                seed: asked.parameters.seed,
+                choices: asked.parameters.choices,
+                stop_sequences: match is_told {
+                    true => asked
+                        .parameters
+                        .stop_sequences
+                        .iter()
+                        .map(|text| self.clear(text))
+                        .collect(),
+                    false => Vec::new(),
+                },
+                encoding_formats: asked
+                    .parameters
+                    .encoding_formats
+                    .iter()
+                    .map(|text| self.clear(text))
+                    .collect(),
+                dimensions: asked.parameters.dimensions,
+            },
+            output_type: asked.parameters.output,
+            response_id: self.word(&answered.id),
+            response_model: self.word(&answered.model),
+            finish_reasons: answered
+                .messages
+                .iter()
+                .filter_map(|message| self.word(&message.finish))
+                .collect(),
+            request_tier: self.word(&asked.service_tier),
+            response_tier: self.word(&answered.service_tier),
+            fingerprint: self.word(&answered.fingerprint),
+            usage: usage(answered.usage),
+            error: self.word(&answered.error),
+            conversation: self
+                .word(&answered.conversation)
+                .or_else(|| self.word(&asked.conversation)),
+            instructions: self.parts(&asked.instructions),
+            input: self.messages(&asked.messages),
+            output: self.messages(&answered.messages),
+            tools: match is_told {
+                true => asked.tools.iter().map(|tool| self.tool(tool)).collect(),
+                false => Vec::new(),
+            },
+            began: self.wall(began),
+            ended: self.wall(ended),
+            duration: seconds(began, ended),
+            chunks: pace.chunks,
+            first_chunk: (pace.chunks > 0).then(|| seconds(began, pace.first)),
+            per_chunk: (pace.chunks > 1)
+                .then(|| seconds(pace.first, pace.last) / (pace.chunks - 1) as f64),
+            url,
+            missing: call.missing.names().collect(),
+        })
+    }
+
+    fn provider(&self, url: &Option<Clear>) -> Option<&'static str> {
+        let url = url.as_deref()?;
+        let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+        let authority = authority.split('/').next().unwrap_or_default();
+        let host = authority
+            .rsplit_once(':')
+            .map_or(authority, |(host, _)| host);
+        provider::of(host).or_else(|| provider::of(self.server?))
+    }
+
+    fn messages(&self, messages: &[Message]) -> Vec<LlmMessage> {
+        if self.policy == Policy::None {
+            return Vec::new();
+        }
+        let told = |message: &Message| LlmMessage {
+            role: self.word(&message.role),
+            name: self.word(&message.name),
+            parts: self.parts(&message.parts),
+            finish: self.word(&message.finish),
+        };
+        messages.iter().map(told).collect()
+    }
+
+    fn parts(&self, parts: &[Part]) -> Vec<LlmPart> {
+        if self.policy == Policy::None {
+            return Vec::new();
+        }
+        parts.iter().map(|part| self.part(part)).collect()
+    }
+
+    fn part(&self, part: &Part) -> LlmPart {
+        match part {
+            Part::Text(text) => LlmPart::Text("text", self.content(text)),
+            Part::Reasoning(text) => LlmPart::Text("reasoning", self.content(text)),
+            Part::Refusal(text) => LlmPart::Text("refusal", self.content(text)),
+            Part::Call(call) => LlmPart::Call {
+                id: self.word(&call.id),
+                name: self.word(&call.name),
+                arguments: self.content(&call.arguments),
+            },
+            Part::Result(result) => LlmPart::Result {
+                id: self.word(&result.id),
+                name: self.word(&result.name),
+                result: self.content(&result.result),
+                is_error: result.is_error,
+            },
+            Part::Blob {
+                modality,
+                media,
+                data,
+            } => {
+                let blob = data.decoded();
+                LlmPart::Blob {
+                    modality: modality.name(),
+                    media: self.word(media),
+                    // What is no base64 is at least as long as it is.
+                    size: blob.map_or(data.length, |blob| blob.size),
+                    sha256: blob.map(|blob| blob.sha256),
+                }
+            }
+            Part::Uri { modality, uri } => LlmPart::Uri {
+                modality: modality.name(),
+                uri: self.clear(uri),
+            },
+            Part::File { modality, id } => LlmPart::File {
+                modality: modality.name(),
+                id: self.clear(id),
+            },
+            Part::Other { kind, size } => LlmPart::Other {
+                kind: self.clear(kind),
+                size: *size as u64,
+            },
+        }
+    }
+
+    fn tool(&self, tool: &Tool) -> LlmTool {
+        LlmTool {
+            kind: self.word(&tool.kind),
+            name: self.word(&tool.name),
+            description: tool.description.as_ref().map(|text| self.content(text)),
+            parameters: tool.parameters.as_ref().map(|text| self.content(text)),
+        }
+    }
+
+    fn content(&self, text: &Text) -> OwnedContent {
+        self.redactor
+            .whole(Plaintext::new(text.kept.as_bytes()), &[], text.is_cut)
+    }
+
+    /// What an API calls something.
+    fn word(&self, text: &Option<Text>) -> Option<Clear> {
+        text.as_ref().map(|text| self.clear(text))
+    }
+
+    fn clear(&self, text: &Text) -> Clear {
+        let end = text.kept.floor_char_boundary(WORD_MAX);
+        self.redactor.string(&text.kept[..end])
+    }
+}
+
+fn usage(usage: Usage) -> crate::record::LlmUsage {
+    crate::record::LlmUsage {
+        input: usage.input,
+        output: usage.output,
+        cache_read: usage.cache_read,
+        cache_creation: usage.cache_creation,
+        reasoning: usage.reasoning,
+    }
+}

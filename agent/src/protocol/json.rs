@@ -1,0 +1,1168 @@
+//! JSON (RFC 8259) as it comes: bytes in, however they are cut, values out.
+//!
+//! A value is kept up to a bound, whatever its sender makes of it: what does not fit is left out, and said to be.
+//! Of a long string of base64, which is an image or a file, its size and its hash are kept and not its text.
+//! What comes behind a hole or a mistake is not read, unless values stand in lines.
+
+use base64_simd::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use sha2::{Digest as _, Sha256};
+
+/// A value, as far as it was kept.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Null,
+    Bool(bool),
+    /// As it was written.
+    Number(Box<str>),
+    Text(Text),
+    List(Vec<Value>),
+    /// Members in order. The same name may come twice.
+    Map(Vec<(Box<str>, Value)>),
+}
+
+/// A string, as far as it was kept.
+#[derive(Clone, Default, PartialEq)]
+pub struct Text {
+    /// Its beginning; of a blob what stands before the base64: nothing, or `data:image/png;base64,`.
+    pub kept: String,
+    /// Bytes of all of it, without escapes.
+    pub length: u64,
+    /// There is more of it than is kept.
+    pub is_cut: bool,
+    /// If it is long and base64.
+    pub blob: Option<Box<Blob>>,
+}
+
+/// What base64 stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blob {
+    pub size: u64,
+    pub sha256: [u8; 32],
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Text({} bytes)", self.length)
+    }
+}
+
+impl Text {
+    /// Our own, or one that was put together.
+    pub fn of(text: &str) -> Text {
+        Text {
+            kept: text.to_owned(),
+            length: text.len() as u64,
+            ..Text::default()
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// More of it, up to `room` bytes in all.
+    pub fn append(&mut self, more: &Text, room: usize) {
+        self.length += more.length;
+        let fits = !self.is_cut && self.kept.len() + more.kept.len() <= room;
+        if fits {
+            self.kept.push_str(&more.kept);
+        }
+        self.is_cut |= !fits || more.is_cut || more.blob.is_some();
+    }
+
+    /// What its base64 stands for, if it is that, however short it is.
+    pub fn decoded(&self) -> Option<Blob> {
+        if self.blob.is_some() || self.is_cut {
+            return self.blob.as_deref().copied();
+        }
+        let mut digest = Digest::new(self.kept.as_bytes());
+        digest.feed(&self.kept.as_bytes()[digest.prefix..]);
+        digest.finish()
+    }
+}
+
+impl Value {
+    /// The first member of this name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        let members = self.members().iter();
+        members
+            .filter(|(known, _)| **known == *name)
+            .map(|(_, value)| value)
+            .find(|value| **value != Value::Null)
+    }
+
+    /// The same, of members of members.
+    pub fn at(&self, path: &[&str]) -> Option<&Value> {
+        path.iter().try_fold(self, |value, name| value.get(name))
+    }
+
+    pub fn members(&self) -> &[(Box<str>, Value)] {
+        match self {
+            Value::Map(members) => members,
+            _ => &[],
+        }
+    }
+
+    pub fn list(&self) -> &[Value] {
+        match self {
+            Value::List(values) => values,
+            _ => &[],
+        }
+    }
+
+    pub fn text(&self) -> Option<&Text> {
+        match self {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A whole string.
+    pub fn str(&self) -> Option<&str> {
+        self.text()
+            .filter(|text| !text.is_cut && text.blob.is_none())
+            .map(|text| text.kept.as_str())
+    }
+
+    pub fn bool(&self) -> Option<bool> {
+        match self {
+            Value::Bool(is) => Some(*is),
+            _ => None,
+        }
+    }
+
+    pub fn float(&self) -> Option<f64> {
+        match self {
+            Value::Number(number) => number
+                .parse()
+                .ok()
+                .filter(|number: &f64| number.is_finite()),
+            _ => None,
+        }
+    }
+
+    /// A whole number that is not negative, also if it is written as `1.0`.
+    pub fn count(&self) -> Option<u64> {
+        let Value::Number(number) = self else {
+            return None;
+        };
+        number.parse().ok().or_else(|| {
+            let number = self.float()?;
+            (number >= 0.0 && number.fract() == 0.0 && number < u64::MAX as f64)
+                .then_some(number as u64)
+        })
+    }
+
+    /// Bytes of memory, but for a few.
+    pub fn weight(&self) -> usize {
+        size_of::<Value>()
+            + match self {
+                Value::Null | Value::Bool(_) => 0,
+                Value::Number(number) => number.len(),
+                Value::Text(text) => text.kept.len(),
+                Value::List(values) => values.iter().map(Value::weight).sum(),
+                Value::Map(members) => {
+                    let weight =
+                        |(name, value): &(Box<str>, Value)| NAME + name.len() + value.weight();
+                    members.iter().map(weight).sum()
+                }
+            }
+    }
+
+    /// As text, without blanks.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Value::Null => out.extend_from_slice(b"null"),
+            Value::Bool(true) => out.extend_from_slice(b"true"),
+            Value::Bool(false) => out.extend_from_slice(b"false"),
+            Value::Number(number) => out.extend_from_slice(number.as_bytes()),
+            Value::Text(text) => quote(&text.kept, out),
+            Value::List(values) => {
+                out.push(b'[');
+                for (at, value) in values.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    value.write(out);
+                }
+                out.push(b']');
+            }
+            Value::Map(members) => {
+                out.push(b'{');
+                for (at, (name, value)) in members.iter().enumerate() {
+                    if at > 0 {
+                        out.push(b',');
+                    }
+                    quote(name, out);
+                    out.push(b':');
+                    value.write(out);
+                }
+                out.push(b'}');
+            }
+        }
+    }
+
+    /// The same, as a string. Cut if a part of it is.
+    pub fn written(&self) -> Text {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        let mut text = Text::of(&String::from_utf8_lossy(&out));
+        text.is_cut = self.is_cut();
+        text
+    }
+
+    fn is_cut(&self) -> bool {
+        match self {
+            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+            Value::Text(text) => text.is_cut || text.blob.is_some(),
+            Value::List(values) => values.iter().any(Value::is_cut),
+            Value::Map(members) => members.iter().any(|(_, value)| value.is_cut()),
+        }
+    }
+}
+
+fn quote(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0..=0x1f => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
+/// A member's share of a map, besides its name and value.
+const NAME: usize = size_of::<Box<str>>();
+
+/// Lists and maps in one another that are kept.
+const DEPTH_MAX: usize = 64;
+
+/// Longest number, and the longest name of a member that is kept.
+const TOKEN_MAX: usize = 256;
+
+/// So long is a string at least that is not text if it can be base64.
+const BLOB_MIN: usize = 1024;
+
+/// How values stand in what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One value, or several one behind the other.
+    Values,
+    /// Each on a line of its own (NDJSON): a broken one ends with its line.
+    Lines,
+    /// They are the elements of one list.
+    Elements,
+}
+
+/// A value that was read, or as much as came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Read {
+    pub value: Value,
+    /// Something of it was left out, for the bounds.
+    pub is_cut: bool,
+    /// It ends in a hole, a mistake, or too early.
+    pub is_broken: bool,
+}
+
+pub type Out<'a> = &'a mut dyn FnMut(Read);
+
+/// Reads values.
+#[derive(Debug)]
+pub struct Reader {
+    layout: Layout,
+    /// Bytes kept of one value, with what the tree around them takes.
+    bound: usize,
+    state: State,
+    stack: Vec<Frame>,
+    /// Lists and maps that are too deep to be kept, and which of them are maps does not matter.
+    deeper: usize,
+    string: Buffer,
+    token: Vec<u8>,
+    /// Of the value that is read now.
+    kept: usize,
+    is_cut: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Between values at the top.
+    Between,
+    /// A value comes; behind `[` there may be none.
+    Value,
+    First,
+    /// A name comes; behind `{` there may be none.
+    Name,
+    FirstName,
+    Colon,
+    /// Behind a value: a comma or an end.
+    Behind,
+    /// In a string, which may be a name.
+    Text {
+        is_name: bool,
+    },
+    Escape {
+        is_name: bool,
+    },
+    /// So many digits of four are missing.
+    Unicode {
+        is_name: bool,
+        missing: u8,
+        unit: u16,
+    },
+    /// In a number or a word.
+    Token,
+    /// Too deep: strings are told from the rest, and no more.
+    Deep,
+    DeepText,
+    DeepEscape,
+    /// A mistake, or a hole.
+    Broken,
+}
+
+#[derive(Debug)]
+enum Frame {
+    List(Vec<Value>),
+    Map(Vec<(Box<str>, Value)>, Option<Box<str>>),
+}
+
+/// The string that is read now.
+#[derive(Default)]
+struct Buffer {
+    kept: Vec<u8>,
+    length: u64,
+    is_cut: bool,
+    /// The first half of a character beyond the first plane.
+    surrogate: Option<u16>,
+    /// Once it is long.
+    digest: Option<Digest>,
+}
+
+impl std::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buffer({} bytes)", self.length)
+    }
+}
+
+impl Buffer {
+    fn push(&mut self, bytes: &[u8], room: usize) {
+        match &mut self.digest {
+            Some(digest) => digest.feed(bytes),
+            None if !self.is_cut && self.kept.len() + bytes.len() >= BLOB_MIN => {
+                let missing = BLOB_MIN.saturating_sub(self.kept.len());
+                let (first, rest) = bytes.split_at(missing.min(bytes.len()));
+                let head = [&self.kept, first].concat();
+                let mut digest = Digest::new(&head);
+                digest.feed(&head[digest.prefix..]);
+                digest.feed(rest);
+                self.digest = Some(digest);
+            }
+            None => {}
+        }
+        self.length += bytes.len() as u64;
+        // Behind what did not fit nothing is kept.
+        let taken = match self.is_cut {
+            true => 0,
+            false => bytes.len().min(room.saturating_sub(self.kept.len())),
+        };
+        self.kept.extend_from_slice(&bytes[..taken]);
+        self.is_cut |= taken < bytes.len();
+    }
+
+    fn take(&mut self) -> Text {
+        let Buffer {
+            mut kept,
+            length,
+            is_cut,
+            digest,
+            ..
+        } = std::mem::take(self);
+        if let Some(digest) = digest {
+            let prefix = digest.prefix;
+            if let Some(blob) = digest.finish() {
+                kept.truncate(prefix);
+                return Text {
+                    kept: String::from_utf8_lossy(&kept).into_owned(),
+                    length,
+                    is_cut: false,
+                    blob: Some(Box::new(blob)),
+                };
+            }
+        }
+        if is_cut
+            && let Err(error) = simdutf8::compat::from_utf8(&kept)
+            && error.error_len().is_none()
+        {
+            // It was cut within a character.
+            kept.truncate(error.valid_up_to());
+        }
+        Text {
+            kept: String::from_utf8(kept)
+                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+            length,
+            is_cut,
+            blob: None,
+        }
+    }
+}
+
+/// Decodes base64 of both alphabets, for its hash.
+struct Digest {
+    /// Where the base64 begins.
+    prefix: usize,
+    hash: Sha256,
+    size: u64,
+    /// Less than four characters that wait.
+    rest: Vec<u8>,
+    /// `-` and `_` instead of `+` and `/`, once one of them was seen.
+    is_url_safe: Option<bool>,
+    /// Padding was seen: nothing but it may follow.
+    is_padded: bool,
+    is_wrong: bool,
+}
+
+/// Longest `data:` with a media type before base64.
+const PREFIX_MAX: usize = 256;
+
+impl Digest {
+    fn new(text: &[u8]) -> Digest {
+        let prefix = match text.starts_with(b"data:") {
+            true => {
+                let head = &text[..text.len().min(PREFIX_MAX)];
+                memchr::memmem::find(head, b";base64,").map_or(0, |at| at + b";base64,".len())
+            }
+            false => 0,
+        };
+        Digest {
+            prefix,
+            hash: Sha256::new(),
+            size: 0,
+            rest: Vec::new(),
+            is_url_safe: None,
+            is_padded: false,
+            is_wrong: false,
+        }
+    }
+
+    fn feed(&mut self, mut text: &[u8]) {
+        if self.is_wrong {
+            return;
+        }
+        if !self.rest.is_empty() {
+            let taken = text.len().min(4 - self.rest.len());
+            self.rest.extend_from_slice(&text[..taken]);
+            text = &text[taken..];
+            if self.rest.len() < 4 {
+                return;
+            }
+            let four = std::mem::take(&mut self.rest);
+            self.decode(&four);
+        }
+        let whole = text.len() / 4 * 4;
+        self.rest.extend_from_slice(&text[whole..]);
+        self.decode(&text[..whole]);
+    }
+
+    fn decode(&mut self, text: &[u8]) {
+        let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
+        let text = &text[..text.len() - padding];
+        self.is_wrong |= padding > 2 || self.is_padded && !text.is_empty();
+        self.is_padded |= padding > 0;
+        if self.is_wrong || text.is_empty() {
+            return;
+        }
+        if self.is_url_safe.is_none() {
+            self.is_url_safe = memchr::memchr2(b'-', b'_', text)
+                .map(|_| true)
+                .or_else(|| memchr::memchr2(b'+', b'/', text).map(|_| false));
+        }
+        let alphabet = match self.is_url_safe {
+            Some(true) => URL_SAFE_NO_PAD,
+            _ => STANDARD_NO_PAD,
+        };
+        match alphabet.decode_to_vec(text) {
+            Ok(bytes) => {
+                self.hash.update(&bytes);
+                self.size += bytes.len() as u64;
+            }
+            Err(_) => self.is_wrong = true,
+        }
+    }
+
+    fn finish(mut self) -> Option<Blob> {
+        let rest = std::mem::take(&mut self.rest);
+        self.decode(&rest);
+        (!self.is_wrong && self.size > 0).then(|| Blob {
+            size: self.size,
+            sha256: self.hash.finalize().into(),
+        })
+    }
+}
+
+impl Reader {
+    /// `bound`: bytes kept of one value.
+    pub fn new(layout: Layout, bound: usize) -> Reader {
+        Reader {
+            layout,
+            bound,
+            state: State::Between,
+            stack: Vec::new(),
+            deeper: 0,
+            string: Buffer::default(),
+            token: Vec::new(),
+            kept: 0,
+            is_cut: false,
+        }
+    }
+
+    /// Bytes of what is not whole.
+    pub fn held(&self) -> usize {
+        self.kept + self.string.kept.len()
+    }
+
+    /// Nothing more will be read.
+    pub fn is_broken(&self) -> bool {
+        self.state == State::Broken && self.layout != Layout::Lines
+    }
+
+    /// A member of the outermost map that is whole.
+    pub fn has(&self, name: &str) -> bool {
+        match self.stack.first() {
+            Some(Frame::Map(members, _)) => members.iter().any(|(known, _)| **known == *name),
+            _ => false,
+        }
+    }
+
+    /// How many members of the outermost map are whole.
+    pub fn members(&self) -> usize {
+        match self.stack.first() {
+            Some(Frame::Map(members, _)) => members.len(),
+            _ => 0,
+        }
+    }
+
+    pub fn feed(&mut self, bytes: &[u8], out: Out<'_>) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let taken = self.step(rest, out);
+            rest = &rest[taken..];
+        }
+    }
+
+    /// A part is missing.
+    pub fn hole(&mut self, out: Out<'_>) {
+        self.give_up(out);
+    }
+
+    /// The end: what is not whole is given out as far as it came.
+    pub fn close(&mut self, out: Out<'_>) {
+        if self.state == State::Token {
+            self.end_of_token(out);
+        }
+        self.give_up(out);
+    }
+
+    /// Reads some of the bytes, one at the least, and says how many.
+    fn step(&mut self, bytes: &[u8], out: Out<'_>) -> usize {
+        let byte = bytes[0];
+        match self.state {
+            State::Text { is_name } => return self.text(bytes, is_name, out),
+            State::Token => match byte {
+                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.' => {
+                    if self.token.len() < TOKEN_MAX {
+                        self.token.push(byte);
+                    }
+                }
+                _ => {
+                    self.end_of_token(out);
+                    return 0;
+                }
+            },
+            State::Escape { is_name } => self.escape(byte, is_name, out),
+            State::Unicode {
+                is_name,
+                missing,
+                unit,
+            } => match (byte as char).to_digit(16) {
+                None => self.give_up(out),
+                Some(digit) => {
+                    let unit = unit << 4 | digit as u16;
+                    self.state = match missing {
+                        1 => {
+                            self.unit(unit);
+                            State::Text { is_name }
+                        }
+                        _ => State::Unicode {
+                            is_name,
+                            missing: missing - 1,
+                            unit,
+                        },
+                    };
+                }
+            },
+            State::Deep => return self.deep(bytes, out),
+            State::DeepText => {
+                let Some(at) = memchr::memchr2(b'"', b'\\', bytes) else {
+                    return bytes.len();
+                };
+                self.state = match bytes[at] {
+                    b'"' => State::Deep,
+                    _ => State::DeepEscape,
+                };
+                return at + 1;
+            }
+            State::DeepEscape => self.state = State::DeepText,
+            State::Broken if self.layout == Layout::Lines => {
+                let Some(at) = memchr::memchr(b'\n', bytes) else {
+                    return bytes.len();
+                };
+                self.state = State::Between;
+                return at + 1;
+            }
+            State::Broken => return bytes.len(),
+            _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => {
+                if byte == b'\n' && self.layout == Layout::Lines && self.state != State::Between {
+                    // No value goes on in the next line.
+                    self.give_up(out);
+                    self.state = State::Between;
+                }
+                let blank = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\r');
+                return 1 + bytes[1..].iter().take_while(blank).count();
+            }
+            State::Between | State::Value => self.value(byte, out),
+            State::First if byte == b']' => self.end_of_list(out),
+            State::First => self.value(byte, out),
+            State::FirstName if byte == b'}' => self.end_of_map(out),
+            State::Name | State::FirstName if byte == b'"' => {
+                self.state = State::Text { is_name: true }
+            }
+            State::Name | State::FirstName => self.give_up(out),
+            State::Colon if byte == b':' => self.state = State::Value,
+            State::Colon => self.give_up(out),
+            State::Behind => match (byte, self.stack.last()) {
+                (b',', Some(Frame::List(_))) => self.state = State::Value,
+                (b',', Some(Frame::Map(..))) => self.state = State::Name,
+                (b']', Some(Frame::List(_))) => self.end_of_list(out),
+                (b'}', Some(Frame::Map(..))) => self.end_of_map(out),
+                _ => self.give_up(out),
+            },
+        }
+        1
+    }
+
+    /// The first byte of a value.
+    fn value(&mut self, byte: u8, out: Out<'_>) {
+        match byte {
+            b'{' | b'[' if self.stack.len() == DEPTH_MAX => {
+                self.is_cut = true;
+                self.deeper = 1;
+                self.state = State::Deep;
+            }
+            b'{' => {
+                self.stack.push(Frame::Map(Vec::new(), None));
+                self.state = State::FirstName;
+            }
+            b'[' => {
+                self.stack.push(Frame::List(Vec::new()));
+                self.state = State::First;
+            }
+            b'"' => self.state = State::Text { is_name: false },
+            b'-' | b'0'..=b'9' | b't' | b'f' | b'n' => {
+                self.token.push(byte);
+                self.state = State::Token;
+            }
+            _ => self.give_up(out),
+        }
+    }
+
+    fn text(&mut self, bytes: &[u8], is_name: bool, out: Out<'_>) -> usize {
+        let end = memchr::memchr2(b'"', b'\\', bytes);
+        let part = &bytes[..end.unwrap_or(bytes.len())];
+        if !part.is_empty() {
+            self.flush_surrogate();
+            self.string.push(part, self.room(is_name));
+        }
+        let Some(end) = end else {
+            return bytes.len();
+        };
+        if bytes[end] == b'\\' {
+            self.state = State::Escape { is_name };
+            return end + 1;
+        }
+        self.flush_surrogate();
+        let text = self.string.take();
+        if is_name {
+            self.is_cut |= text.is_cut;
+            if let Some(Frame::Map(_, name)) = self.stack.last_mut() {
+                *name = Some(text.kept.into());
+            }
+            self.state = State::Colon;
+        } else {
+            self.is_cut |= text.is_cut;
+            self.place(Value::Text(text), out);
+        }
+        end + 1
+    }
+
+    fn room(&self, is_name: bool) -> usize {
+        match is_name {
+            true => TOKEN_MAX,
+            false => self
+                .bound
+                .saturating_sub(self.kept + size_of::<Value>() + self.name()),
+        }
+    }
+
+    /// What the name takes that the next value gets.
+    fn name(&self) -> usize {
+        match self.stack.last() {
+            Some(Frame::Map(_, Some(name))) => NAME + name.len(),
+            _ => 0,
+        }
+    }
+
+    fn escape(&mut self, byte: u8, is_name: bool, out: Out<'_>) {
+        self.state = State::Text { is_name };
+        let one = match byte {
+            b'"' | b'\\' | b'/' => byte,
+            b'b' => 8,
+            b'f' => 12,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            b'u' => {
+                self.state = State::Unicode {
+                    is_name,
+                    missing: 4,
+                    unit: 0,
+                };
+                return;
+            }
+            _ => return self.give_up(out),
+        };
+        self.flush_surrogate();
+        self.string.push(&[one], self.room(is_name));
+    }
+
+    /// A unit of UTF-16.
+    fn unit(&mut self, unit: u16) {
+        let first = self.string.surrogate.take();
+        let code = match (first, unit) {
+            (Some(first), 0xdc00..=0xdfff) => {
+                0x10000 + ((u32::from(first) - 0xd800) << 10) + u32::from(unit) - 0xdc00
+            }
+            _ => {
+                if first.is_some() {
+                    self.push(char::REPLACEMENT_CHARACTER);
+                }
+                if matches!(unit, 0xd800..=0xdbff) {
+                    self.string.surrogate = Some(unit);
+                    return;
+                }
+                unit.into()
+            }
+        };
+        self.push(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
+    }
+
+    fn push(&mut self, character: char) {
+        let room = self.room(false);
+        let mut bytes = [0; 4];
+        self.string
+            .push(character.encode_utf8(&mut bytes).as_bytes(), room);
+    }
+
+    /// Half a character, and its other half does not follow.
+    fn flush_surrogate(&mut self) {
+        if self.string.surrogate.take().is_some() {
+            self.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+
+    fn end_of_token(&mut self, out: Out<'_>) {
+        let token = std::mem::take(&mut self.token);
+        let value = match token.as_slice() {
+            b"null" => Value::Null,
+            b"true" => Value::Bool(true),
+            b"false" => Value::Bool(false),
+            token => {
+                let text = str::from_utf8(token).unwrap_or_default();
+                match text.parse::<f64>() {
+                    Ok(_) if matches!(token[0], b'-' | b'0'..=b'9') => Value::Number(text.into()),
+                    _ => return self.give_up(out),
+                }
+            }
+        };
+        self.place(value, out);
+    }
+
+    fn deep(&mut self, bytes: &[u8], out: Out<'_>) -> usize {
+        let Some(at) = bytes
+            .iter()
+            .position(|byte| matches!(byte, b'"' | b'{' | b'[' | b'}' | b']' | b'\n'))
+        else {
+            return bytes.len();
+        };
+        match bytes[at] {
+            b'"' => self.state = State::DeepText,
+            b'{' | b'[' => self.deeper += 1,
+            b'\n' if self.layout == Layout::Lines => {
+                self.give_up(out);
+                self.state = State::Between;
+            }
+            b'\n' => {}
+            _ => {
+                self.deeper -= 1;
+                if self.deeper == 0 {
+                    self.place(Value::Null, out);
+                }
+            }
+        }
+        at + 1
+    }
+
+    fn end_of_list(&mut self, out: Out<'_>) {
+        if let Some(Frame::List(values)) = self.stack.pop() {
+            // Its elements are told, and it is nothing itself.
+            match self.stack.is_empty() && self.layout == Layout::Elements {
+                true => self.state = State::Between,
+                false => self.place(Value::List(values), out),
+            }
+        }
+    }
+
+    fn end_of_map(&mut self, out: Out<'_>) {
+        if let Some(Frame::Map(members, _)) = self.stack.pop() {
+            self.place(Value::Map(members), out);
+        }
+    }
+
+    /// A value is whole.
+    fn place(&mut self, value: Value, out: Out<'_>) {
+        self.state = State::Behind;
+        let is_element =
+            self.layout == Layout::Elements && matches!(self.stack[..], [Frame::List(_)]);
+        if self.stack.is_empty() || is_element {
+            self.kept = 0;
+            if self.stack.is_empty() {
+                self.state = State::Between;
+            }
+            return out(Read {
+                value,
+                is_cut: std::mem::take(&mut self.is_cut),
+                is_broken: false,
+            });
+        }
+        // What is in a list or a map was counted when it was placed there.
+        let own = match &value {
+            Value::List(_) | Value::Map(_) => size_of::<Value>(),
+            value => value.weight(),
+        };
+        let name = self.name();
+        if self.kept + own + name > self.bound {
+            self.is_cut = true;
+            return;
+        }
+        self.kept += own + name;
+        match self.stack.last_mut() {
+            Some(Frame::List(values)) => values.push(value),
+            Some(Frame::Map(members, name)) => {
+                members.push((name.take().unwrap_or_default(), value))
+            }
+            None => {}
+        }
+    }
+
+    /// Gives out what there is of a value, and reads no further.
+    fn give_up(&mut self, out: Out<'_>) {
+        let in_text = matches!(
+            self.state,
+            State::Text { is_name: false }
+                | State::Escape { is_name: false }
+                | State::Unicode { is_name: false, .. }
+        );
+        let is_begun = in_text || !self.stack.is_empty() || self.deeper > 0;
+        self.state = State::Broken;
+        self.token.clear();
+        self.deeper = 0;
+        if !is_begun {
+            self.string = Buffer::default();
+            return;
+        }
+        self.string.is_cut = true;
+        self.string.digest = None;
+        let text = self.string.take();
+        let mut value = in_text.then_some(Value::Text(text));
+        while let Some(frame) = self.stack.pop() {
+            if self.stack.is_empty()
+                && self.layout == Layout::Elements
+                && matches!(frame, Frame::List(_))
+            {
+                break;
+            }
+            value = Some(match frame {
+                Frame::List(mut values) => {
+                    values.extend(value);
+                    Value::List(values)
+                }
+                Frame::Map(mut members, name) => {
+                    members.extend(name.zip(value));
+                    Value::Map(members)
+                }
+            });
+        }
+        self.stack.clear();
+        self.kept = 0;
+        if let Some(value) = value {
+            out(Read {
+                value,
+                is_cut: std::mem::take(&mut self.is_cut),
+                is_broken: true,
+            });
+        }
+    }
+}
+
+/// All of a text that is one value.
+pub fn read(bytes: &[u8], bound: usize) -> Option<Read> {
+    let mut found = None;
+    let mut reader = Reader::new(Layout::Values, bound);
+    let out: Out<'_> = &mut |read| {
+        found.get_or_insert(read);
+    };
+    reader.feed(bytes, out);
+    reader.close(out);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUND: usize = 1 << 20;
+
+    fn write(value: &Value) -> String {
+        let mut out = Vec::new();
+        value.write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    /// Each value, and `~` behind those that are cut.
+    fn told(layout: Layout, bound: usize, parts: &[Option<&[u8]>]) -> Vec<String> {
+        let mut reader = Reader::new(layout, bound);
+        let mut told = Vec::new();
+        let mut out = |read: Read| {
+            let cut = if read.is_cut || read.is_broken {
+                "~"
+            } else {
+                ""
+            };
+            told.push(format!("{}{cut}", write(&read.value)));
+        };
+        for part in parts {
+            match part {
+                Some(bytes) => reader.feed(bytes, &mut out),
+                None => reader.hole(&mut out),
+            }
+        }
+        reader.close(&mut out);
+        told
+    }
+
+    #[test]
+    fn values_however_they_are_cut() {
+        let text = r#" {"a" : [1, -2.5e3, true,false , null, [], {}], "b\u00e9\n\"": "\ud83d\ude00 x\/\\", "":{"":""} } "#;
+        let expected = r#"{"a":[1,-2.5e3,true,false,null,[],{}],"bé\n\"":"😀 x/\\","":{"":""}}"#;
+        let text = text.as_bytes();
+        assert_eq!(told(Layout::Values, BOUND, &[Some(text)]), [expected]);
+        for cut in 0..=text.len() {
+            let (first, second) = text.split_at(cut);
+            let parts = [Some(first), Some(second)];
+            assert_eq!(told(Layout::Values, BOUND, &parts), [expected], "{cut}");
+        }
+        let bytes: Vec<_> = text.chunks(1).map(Some).collect();
+        assert_eq!(told(Layout::Values, BOUND, &bytes), [expected]);
+    }
+
+    /// Against a reader that is right: any text that it takes gives the same.
+    #[test]
+    fn as_another_reader_has_it() {
+        let texts = [
+            "1",
+            "-0.0",
+            "\"a\"",
+            "[[[[1]]]]",
+            "{\"a\":{\"b\":[1,{\"c\":2}]}}",
+            "\"\\ud83d\\ude00\"",
+            "[1,2 , 3]",
+            "\"\\u0000\\u001f\\u007f\"",
+            "true",
+            "[null]",
+            "123456789012345678901234567890",
+            "1e400",
+        ];
+        for text in texts {
+            let ours = told(Layout::Values, BOUND, &[Some(text.as_bytes())]);
+            let [ours] = &ours[..] else {
+                panic!("{text}: {ours:?}")
+            };
+            let (ours, theirs): (Result<serde_json::Value, _>, Result<serde_json::Value, _>) =
+                (serde_json::from_str(ours), serde_json::from_str(text));
+            assert_eq!(ours.ok(), theirs.ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_json_ends_there() {
+        let cases = [
+            ("{\"a\":1 x", vec!["{\"a\":1}~"]),
+            ("{\"a\":[1,2}", vec!["{\"a\":[1,2]}~"]),
+            ("{a:1}", vec!["{}~"]),
+            ("[1,,2]", vec!["[1]~"]),
+            ("hello", vec![]),
+            ("{\"a\":tru}", vec!["{}~"]),
+            ("\"\\x\"", vec!["\"\"~"]),
+            ("{\"a\":\"b", vec!["{\"a\":\"b\"}~"]),
+            ("\"\\u12g4\"", vec!["\"\"~"]),
+            ("]", vec![]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(
+                told(Layout::Values, BOUND, &[Some(text.as_bytes())]),
+                expected,
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn lines_and_elements() {
+        let lines = "{\"a\":1}\n\n{\"b\":\n{\"c\":3}\r\nx\n4\n[1";
+        assert_eq!(
+            told(Layout::Lines, BOUND, &[Some(lines.as_bytes())]),
+            ["{\"a\":1}", "{}~", "{\"c\":3}", "4", "[1]~"]
+        );
+        let holes = [
+            Some(&b"{\"a\":1}\n{\"b\":"[..]),
+            None,
+            Some(b"3}\n{\"c\":4}\n"),
+        ];
+        assert_eq!(
+            told(Layout::Lines, BOUND, &holes),
+            ["{\"a\":1}", "{}~", "{\"c\":4}"]
+        );
+        assert_eq!(told(Layout::Values, BOUND, &holes), ["{\"a\":1}", "{}~"]);
+        let list = "[{\"a\":[1,2]}\n,\n{\"b\":2},3]";
+        for cut in 0..=list.len() {
+            let (first, second) = list.as_bytes().split_at(cut);
+            let parts = [Some(first), Some(second)];
+            assert_eq!(
+                told(Layout::Elements, BOUND, &parts),
+                ["{\"a\":[1,2]}", "{\"b\":2}", "3"],
+                "{cut}"
+            );
+        }
+        let hole = [Some(&b"[{\"a\":1},{\"b\":[2"[..]), None, Some(b"]}]")];
+        assert_eq!(
+            told(Layout::Elements, BOUND, &hole),
+            ["{\"a\":1}", "{\"b\":[]}~"]
+        );
+    }
+
+    #[test]
+    fn a_value_has_its_bound() {
+        let text = format!(
+            "{{\"a\":\"{}\",\"b\":2,\"c\":[{}]}}",
+            "x y ".repeat(1000),
+            "7,".repeat(999) + "7"
+        );
+        let mut reader = Reader::new(Layout::Values, 2048);
+        let mut found = Vec::new();
+        for part in text.as_bytes().chunks(100) {
+            reader.feed(part, &mut |read| found.push(read));
+            assert!(reader.held() <= 2048 + 300, "{}", reader.held());
+        }
+        let [
+            Read {
+                value,
+                is_cut: true,
+                ..
+            },
+        ] = &found[..]
+        else {
+            panic!("{found:?}");
+        };
+        let kept = value.get("a").and_then(Value::text).unwrap();
+        assert!(kept.is_cut && kept.length == 4000 && kept.kept.len() > 1000);
+        assert!(value.weight() <= 2048 + 200, "{}", value.weight());
+    }
+
+    #[test]
+    fn what_is_too_deep_is_left_out() {
+        let deep = format!(
+            "{{\"a\":{}\"]}}\\\"\"{},\"b\":1}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        for parts in [
+            vec![Some(deep.as_bytes())],
+            deep.as_bytes().chunks(7).map(Some).collect(),
+        ] {
+            let told = told(Layout::Values, BOUND, &parts);
+            let expected = format!(
+                "{{\"a\":{}null{},\"b\":1}}~",
+                "[".repeat(63),
+                "]".repeat(63)
+            );
+            assert_eq!(told, [expected]);
+        }
+    }
+
+    #[test]
+    fn images_are_told_by_size_and_hash() {
+        let file: Vec<u8> = (0..100_000_u32)
+            .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
+            .collect();
+        for (size, alphabet) in [
+            (1000, STANDARD_NO_PAD),
+            (400_000, STANDARD_NO_PAD),
+            (399_999, URL_SAFE_NO_PAD),
+        ] {
+            let padding = ["", "==", "="][size % 3];
+            let base64 = alphabet.encode_to_string(&file[..size]);
+            let text = format!(
+                "[\"data:image/png;base64,{base64}{padding}\",\"{base64}\",\"{base64} x\"]"
+            );
+            for step in [1, 7, 4096, text.len()] {
+                let mut found = Vec::new();
+                let mut reader = Reader::new(Layout::Values, 4096);
+                text.as_bytes()
+                    .chunks(step)
+                    .for_each(|part| reader.feed(part, &mut |read| found.push(read)));
+                let [Read { value, .. }] = &found[..] else {
+                    panic!()
+                };
+                let sha256: [u8; 32] = Sha256::digest(&file[..size]).into();
+                let expected = Blob {
+                    size: size as u64,
+                    sha256,
+                };
+                let texts: Vec<_> = value.list().iter().filter_map(Value::text).collect();
+                assert_eq!(texts[0].decoded(), Some(expected), "{size} {step}");
+                assert_eq!(texts[0].kept, "data:image/png;base64,");
+                assert_eq!((texts[1].decoded(), &*texts[1].kept), (Some(expected), ""));
+                assert_eq!(texts[2].decoded(), None);
+            }
+        }
+        assert_eq!(
+            Text::of("iVBORw0KGgo=").decoded().map(|blob| blob.size),
+            Some(8)
+        );
+        assert_eq!(Text::of("no base64!").decoded(), None);
+    }
+}

@@ -1,0 +1,222 @@
+//! Calls to models, by the names of OpenTelemetry's conventions for generative AI (v1.41).
+//!
+//! Messages are as its JSON schemas have them, but that of a blob there is its size and hash.
+
+use super::{Object, braces, quoted};
+use crate::record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool, LlmUsage};
+
+impl Object<'_> {
+    /// A call to a model, by the names of OpenTelemetry's conventions for generative AI.
+    pub(super) fn llm(&mut self, llm: &Llm) {
+        self.url(&llm.url);
+        self.object("gen_ai", |member| member.gen_ai(llm));
+        let tiers = [
+            ("request", &llm.request_tier),
+            ("response", &llm.response_tier),
+        ];
+        let has_tier = tiers.iter().any(|(_, tier)| tier.is_some());
+        if llm.api.is_some() || llm.fingerprint.is_some() || has_tier {
+            self.object("openai", |member| {
+                if let Some(api) = llm.api {
+                    member.object("api", |member| member.word("type", api));
+                }
+                for (key, tier) in tiers {
+                    let fingerprint = llm.fingerprint.as_deref().filter(|_| key == "response");
+                    if tier.is_some() || fingerprint.is_some() {
+                        member.object(key, |member| {
+                            member.optional_string("service_tier", tier.as_deref());
+                            member.optional_string("system_fingerprint", fingerprint);
+                        });
+                    }
+                }
+            });
+        }
+        match &llm.error {
+            Some(error) => self.object("error", |member| member.string("type", error)),
+            None if llm.missing.contains(&"end") => {
+                self.object("error", |member| member.word("type", "incomplete"));
+            }
+            None => {}
+        }
+        self.object("timings", |timings| {
+            timings.time("request_start", llm.began);
+            timings.time("end", llm.ended);
+            timings.float("duration", llm.duration);
+            if llm.chunks > 0 {
+                timings.number("chunks", llm.chunks);
+            }
+            timings.optional_float("time_per_output_chunk", llm.per_chunk);
+        });
+        if !llm.missing.is_empty() {
+            self.array("missing", &llm.missing, |out, name| quoted(name, out));
+        }
+    }
+
+    fn gen_ai(&mut self, llm: &Llm) {
+        self.object("operation", |member| member.word("name", llm.operation));
+        self.object("provider", |member| member.word("name", llm.provider));
+        self.object("request", |member| {
+            member.optional_string("model", llm.model.as_deref());
+            member.parameters(&llm.parameters);
+        });
+        self.object("response", |member| {
+            member.optional_string("id", llm.response_id.as_deref());
+            member.optional_string("model", llm.response_model.as_deref());
+            if !llm.finish_reasons.is_empty() {
+                member.array("finish_reasons", &llm.finish_reasons, |out, reason| {
+                    quoted(reason, out)
+                });
+            }
+            member.optional_float("time_to_first_chunk", llm.first_chunk);
+        });
+        let usage = &llm.usage;
+        if *usage != LlmUsage::default() {
+            self.object("usage", |member| {
+                member.optional_number("input_tokens", usage.input);
+                member.optional_number("output_tokens", usage.output);
+                for (key, of, count) in [
+                    ("cache_read", "input_tokens", usage.cache_read),
+                    ("cache_creation", "input_tokens", usage.cache_creation),
+                    ("reasoning", "output_tokens", usage.reasoning),
+                ] {
+                    if let Some(count) = count {
+                        member.object(key, |member| member.number(of, count));
+                    }
+                }
+            });
+        }
+        if let Some(id) = &llm.conversation {
+            self.object("conversation", |member| member.string("id", id));
+        }
+        if !llm.instructions.is_empty() {
+            self.array("system_instructions", &llm.instructions, part);
+        }
+        if !llm.tools.is_empty() {
+            self.object("tool", |member| {
+                member.array("definitions", &llm.tools, tool)
+            });
+        }
+        if !llm.input.is_empty() {
+            self.object("input", |member| member.array("messages", &llm.input, turn));
+        }
+        if !llm.output.is_empty() || llm.output_type.is_some() {
+            self.object("output", |member| {
+                member.optional_string("type", llm.output_type);
+                if !llm.output.is_empty() {
+                    member.array("messages", &llm.output, turn);
+                }
+            });
+        }
+    }
+
+    fn parameters(&mut self, parameters: &LlmParameters) {
+        if let Some(stream) = parameters.stream {
+            self.boolean("stream", stream);
+        }
+        self.optional_number("max_tokens", parameters.max_tokens);
+        self.optional_float("temperature", parameters.temperature);
+        self.optional_float("top_p", parameters.top_p);
+        self.optional_float("top_k", parameters.top_k);
+        self.optional_float("frequency_penalty", parameters.frequency_penalty);
+        self.optional_float("presence_penalty", parameters.presence_penalty);
+        self.optional_number("seed", parameters.seed);
+        if let Some(count) = parameters.choices {
+            self.object("choice", |member| member.number("count", count));
+        }
+        for (key, texts) in [
+            ("stop_sequences", &parameters.stop_sequences),
+            ("encoding_formats", &parameters.encoding_formats),
+        ] {
+            if !texts.is_empty() {
+                self.array(key, texts, |out, text| quoted(text, out));
+            }
+        }
+        self.optional_number("dimensions", parameters.dimensions);
+    }
+}
+
+fn turn(out: &mut Vec<u8>, message: &LlmMessage) {
+    braces(out, |member| {
+        member.optional_string("role", message.role.as_deref());
+        member.optional_string("name", message.name.as_deref());
+        member.array("parts", &message.parts, part);
+        member.optional_string("finish_reason", message.finish.as_deref());
+    });
+}
+
+fn part(out: &mut Vec<u8>, part: &LlmPart) {
+    braces(out, |member| match part {
+        LlmPart::Text(kind, content) => {
+            member.word("type", kind);
+            member.content_as("content", content.content());
+        }
+        LlmPart::Call {
+            id,
+            name,
+            arguments,
+        } => {
+            member.word("type", "tool_call");
+            member.optional_string("id", id.as_deref());
+            member.optional_string("name", name.as_deref());
+            member.content_as("arguments", arguments.content());
+        }
+        LlmPart::Result {
+            id,
+            name,
+            result,
+            is_error,
+        } => {
+            member.word("type", "tool_call_response");
+            member.optional_string("id", id.as_deref());
+            member.optional_string("name", name.as_deref());
+            if *is_error {
+                member.boolean("is_error", true);
+            }
+            member.content_as("response", result.content());
+        }
+        LlmPart::Blob {
+            modality,
+            media,
+            size,
+            sha256,
+        } => {
+            member.word("type", "blob");
+            member.word("modality", modality);
+            member.optional_string("mime_type", media.as_deref());
+            member.number("size", *size);
+            if let Some(hash) = sha256 {
+                let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+                member.string("sha256", &hash);
+            }
+        }
+        LlmPart::Uri { modality, uri } => {
+            member.word("type", "uri");
+            member.word("modality", modality);
+            member.string("uri", uri);
+        }
+        LlmPart::File { modality, id } => {
+            member.word("type", "file");
+            member.word("modality", modality);
+            member.string("file_id", id);
+        }
+        LlmPart::Other { kind, size } => {
+            member.string("type", kind);
+            member.number("size", *size);
+        }
+    });
+}
+
+fn tool(out: &mut Vec<u8>, tool: &LlmTool) {
+    braces(out, |member| {
+        member.optional_string("type", tool.kind.as_deref());
+        member.optional_string("name", tool.name.as_deref());
+        for (key, content) in [
+            ("description", &tool.description),
+            ("parameters", &tool.parameters),
+        ] {
+            if let Some(content) = content {
+                member.content_as(key, content.content());
+            }
+        }
+    });
+}
