@@ -443,7 +443,15 @@ fn text_that_an_end_is_free_to_write_is_content() {
         let mut told = BTreeSet::new();
         for line in out.lines() {
             let record: serde_json::Value = serde_json::from_str(line).unwrap();
-            let places = ["/sse/event", "/sse/id", "/grpc/message"];
+            let places = [
+                "/sse/event",
+                "/sse/id",
+                "/grpc/message",
+                "/gen_ai/system_instructions",
+                "/gen_ai/input",
+                "/gen_ai/output",
+                "/gen_ai/tool",
+            ];
             told.extend(places.into_iter().filter(|at| record.pointer(at).is_some()));
         }
         told
@@ -456,7 +464,17 @@ fn text_that_an_end_is_free_to_write_is_content() {
         told("text_grpc", "redacted"),
         BTreeSet::from(["/grpc/message"])
     );
-    for name in ["sse", "text_grpc"] {
+    assert_eq!(
+        told("llm", "redacted"),
+        BTreeSet::from([
+            "/gen_ai/input",
+            "/gen_ai/output",
+            "/gen_ai/system_instructions",
+            "/gen_ai/tool",
+            "/sse/event"
+        ])
+    );
+    for name in ["sse", "text_grpc", "llm"] {
         assert_eq!(told(name, "none"), BTreeSet::new(), "{name}");
     }
 }
@@ -1066,6 +1084,7 @@ scenarios! {
     known_too_late
     late_facts
     left_handle
+    llm
     loss
     lost_evidence
     many_at_once

@@ -1,4 +1,4 @@
-//! A record as deliver gets it: one line of JSON, by the names of `sink/json.rs`.
+//! A record as deliver gets it: one line of JSON, by the names of `sink/json`.
 
 use clap::ValueEnum as _;
 use serde_json::Value;
