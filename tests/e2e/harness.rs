@@ -56,6 +56,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("http_client.py", include_str!("../programs/http_client.py")),
     ("flood.py", include_str!("../programs/flood.py")),
     ("models.py", include_str!("../programs/models.py")),
+    ("providers.py", include_str!("../programs/providers.py")),
     ("grpcio.py", include_str!("../programs/grpcio.py")),
     ("recorder.py", include_str!("../programs/recorder.py")),
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),

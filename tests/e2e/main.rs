@@ -36,6 +36,7 @@ mod life;
 mod lifecycle;
 mod limits;
 mod loss;
+mod models;
 mod namespaces;
 mod outputs;
 mod peers;

@@ -12,7 +12,7 @@
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, pyopenssl/, pyopenssl-1.1.1/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, pyopenssl/, pyopenssl-1.1.1/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
 //!   kubernetes/                   bin/kubectl (trixie), and bin/chart, ours, made with Helm's parts
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
@@ -372,6 +372,80 @@ const WHEELS: &[Wheel] = &[
             (
                 "typing_extensions==4.16.0",
                 "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+            ),
+        ],
+    },
+    // What people ask providers of language models with.
+    Wheel {
+        name: "sdks",
+        packages: &[
+            (
+                "annotated_types==0.8.0",
+                "f072f4d804ea359e4eaf198b1af7a8b0943881a87f31bb764f8bf219bb9419e0",
+            ),
+            (
+                "anthropic==2.12.0",
+                "8631e3880ee18b0f87ce61d5d08e67804200463cf27c4182024715e232c99ba6",
+            ),
+            (
+                "anyio==4.16.0",
+                "c66ae634e0b8228396b801741beb3294326d4b6102f7bba4041c0dfb58c29026",
+            ),
+            (
+                "docstring_parser==0.18.0",
+                "b3fcbed555c47d8479be0796ef7e19c2670d428d72e96da63f3a40122860374b",
+            ),
+            (
+                "h11==0.16.0",
+                "63cf8bbe7522de3bf65932fda1d9c2772064ffb3dae62d55932da54b31cb6c86",
+            ),
+            (
+                "httpcore2==2.16.2",
+                "16051ae2a42f776007543f32de9349a317b23d2cbb4e1456b4bac0e88b87419a",
+            ),
+            (
+                "httpx2==2.16.2",
+                "f05c13aade4c45dbf1c9060647a1058f0acad62398fad96e741269edb33d46f5",
+            ),
+            (
+                "idna==3.20",
+                "ab7ae7122974553370f0bdb919e1a960b2cd1bc1ef0276416d896db81c14582c",
+            ),
+            (
+                "jiter==0.19.0",
+                "cc4a2b70ecd4f102583344c1f8cc5dc11618665b1889286bb3b4279c19b337dd",
+            ),
+            (
+                "openai==3.54.0",
+                "3cdb7d0d85bb765c7c92e7e2922c4a6cb9beb085b161b03da07f4dff61805916",
+            ),
+            (
+                "opentelemetry_api==1.45.2",
+                "2cbd737377e710ee740d261c94e93fa0f08e6d037c18f17513cc0a2d94479a34",
+            ),
+            (
+                "pydantic==2.14.3",
+                "3f7b347782ab7e4cf4c798496ae3a82787d9f21ec12676a9c564355eeef8daa8",
+            ),
+            (
+                "pydantic_core==2.50.4",
+                "0574866e05f6adeecc520d87e87dd06210c0a51706341f6ef8421572f5a64444",
+            ),
+            (
+                "sniffio==1.3.1",
+                "2f6da418d1f1e0fddd844478f41680e794e6051915791a034ff65e5f100525a2",
+            ),
+            (
+                "truststore==0.10.5",
+                "9aaaedaefaf06d8b206278cf8b5012bc897f485a874503501e12d776df78951c",
+            ),
+            (
+                "typing_extensions==4.16.0",
+                "481caa481374e813c1b176ada14e97f1f67a4539ce9cfeb3f350d78d6370c2e8",
+            ),
+            (
+                "typing_inspection==0.4.5",
+                "bc210535442b39e1bf2805e0c7a17dfd6a4ace760c84c7f7d16245d23a6b1c39",
             ),
         ],
     },
