@@ -117,7 +117,7 @@ pub fn message(value: &Value) -> Message {
 }
 
 /// Text, or parts of text.
-fn result(content: &Value) -> Text {
+pub fn result(content: &Value) -> Text {
     let parts = content.list();
     let texts: Vec<&Text> = parts
         .iter()
@@ -198,7 +198,7 @@ pub fn address(modality: Modality, uri: Text) -> Part {
     }
 }
 
-fn tool_call(value: &Value) -> ToolCall {
+pub fn tool_call(value: &Value) -> ToolCall {
     let function = value.get("function").or_else(|| value.get("custom"));
     ToolCall {
         id: text(value, "id"),
@@ -215,7 +215,7 @@ fn function(value: &Value) -> ToolCall {
     }
 }
 
-fn tools(value: &Value) -> Vec<Tool> {
+pub fn tools(value: &Value) -> Vec<Tool> {
     let tool = |value: &Value| {
         let kind = text(value, "type");
         let named = kind.as_ref().and_then(|kind| value.get(&kind.kept));

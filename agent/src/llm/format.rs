@@ -2,7 +2,7 @@
 
 use super::{
     call::{Request, Response},
-    chat, messages,
+    chat, messages, responses,
 };
 use crate::protocol::json::Value;
 
@@ -15,6 +15,8 @@ pub enum Format {
     Embeddings,
     /// Anthropic's messages.
     Messages,
+    /// OpenAI's responses.
+    Responses,
 }
 
 impl Format {
@@ -26,6 +28,7 @@ impl Format {
             _ if ends("/chat/completions") => Format::Chat,
             _ if ends("/completions") => Format::Completions,
             _ if ends("/embeddings") => Format::Embeddings,
+            _ if ends("/responses") => Format::Responses,
             _ if ends("/messages") || ends("rawPredict") || ends("RawPredict") => Format::Messages,
             _ => return None,
         })
@@ -40,6 +43,8 @@ impl Format {
             Some(Format::Messages) if has_messages() && has("max_tokens") => Some(Format::Messages),
             Some(Format::Completions) if has("prompt") => Some(Format::Completions),
             Some(Format::Embeddings) if has("input") => Some(Format::Embeddings),
+            Some(Format::Responses) if has("input") || has("prompt") => Some(Format::Responses),
+            None if has("model") && has_items(body) => Some(Format::Responses),
             _ if !has_messages() => None,
             _ if has("anthropic_version") => Some(Format::Messages),
             _ if has("model") || path == Some(Format::Chat) => Some(Format::Chat),
@@ -53,6 +58,8 @@ impl Format {
         match (kind("object"), kind("type")) {
             (Some("chat.completion" | "chat.completion.chunk"), _) => Some(Format::Chat),
             (Some("text_completion"), _) => Some(Format::Completions),
+            (Some("response"), _) => Some(Format::Responses),
+            (_, Some(kind)) if kind.starts_with("response.") => Some(Format::Responses),
             (
                 _,
                 Some("message" | "message_start" | "content_block_start" | "content_block_delta"),
@@ -64,7 +71,7 @@ impl Format {
     /// `gen_ai.operation.name`.
     pub const fn operation(self) -> &'static str {
         match self {
-            Format::Chat | Format::Messages => "chat",
+            Format::Chat | Format::Messages | Format::Responses => "chat",
             Format::Completions => "text_completion",
             Format::Embeddings => "embeddings",
         }
@@ -73,7 +80,7 @@ impl Format {
     /// `gen_ai.provider.name`, of whom nothing else is known.
     pub const fn provider(self) -> &'static str {
         match self {
-            Format::Chat | Format::Completions | Format::Embeddings => "openai",
+            Format::Chat | Format::Completions | Format::Embeddings | Format::Responses => "openai",
             Format::Messages => "anthropic",
         }
     }
@@ -82,6 +89,7 @@ impl Format {
     pub const fn api(self) -> Option<&'static str> {
         match self {
             Format::Chat => Some("chat_completions"),
+            Format::Responses => Some("responses"),
             _ => None,
         }
     }
@@ -90,6 +98,7 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings => chat::request(body),
             Format::Messages => messages::request(body),
+            Format::Responses => responses::request(body),
         }
     }
 
@@ -100,6 +109,7 @@ impl Format {
                 chat::response(body, response)
             }
             Format::Messages => messages::response(body, response),
+            Format::Responses => responses::response(body, response),
         }
     }
 
@@ -108,6 +118,23 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings => chat::event(body, response),
             Format::Messages => messages::event(body, response),
+            Format::Responses => responses::event(body, response),
         }
     }
+
+    /// Nothing more comes of a response.
+    pub fn end(self, response: &mut Response) {
+        if self == Format::Responses {
+            responses::end(response);
+        }
+    }
+}
+
+/// What goes in are items, each with what it is or whose.
+fn has_items(body: &Value) -> bool {
+    let items = body.get("input").map_or(&[][..], Value::list);
+    let is_item = |item: &Value| {
+        item.get("role").is_some() && item.get("content").is_some() || item.get("type").is_some()
+    };
+    !items.is_empty() && items.iter().all(is_item)
 }

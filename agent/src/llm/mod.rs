@@ -12,6 +12,7 @@ mod chat;
 mod format;
 mod messages;
 mod provider;
+mod responses;
 pub mod tell;
 
 use std::collections::HashMap;
@@ -425,6 +426,9 @@ impl Call {
             }
         }
         self.settle();
+        if let Some(format) = self.format {
+            format.end(&mut self.response);
+        }
         let is_whole = |half: Option<&Half>| half.is_some_and(|half| half.is_whole);
         self.missing.request |= !is_whole(exchange.request());
         self.missing.response |= exchange.response().is_none_or(|half| half.lost > 0);
