@@ -2,7 +2,7 @@
 
 use super::{
     call::{Request, Response},
-    chat, messages, responses,
+    chat, messages, ollama, responses,
 };
 use crate::protocol::json::Value;
 
@@ -17,6 +17,10 @@ pub enum Format {
     Messages,
     /// OpenAI's responses.
     Responses,
+    /// Ollama's own: turns, a prompt, and texts to embed.
+    Ollama,
+    OllamaPrompt,
+    OllamaEmbeddings,
 }
 
 impl Format {
@@ -25,6 +29,9 @@ impl Format {
         let path = path.trim_end_matches('/');
         let ends = |with: &str| path.ends_with(with);
         Some(match path {
+            _ if ends("/api/chat") => Format::Ollama,
+            _ if ends("/api/generate") => Format::OllamaPrompt,
+            _ if ends("/api/embed") => Format::OllamaEmbeddings,
             _ if ends("/chat/completions") => Format::Chat,
             _ if ends("/completions") => Format::Completions,
             _ if ends("/embeddings") => Format::Embeddings,
@@ -43,6 +50,13 @@ impl Format {
             Some(Format::Messages) if has_messages() && has("max_tokens") => Some(Format::Messages),
             Some(Format::Completions) if has("prompt") => Some(Format::Completions),
             Some(Format::Embeddings) if has("input") => Some(Format::Embeddings),
+            // What Ollama's `…/api/embeddings` takes, too.
+            Some(Format::Embeddings) if has("model") && has("prompt") => {
+                Some(Format::OllamaEmbeddings)
+            }
+            Some(Format::Ollama) if has_messages() && has("model") => Some(Format::Ollama),
+            Some(Format::OllamaPrompt) if has("model") && has("prompt") => path,
+            Some(Format::OllamaEmbeddings) if has("model") && has("input") => path,
             Some(Format::Responses) if has("input") || has("prompt") => Some(Format::Responses),
             None if has("model") && has_items(body) => Some(Format::Responses),
             _ if !has_messages() => None,
@@ -58,6 +72,13 @@ impl Format {
         match (kind("object"), kind("type")) {
             (Some("chat.completion" | "chat.completion.chunk"), _) => Some(Format::Chat),
             (Some("text_completion"), _) => Some(Format::Completions),
+            _ if body.get("created_at").is_some() && body.get("done").is_some() => {
+                match (body.get("message"), body.get("response")) {
+                    (Some(_), _) => Some(Format::Ollama),
+                    (None, Some(_)) => Some(Format::OllamaPrompt),
+                    (None, None) => None,
+                }
+            }
             (Some("response"), _) => Some(Format::Responses),
             (_, Some(kind)) if kind.starts_with("response.") => Some(Format::Responses),
             (
@@ -71,9 +92,9 @@ impl Format {
     /// `gen_ai.operation.name`.
     pub const fn operation(self) -> &'static str {
         match self {
-            Format::Chat | Format::Messages | Format::Responses => "chat",
-            Format::Completions => "text_completion",
-            Format::Embeddings => "embeddings",
+            Format::Chat | Format::Messages | Format::Responses | Format::Ollama => "chat",
+            Format::Completions | Format::OllamaPrompt => "text_completion",
+            Format::Embeddings | Format::OllamaEmbeddings => "embeddings",
         }
     }
 
@@ -82,6 +103,7 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings | Format::Responses => "openai",
             Format::Messages => "anthropic",
+            Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
         }
     }
 
@@ -99,6 +121,9 @@ impl Format {
             Format::Chat | Format::Completions | Format::Embeddings => chat::request(body),
             Format::Messages => messages::request(body),
             Format::Responses => responses::request(body),
+            Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
+                ollama::request(body)
+            }
         }
     }
 
@@ -110,6 +135,9 @@ impl Format {
             }
             Format::Messages => messages::response(body, response),
             Format::Responses => responses::response(body, response),
+            Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
+                ollama::response(body, response)
+            }
         }
     }
 
@@ -119,6 +147,9 @@ impl Format {
             Format::Chat | Format::Completions | Format::Embeddings => chat::event(body, response),
             Format::Messages => messages::event(body, response),
             Format::Responses => responses::event(body, response),
+            Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
+                ollama::event(body, response)
+            }
         }
     }
 

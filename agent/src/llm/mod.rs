@@ -11,6 +11,7 @@ pub mod call;
 mod chat;
 mod format;
 mod messages;
+mod ollama;
 mod provider;
 mod responses;
 pub mod tell;
