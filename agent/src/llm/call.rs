@@ -188,6 +188,9 @@ pub struct Tool {
     pub parameters: Option<Text>,
 }
 
+/// Most parts that one answer is put together to: none has so many turns from thoughts to words and back.
+const PARTS_MAX: usize = 1024;
+
 impl Message {
     pub fn of(role: &str) -> Message {
         Message {
@@ -204,6 +207,9 @@ impl Message {
             .last()
             .is_some_and(|last| std::mem::discriminant(last) == std::mem::discriminant(&new));
         if !is_same {
+            if self.parts.len() >= PARTS_MAX {
+                return;
+            }
             self.parts.push(new);
         }
         if let Some(Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text)) =

@@ -2,7 +2,7 @@
 
 use super::{
     call::{Request, Response},
-    chat, messages, ollama, responses,
+    chat, cohere, messages, ollama, responses,
 };
 use crate::protocol::json::Value;
 
@@ -21,6 +21,9 @@ pub enum Format {
     Ollama,
     OllamaPrompt,
     OllamaEmbeddings,
+    /// Cohere's, of both versions.
+    Cohere,
+    CohereEmbeddings,
 }
 
 impl Format {
@@ -31,6 +34,8 @@ impl Format {
         Some(match path {
             _ if ends("/api/chat") => Format::Ollama,
             _ if ends("/api/generate") => Format::OllamaPrompt,
+            _ if ends("/v2/chat") || ends("/v1/chat") => Format::Cohere,
+            _ if ends("/v2/embed") || ends("/v1/embed") => Format::CohereEmbeddings,
             _ if ends("/api/embed") => Format::OllamaEmbeddings,
             _ if ends("/chat/completions") => Format::Chat,
             _ if ends("/completions") => Format::Completions,
@@ -57,6 +62,18 @@ impl Format {
             Some(Format::Ollama) if has_messages() && has("model") => Some(Format::Ollama),
             Some(Format::OllamaPrompt) if has("model") && has("prompt") => path,
             Some(Format::OllamaEmbeddings) if has("model") && has("input") => path,
+            Some(Format::Cohere) if has_messages() && has("model") => path,
+            // What it can't do without is a word that anybody may use.
+            Some(Format::Cohere) if has("message") => ["model", "stream", "chat_history"]
+                .iter()
+                .any(|name| has(name))
+                .then_some(Format::Cohere),
+            Some(Format::CohereEmbeddings) if has("model") || has("input_type") => {
+                ["texts", "images", "inputs"]
+                    .iter()
+                    .any(|name| has(name))
+                    .then_some(Format::CohereEmbeddings)
+            }
             Some(Format::Responses) if has("input") || has("prompt") => Some(Format::Responses),
             None if has("model") && has_items(body) => Some(Format::Responses),
             _ if !has_messages() => None,
@@ -69,6 +86,9 @@ impl Format {
     /// What a response is, or a piece of one, by itself.
     pub fn of_response(body: &Value) -> Option<Format> {
         let kind = |name| body.get(name).and_then(Value::str);
+        if cohere::is_response(body) {
+            return Some(Format::Cohere);
+        }
         match (kind("object"), kind("type")) {
             (Some("chat.completion" | "chat.completion.chunk"), _) => Some(Format::Chat),
             (Some("text_completion"), _) => Some(Format::Completions),
@@ -92,9 +112,15 @@ impl Format {
     /// `gen_ai.operation.name`.
     pub const fn operation(self) -> &'static str {
         match self {
-            Format::Chat | Format::Messages | Format::Responses | Format::Ollama => "chat",
+            Format::Chat
+            | Format::Messages
+            | Format::Responses
+            | Format::Ollama
+            | Format::Cohere => "chat",
             Format::Completions | Format::OllamaPrompt => "text_completion",
-            Format::Embeddings | Format::OllamaEmbeddings => "embeddings",
+            Format::Embeddings | Format::OllamaEmbeddings | Format::CohereEmbeddings => {
+                "embeddings"
+            }
         }
     }
 
@@ -103,6 +129,7 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings | Format::Responses => "openai",
             Format::Messages => "anthropic",
+            Format::Cohere | Format::CohereEmbeddings => "cohere",
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
         }
     }
@@ -124,6 +151,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::request(body)
             }
+            Format::Cohere | Format::CohereEmbeddings => cohere::request(body),
         }
     }
 
@@ -138,6 +166,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::response(body, response)
             }
+            Format::Cohere | Format::CohereEmbeddings => cohere::response(body, response),
         }
     }
 
@@ -150,6 +179,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::event(body, response)
             }
+            Format::Cohere | Format::CohereEmbeddings => cohere::event(body, response),
         }
     }
 

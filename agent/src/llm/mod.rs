@@ -9,6 +9,7 @@
 
 pub mod call;
 mod chat;
+mod cohere;
 mod format;
 mod messages;
 mod ollama;
@@ -286,7 +287,10 @@ impl Call {
         let media = head.fields.get("content-type").unwrap_or_default();
         self.answered = match media_name(media).as_slice() {
             b"text/event-stream" => Answered::Events,
-            b"application/x-ndjson" | b"application/jsonl" | b"application/json-lines" => {
+            b"application/x-ndjson"
+            | b"application/jsonl"
+            | b"application/json-lines"
+            | b"application/stream+json" => {
                 Answered::Pieces(Box::new(Reader::new(Layout::Lines, ROOM)))
             }
             _ if is_json(media) => Answered::Whole(Box::new(Reader::new(Layout::Values, ROOM))),

@@ -3,6 +3,7 @@
 //! Bodies are as the providers' documentation has them (read in November 2026), with what it warns of: events that
 //! nobody knows yet, pings, errors in mid-stream, usage in the last piece only.
 
+mod cohere;
 mod ollama;
 mod responses;
 
