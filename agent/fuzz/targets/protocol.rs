@@ -89,7 +89,12 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
             )),
             Said::Limit(limit) => said.push(format!("{limit:?}")),
             // When it is said depends on the calls.
-            Said::Asked(_) | Said::Open(_) | Said::Part { .. } => {}
+            Said::Asked(_)
+            | Said::Open(_)
+            | Said::Part { .. }
+            | Said::Head { .. }
+            | Said::Body { .. }
+            | Said::Hole { .. } => {}
         };
         match step {
             Some(Step::Bytes(side, bytes)) => {
