@@ -1119,6 +1119,7 @@ scenarios! {
     text_interim
     text_sse
     text_websocket
+    told_of_too_late
     undecoded
     unseen_of_the_dead
     watched_again

@@ -1266,6 +1266,7 @@ impl Pipeline {
                 continue;
             }
             if self.is_filtered(hole.tgid) {
+                self.pass_by(stream, hole.offset.saturating_add(hole.length));
                 continue;
             }
             if hole.is_over {
@@ -1298,7 +1299,9 @@ impl Pipeline {
         let id = stream.handle;
         let is_known = self.connections.contains(&id);
         if !is_known {
+            let passed_by = self.taken_passed_by(id);
             self.connections.recall(id);
+            self.start_behind(id, passed_by);
         }
         self.let_go(id, out);
         self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
@@ -1345,11 +1348,7 @@ impl Pipeline {
             self.left.push_back((time, id));
             return;
         }
-        let passed_by = [Direction::Received, Direction::Sent].map(|direction| {
-            let handle = id;
-            let position = self.passed_by.remove(&StreamId { handle, direction });
-            position.map(|position| (direction, position))
-        });
+        let passed_by = self.taken_passed_by(id);
         let joined = match placed {
             Some(placed) if passed_by == [None; 2] => self.joined(id, placed.file, time, out),
             _ => Joined::Middle,
@@ -1359,19 +1358,31 @@ impl Pipeline {
             self.solver.lost(id.pid);
         }
         self.begin(id, joined, placed, time, out);
-        if let Some(entry) = self.connections.get(&id) {
-            for (direction, position) in passed_by.into_iter().flatten() {
-                entry.parts(direction).stream.start_at(position);
-            }
-        }
+        self.start_behind(id, passed_by);
     }
 
-    /// Bytes of a process that is turned away. One of which nobody has told may turn out to be wanted.
+    /// Bytes of a process that is turned away, or a hole in them. One of which nobody has told may turn out to be wanted.
     fn pass_by(&mut self, stream: StreamId, end: u64) {
         let who = self.processes.get(&stream.handle.pid);
         if who.is_some_and(|who| who.facts.is_bare() || who.is_undecided) {
             let known = self.passed_by.entry(stream).or_default();
             *known = end.max(*known);
+        }
+    }
+
+    /// How far the streams of a connection were when it was turned away, those that were.
+    fn taken_passed_by(&mut self, handle: HandleId) -> [Option<(Direction, u64)>; 2] {
+        [Direction::Received, Direction::Sent].map(|direction| {
+            let position = self.passed_by.remove(&StreamId { handle, direction });
+            position.map(|position| (direction, position))
+        })
+    }
+
+    fn start_behind(&mut self, id: HandleId, passed_by: [Option<(Direction, u64)>; 2]) {
+        if let Some(entry) = self.connections.get(&id) {
+            for (direction, position) in passed_by.into_iter().flatten() {
+                entry.parts(direction).stream.start_at(position);
+            }
         }
     }
 
