@@ -1117,6 +1117,7 @@ scenarios! {
     text_grpc
     text_http2
     text_interim
+    text_lines
     text_sse
     text_websocket
     told_of_too_late

@@ -166,9 +166,9 @@ impl Teller<'_> {
             true => half.told,
             false => Extent::Nothing,
         };
-        // Events always, and messages once it was told that the exchange is open.
+        // Events and lines always, and messages once it was told that the exchange is open.
         let is_told_in_pieces =
-            self.live && half.comes_in_pieces() && (exchange.is_told || half.is_event_stream());
+            self.live && half.comes_in_pieces() && (exchange.is_told || half.is_stream());
         let is_ready = !is_open || half.extent() == Extent::All;
         HttpHalf {
             has_head: told == Extent::Nothing,

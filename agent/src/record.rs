@@ -600,6 +600,18 @@ pub struct LlmTool {
     pub parameters: Option<OwnedContent>,
 }
 
+/// A line of a response that goes on: for who reads along.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line {
+    /// The exchange of its connection.
+    pub exchange: u64,
+    pub direction: Direction,
+    /// Counts the lines of its response, from 0.
+    pub number: u64,
+    pub content: OwnedContent,
+    pub is_cut: bool,
+}
+
 /// What became of the records at one sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkCount {
@@ -661,6 +673,7 @@ pub enum Body<'a> {
     Grpc(&'a Grpc),
     Message(&'a Message),
     Llm(&'a Llm),
+    Line(&'a Line),
     Data {
         direction: Direction,
         /// Position in the stream, on the wire.
@@ -684,7 +697,7 @@ pub enum Body<'a> {
 impl Body<'_> {
     pub const fn kind(&self) -> Kind {
         match self {
-            Body::Http(_) => Kind::Http,
+            Body::Http(_) | Body::Line(_) => Kind::Http,
             Body::Sse(_) => Kind::Sse,
             Body::WebSocket(_) => Kind::Websocket,
             Body::Grpc(_) | Body::Message(_) => Kind::Grpc,

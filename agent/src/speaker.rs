@@ -11,8 +11,10 @@ use crate::{
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::Capture,
-    protocol::{Limit, Said, exchange::Exchange},
-    record::{Body, Cause, Connection, Content, Joined, Kind, Message, Process, Record, WallTime},
+    protocol::{Limit, Said, exchange::Exchange, lines},
+    record::{
+        Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, WallTime,
+    },
     redact::{self, Redactor, Told, View},
     shed::Account,
 };
@@ -222,7 +224,12 @@ impl Speaker<'_> {
                 self.voice
                     .say_of(self.voice.time, true, 0, Body::Message(&message));
             }
-            Said::Asked(_) | Said::Open(_) | Said::Part { .. } => {}
+            Said::Line {
+                exchange,
+                direction,
+                line,
+            } if self.voice.wanted.live => self.line(exchange, direction, line),
+            Said::Asked(_) | Said::Open(_) | Said::Part { .. } | Said::Line { .. } => {}
             Said::Head { exchange, side } => self.calls.head(exchange, side),
             Said::Body {
                 exchange,
@@ -275,6 +282,20 @@ impl Speaker<'_> {
             handle: self.handle,
             exchange,
         });
+    }
+
+    fn line(&mut self, exchange: u64, direction: Direction, line: &lines::Line<'_>) {
+        let bytes = Plaintext::new(line.bytes);
+        let line = Line {
+            exchange,
+            direction,
+            number: line.number,
+            content: self.redactor.whole(bytes, &line.holes, line.is_cut),
+            is_cut: line.is_cut,
+        };
+        let complete = !line.is_cut && line.content.holes().is_empty();
+        self.voice
+            .say_of(self.voice.time, complete, 0, Body::Line(&line));
     }
 
     fn exchange(&mut self, exchange: &Exchange, is_open: bool) {

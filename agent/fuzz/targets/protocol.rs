@@ -1,13 +1,15 @@
 //! All decoders: any bytes and holes of a connection.
 //!
 //! They never panic, keep nothing when the connection is over, and tell each exchange once. What is told as data
-//! is what the stream has at that place, and told once. Without holes, what they say does not depend on how the
+//! is what the stream has at that place, and told once; lines are those of their body. Without holes, what they say does not depend on how the
 //! bytes were cut into calls, unless bytes belonged to no message: where the next one is looked for then depends
 //! on it.
 //!
 //! An input is a byte whose lowest bit says whether the connection is seen from its start, and then calls
 //! (see [`steps`]).
 #![no_main]
+
+use std::collections::HashMap;
 
 use agent_ebpf::Direction;
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +19,10 @@ use play::{
 };
 use vortex_agent::{
     plaintext::Plaintext,
-    protocol::{Piece, Protocol, Said, Side, exchange::Keep},
+    protocol::{
+        Piece, Protocol, Said, Side,
+        exchange::{Exchange, Keep},
+    },
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -54,6 +59,7 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
     let mut keep = Keep::new(BOUNDS);
     let mut streams = [Stream::default(), Stream::default()];
     let (mut said, mut is_astray, mut ids) = (Vec::new(), false, Vec::new());
+    let mut lines: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
     for step in steps.iter().map(Some).chain([None]) {
         if let Some(Step::Bytes(side, bytes)) = step {
             streams[*side as usize].bytes.extend_from_slice(bytes);
@@ -78,10 +84,19 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
             Said::Exchange(exchange) => {
                 assert!(!ids.contains(&exchange.id), "an exchange is told twice");
                 ids.push(exchange.id);
+                if let Some(lines) = lines.remove(&exchange.id) {
+                    check_lines(&lines, exchange);
+                }
                 said.push(format!("{} {:?}", exchange.id, Told::of(exchange)));
             }
             Said::Event { event, number, .. } => {
                 said.push(format!("{number} {:?} {:?}", event.name, event.data));
+            }
+            Said::Line { exchange, line, .. } => {
+                let lines = lines.entry(exchange).or_default();
+                assert_eq!(line.number, lines.len() as u64);
+                lines.push(line.bytes.to_vec());
+                said.push(format!("{exchange} {line:?}"));
             }
             Said::Message { direction, message } => said.push(format!(
                 "{direction:?} {:?} {:?} {}",
@@ -117,6 +132,22 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
     }
     assert_eq!(keep.used(), 0, "bodies are kept of nobody");
     Played { said, is_astray }
+}
+
+/// They are what is kept of the body, each once; of holes there may be empty ones.
+fn check_lines(told: &[Vec<u8>], exchange: &Exchange) {
+    let half = exchange.response().expect("it has lines");
+    let told = told
+        .iter()
+        .map(Vec::as_slice)
+        .filter(|line| !is_blank(line));
+    let kept = half.body.kept.split(|byte| *byte == b'\n');
+    let kept = kept.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    assert!(told.eq(kept.filter(|line| !is_blank(line))), "{exchange:?}");
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line.trim_ascii().is_empty()
 }
 
 fn direction_of(side: Side) -> Direction {

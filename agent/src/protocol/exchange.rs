@@ -10,6 +10,7 @@ use super::{
     content::{Content, Unreadable},
     grpc::Messages,
     head::{Fields, Head, Request, Response, Version, media_name},
+    lines::{self, Line, Lines, are_lines},
     sse::{self, Events},
     websocket::{self, Deflate, WebSocket},
 };
@@ -338,17 +339,29 @@ impl Half {
         }
     }
 
-    /// Its body is events or messages, each of which is told by itself.
+    /// Its body is events, lines or messages, each of which is told by itself.
     pub fn comes_in_pieces(&self) -> bool {
-        self.body.messages.is_some() || self.is_event_stream()
+        self.body.messages.is_some() || self.is_stream()
     }
 
-    pub fn is_event_stream(&self) -> bool {
+    /// Is it a response of events or lines, of which the first is told by itself, too?
+    pub fn is_stream(&self) -> bool {
+        self.is_event_stream() || self.is_lines()
+    }
+
+    fn is_event_stream(&self) -> bool {
+        self.answered_media().is_some_and(is_event_stream)
+    }
+
+    fn is_lines(&self) -> bool {
+        self.answered_media().is_some_and(are_lines)
+    }
+
+    /// What the body of a response is.
+    fn answered_media(&self) -> Option<&[u8]> {
         match &self.head {
-            Some(Head::Response(head)) => {
-                is_event_stream(head.fields.get("content-type").unwrap_or_default())
-            }
-            Some(Head::Request(_)) | None => false,
+            Some(Head::Response(head)) => head.fields.get("content-type"),
+            Some(Head::Request(_)) | None => None,
         }
     }
 
@@ -436,6 +449,11 @@ pub enum Told<'a> {
         event: sse::Event,
         number: u64,
     },
+    /// A line of a response that goes on, as far as its body is kept.
+    Line {
+        exchange: u64,
+        line: Line<'a>,
+    },
     /// A message of a WebSocket that is one stream of several.
     WebSocket(websocket::Message),
     Limit(Limit),
@@ -456,6 +474,8 @@ struct Open {
     exchange: Exchange,
     /// If the response is a stream of events.
     events: Option<Events>,
+    /// If the response is lines of JSON, and there may be more of them.
+    lines: Option<Lines>,
     /// If its bodies are the two lanes of one.
     socket: Option<Box<WebSocket>>,
     /// No response comes any more, whether or not one came.
@@ -565,6 +585,7 @@ impl Exchanges {
         self.open.entry(id).or_insert_with(|| Open {
             exchange: Exchange::new(id),
             events: None,
+            lines: None,
             socket: None,
             is_answered: false,
             held: 0,
@@ -600,6 +621,7 @@ impl Exchanges {
         let Open {
             exchange,
             events,
+            lines,
             socket,
             ..
         } = self.open(id);
@@ -627,13 +649,14 @@ impl Exchanges {
         }
         if side == Side::Response {
             *events = half.is_event_stream().then(Events::default);
+            *lines = half.is_lines().then(Lines::default);
         }
         half.follow(exchange.half(side), time, keep);
         out(Told::Head { exchange, side });
         match side {
             Side::Request => out(Told::Asked(id)),
             // What comes of it is told as it comes, and this is what it belongs to.
-            Side::Response if events.is_some() => self.tell_open(id, out),
+            Side::Response if events.is_some() || lines.is_some() => self.tell_open(id, out),
             Side::Response => {}
         }
     }
@@ -672,6 +695,7 @@ impl Exchanges {
         let Open {
             exchange,
             events,
+            lines,
             socket,
             ..
         } = self.open(id);
@@ -686,6 +710,7 @@ impl Exchanges {
         let mut found = Vec::new();
         let before = (half.body.is_cut, half.body.unreadable());
         let has_events = events.is_some();
+        let has_lines = side == Side::Response && lines.is_some();
         let is_coded = !half.body.content.is_plain();
         let has_messages = half.body.messages.is_some();
         half.body.feed(bytes, keep, &mut |bytes| {
@@ -709,6 +734,9 @@ impl Exchanges {
         // Of most bodies there is no more to say.
         if has_events {
             self.tell_events(id, found, out);
+        }
+        if has_lines {
+            self.tell_lines(id, None, out);
         }
         if has_messages {
             self.tell_messages(id, side, out);
@@ -787,6 +815,9 @@ impl Exchanges {
         let has_asked = exchange.request().is_none_or(|half| half.is_over);
         let is_over = has_asked && *is_answered;
         self.tell_events(id, found, out);
+        if side == Side::Response {
+            self.tell_lines(id, Some(is_whole), out);
+        }
         if is_over {
             self.tell(id, keep, out);
         }
@@ -812,7 +843,34 @@ impl Exchanges {
         }
     }
 
+    /// Those that are whole, or, behind the last of the body, all: was its end seen?
+    fn tell_lines(&mut self, id: u64, end: Option<bool>, out: Out<'_>) {
+        let Some(Open {
+            exchange, lines, ..
+        }) = self.open.get_mut(&id)
+        else {
+            return;
+        };
+        let (Some(found), Some(half)) = (lines.as_mut(), exchange.response()) else {
+            return;
+        };
+        let body = &half.body;
+        let kept = lines::Kept {
+            bytes: &body.kept,
+            holes: &body.holes,
+        };
+        let say = &mut |line: Line<'_>| out(Told::Line { exchange: id, line });
+        let is_cut = body.is_cut || body.unreadable().is_some();
+        if end.is_none() && !is_cut {
+            return found.feed(kept, say);
+        }
+        let is_seen = end == Some(true) || half.is_as_long_as_said();
+        found.close(kept, is_seen && !is_cut, say);
+        *lines = None;
+    }
+
     fn tell(&mut self, id: u64, keep: &mut Keep, out: Out<'_>) {
+        self.tell_lines(id, Some(false), out);
         let Some(Open {
             mut exchange,
             socket,

@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 mod huffman;
 pub mod json;
+pub mod lines;
 pub mod sse;
 #[cfg(test)]
 mod transcript;
@@ -32,6 +33,7 @@ use exchange::{Exchange, Exchanges, Keep, Told};
 use head::{Fields, Head};
 use http1::{Fed, Http1};
 use http2::Http2;
+use lines::Line;
 use websocket::{Deflate, WebSocket};
 
 /// The two halves of an exchange.
@@ -231,6 +233,12 @@ pub enum Said<'a> {
         exchange: &'a Exchange,
         event: &'a sse::Event,
         number: u64,
+    },
+    /// A line of a response that goes on.
+    Line {
+        exchange: u64,
+        direction: Direction,
+        line: &'a Line<'a>,
     },
     Message {
         direction: Direction,
@@ -558,6 +566,11 @@ fn tell(told: Told<'_>, asks: Direction, out: &mut dyn FnMut(Said<'_>)) {
             exchange,
             event: &event,
             number,
+        }),
+        Told::Line { exchange, line } => out(Said::Line {
+            exchange,
+            direction: direction_of(asks, Side::Response),
+            line: &line,
         }),
         Told::WebSocket(message) => out(Said::Message {
             direction: direction_of(asks, message.side),

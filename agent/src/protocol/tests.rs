@@ -104,6 +104,10 @@ fn note(what: Said<'_>, said: &mut Vec<String>) {
             format!("{direction:?} {:?} {}", message.kind, text(&message.bytes))
         }
         Said::Limit(limit) => format!("{limit:?}"),
+        Said::Line { line, .. } => {
+            let cut = if line.is_cut { " cut" } else { "" };
+            format!("line {} {}{cut}", line.number, text(line.bytes))
+        }
         // When it is said depends on the calls.
         Said::Asked(_)
         | Said::Open(_)
@@ -420,6 +424,79 @@ fn a_websocket_of_a_stream_has_holes() {
     );
 }
 
+/// A line is told as soon as it is whole, however it was cut, and only as far as the body is kept.
+#[test]
+fn lines_of_a_response() {
+    let head =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/jsonl\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answered = format!("{head}4\r\none\n\r\n6\r\ntwo\nth\r\n3\r\nree\r\n0\r\n\r\n");
+    let told = ["line 0 one", "line 1 two", "line 2 three"];
+    let over = "\"/a\" Some(200) one\ntwo\nthree";
+    for cut in 0..=answered.len() {
+        let mut play = Play::new(true);
+        play.feed(Sent, ASKED);
+        play.feed(Received, &answered.as_bytes()[..cut]);
+        let early = play.said.len().min(told.len());
+        assert_eq!(play.said[..early], told[..early], "{cut}");
+        // Before anything comes behind it.
+        assert_eq!(early > 0, cut >= head.len() + "4\r\none\n".len(), "{cut}");
+        play.feed(Received, &answered.as_bytes()[cut..]);
+        let said = play.close();
+        assert_eq!(said[..3], told, "{cut}");
+        assert_eq!(said[3..], [over], "{cut}");
+    }
+
+    // Its end is not seen.
+    let mut play = Play::new(true);
+    play.feed(Sent, ASKED);
+    play.feed(Received, answered[..answered.len() - 13].as_bytes());
+    assert_eq!(
+        play.close()[..3],
+        ["line 0 one", "line 1 two", "line 2 th cut"]
+    );
+
+    // What is not kept is in no line.
+    let mut play = Play::new(true);
+    play.feed(Sent, ASKED);
+    let long = "x".repeat(BOUNDS.body);
+    play.feed(
+        Received,
+        format!("{head}401\r\n1\n{}\r\n", &long[..1023]).as_bytes(),
+    );
+    play.feed(Received, b"4\r\ny\nz\n\r\n0\r\n\r\n");
+    let said = play.close();
+    assert_eq!(said[0], "line 0 1");
+    assert_eq!(said[1], format!("line 1 {} cut", &long[..1022]));
+    assert_eq!(
+        said.iter().filter(|said| said.starts_with("line")).count(),
+        2
+    );
+}
+
+/// The same of HTTP/2: the connection ends in the middle of a line.
+#[test]
+fn lines_of_a_stream() {
+    let frame = |kind, flags, payload: &[u8]| {
+        let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags, 0, 0, 0, 1]);
+        frame.extend(payload);
+        frame
+    };
+    let mut play = Play::new(true);
+    play.feed(
+        Sent,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+    );
+    play.feed(Sent, &frame(1, 5, &[0x82, 0x87, 0x84]));
+    play.feed(Received, b"\0\0\0\x04\0\0\0\0\0");
+    // `:status: 200`, `content-type`.
+    play.feed(Received, &frame(1, 4, b"\x88\x0f\x10\x11application/jsonl"));
+    play.feed(Received, &frame(0, 0, b"{\"n\":1}\n{\"n\""));
+    play.feed(Received, &frame(0, 0, b":2}\n{"));
+    assert_eq!(play.said, ["line 0 {\"n\":1}", "line 1 {\"n\":2}"]);
+    assert_eq!(play.close()[2], "line 2 { cut");
+}
+
 /// What goes on is told of once for each part that is known: by its events, its messages, or because it waits.
 #[test]
 fn what_goes_on_is_told_of() {
@@ -435,6 +512,7 @@ fn what_goes_on_is_told_of() {
             }
             Said::Part { number, size, .. } => told.push(format!("part {number} {size}")),
             Said::Event { number, .. } => told.push(format!("event {number}")),
+            Said::Line { line, .. } => told.push(format!("line {}", line.number)),
             Said::Exchange(exchange) => {
                 let extents: Vec<_> = exchange.halves().map(|half| half.told).collect();
                 told.push(format!("over {} {extents:?}", exchange.id));
@@ -502,6 +580,24 @@ fn what_goes_on_is_told_of() {
             "over 0 [All, All]"
         ]
     );
+    // Lines, of responses only.
+    let stream = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n1\n2\n3";
+    let lines = [(Sent, ASKED), (Received, &stream[..])];
+    assert_eq!(
+        live(&lines, false),
+        [
+            "asked 0",
+            "open 0 [Nothing, Nothing]",
+            "line 0",
+            "line 1",
+            "line 2",
+            "over 0 [All, All]"
+        ]
+    );
+    let bulk =
+        b"PUT / HTTP/1.1\r\nContent-Type: application/x-ndjson\r\nContent-Length: 4\r\n\r\n1\n2\n";
+    let bulk = [(Sent, &bulk[..]), (Received, ANSWERED)];
+    assert_eq!(live(&bulk, false), ["asked 0", "over 0 [Nothing, Nothing]"]);
     // Messages, from the second on.
     let call =
         b"POST /s/m HTTP/1.1\r\nContent-Type: application/grpc\r\nContent-Length: 19\r\n\r\n";

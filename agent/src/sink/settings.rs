@@ -128,7 +128,7 @@ impl Share {
                 view: View::Undecoded,
                 ..
             } => return Share::Undecoded,
-            Body::Message(_) => true,
+            Body::Message(_) | Body::Line(_) => true,
             Body::Http(http) => http.is_open,
             Body::Grpc(grpc) => grpc.http.is_open,
             _ => false,

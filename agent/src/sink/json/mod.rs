@@ -16,8 +16,8 @@ use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
     Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
-    Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Message, Pod, Probed, Process, Record,
-    Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
+    Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed, Process,
+    Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -73,6 +73,7 @@ impl Encoder {
             Body::Http(http) => line.exchange(http),
             Body::Grpc(grpc) => line.grpc(grpc),
             Body::Message(message) => line.message(message),
+            Body::Line(part) => line.line(part),
             Body::Sse(sse) => line.sse(sse),
             Body::Llm(llm) => line.llm(llm),
             Body::WebSocket(socket) => line.websocket(socket),
@@ -534,6 +535,17 @@ impl Object<'_> {
         self.object("grpc", |member| {
             member.number("number", message.number);
             member.number("size", message.size.into());
+        });
+    }
+
+    fn line(&mut self, line: &Line) {
+        self.word("direction", direction_name(line.direction));
+        self.object("line", |member| {
+            member.number("number", line.number);
+            member.content_as("data", line.content.content());
+            if line.is_cut {
+                member.boolean("cut", true);
+            }
         });
     }
 

@@ -25,8 +25,8 @@ use super::page::{Ink, Mark, Page, secrets};
 use crate::escape;
 use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Container, Content, Coverage,
-    CoverageStatus, Grpc, Header, Http, HttpHalf, Message, Messages, OwnedContent, Process, Record,
-    Role, Shedding, Sse, Stats, WallTime, WebSocket,
+    CoverageStatus, Grpc, Header, Http, HttpHalf, Line, Message, Messages, OwnedContent, Process,
+    Record, Role, Shedding, Sse, Stats, WallTime, WebSocket,
 };
 use crate::redact::Shown;
 
@@ -68,6 +68,7 @@ impl Encoder {
             Body::Http(http) => self.exchange(record, http, None, out),
             Body::Grpc(grpc) => self.exchange(record, &grpc.http, Some(grpc), out),
             Body::Message(message) => self.message(record, message, out),
+            Body::Line(line) => self.line(record, line, out),
             Body::Sse(sse) => self.sse(record, sse, out),
             Body::Llm(llm) => self.llm(record, llm, out),
             Body::WebSocket(socket) => self.websocket(record, socket, out),
@@ -555,6 +556,25 @@ impl Encoder {
             print(out, format_args!("message {number}"))
         });
         print(out, format_args!(", {}\n", size(length.into())));
+    }
+
+    /// As it happens: a line of a response that goes on.
+    fn line(&self, record: &Record<'_>, line: &Line, out: &mut Vec<u8>) {
+        self.who(
+            record,
+            record.time,
+            Some(line.exchange),
+            line.direction,
+            out,
+        );
+        self.painted(BOLD, out, |out| {
+            print(out, format_args!("line {}", line.number))
+        });
+        if line.is_cut {
+            self.painted(YELLOW, out, |out| out.extend_from_slice(b", cut"));
+        }
+        out.push(b'\n');
+        self.content(line.direction, &line.content, (false, line.is_cut), out);
     }
 
     /// As it happens: an event of a response that goes on.
