@@ -50,6 +50,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("peers.py", include_str!("../programs/peers.py")),
     ("events.py", include_str!("../programs/events.py")),
     ("before.py", include_str!("../programs/before.py")),
+    ("charsets.py", include_str!("../programs/charsets.py")),
+    ("grpc_web.py", include_str!("../programs/grpc_web.py")),
     ("sockets.mjs", include_str!("../programs/sockets.mjs")),
     ("http2.mjs", include_str!("../programs/http2.mjs")),
     ("parallel.mjs", include_str!("../programs/parallel.mjs")),

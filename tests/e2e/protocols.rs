@@ -26,12 +26,17 @@ fn server(lab: &Lab) -> (Proc, u16) {
 
 /// The exchanges as the server had them, by their paths.
 fn truth(lab: &Lab) -> HashMap<String, Value> {
-    let log = String::from_utf8(lab.read("server.exchanges")).unwrap();
+    logged(lab, "server.exchanges", "/path")
+}
+
+/// The lines of NAME, JSON objects, by the member that none has twice.
+fn logged(lab: &Lab, name: &str, key: &str) -> HashMap<String, Value> {
+    let log = String::from_utf8(lab.read(name)).unwrap();
     let lines = log
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines
-        .map(|exchange| (string(&exchange, "/path").unwrap(), exchange))
+        .map(|line| (string(&line, key).unwrap(), line))
         .collect()
 }
 
@@ -244,6 +249,101 @@ fn grpc_by_grpcio() {
     assert_eq!(records.kind("http").count(), 0);
 }
 
+/// Text in encodings other than UTF-8, marked and not, coded and not, in chunks that end inside of characters: what is
+/// told is what the server had before it wrote it in those.
+#[test]
+fn charsets_by_python() {
+    let Some(lab) = Lab::with("charsets_by_python", &["curl"]) else {
+        return;
+    };
+    let (cert, key) = lab.certificate();
+    let program = lab.program("charsets.py");
+    let serve = lab.command(argv![PYTHON, program, &lab.dir, cert, key]);
+    let server = lab.spawn(serve, "charsets");
+    let port = lab.port("charsets", &server);
+    let count = scaled("requests", 48, 16);
+    let mut words = argv!["curl", "-sk", "--http1.1", "--max-time", "60"];
+    for at in 0..count {
+        let url = format!("https://127.0.0.1:{port}/{at}");
+        words.extend(argv![
+            "--compressed",
+            "-o",
+            lab.path(&format!("got-{at}")),
+            url
+        ]);
+    }
+    let run = lab.agent().emit(KINDS).run(words);
+    run.success();
+    let mut truth = logged(&lab, "charsets.exchanges", "/path");
+    assert_eq!(truth.len() as u64, count);
+    for at in 0..count {
+        let length = number(&truth[&format!("/{at}")], "/length").unwrap();
+        assert_eq!(lab.read(&format!("got-{at}")).len() as u64, length);
+    }
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    for record in records.kind("http") {
+        let path = string(record, "/url/path").unwrap();
+        let expected = truth
+            .remove(&path)
+            .unwrap_or_else(|| panic!("twice, or never: {record}"));
+        assert_eq!(record["complete"], true, "{record}");
+        assert_eq!(body(record, "response"), expected["text"], "{record}");
+        let told = &record["http"]["response"]["body"];
+        assert_eq!(told["charset"], expected["encoding"], "{record}");
+        let is_coded = told.get("decoded_size").is_some();
+        let length = if is_coded { "decoded_size" } else { "size" };
+        assert_eq!(told[length], expected["length"], "{record}");
+    }
+    assert!(truth.is_empty(), "missing: {:?}", truth.keys());
+}
+
+/// gRPC-Web as text: its messages, and how each call ended, as both ends had them.
+#[test]
+fn grpc_web_text_by_python() {
+    let Some(lab) = Lab::new("grpc_web_text_by_python") else {
+        return;
+    };
+    let (cert, key) = lab.certificate();
+    let program = lab.program("grpc_web.py");
+    let serve = lab.command(argv![PYTHON, &program, "serve", &lab.dir, cert, key]);
+    let server = lab.spawn(serve, "grpc_web");
+    let port = lab.port("grpc_web", &server).to_string();
+    let count = scaled("calls", 60, 12);
+    let ask = argv![PYTHON, program, "ask", &lab.dir, port, count.to_string()];
+    let run = lab.agent().emit(KINDS).run(ask);
+    run.success();
+    let mut truth = logged(&lab, "grpc_web.asked", "/method");
+    assert_eq!(truth.len() as u64, count);
+    assert_eq!(truth, logged(&lab, "grpc_web.served", "/method"));
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    for call in records.kind("grpc") {
+        let method = string(call, "/rpc/method").unwrap();
+        let expected = truth
+            .remove(&method)
+            .unwrap_or_else(|| panic!("twice, or never: {call}"));
+        assert_eq!(call["complete"], true, "{call}");
+        assert_eq!(call["rpc"]["service"], expected["service"], "{call}");
+        assert_eq!(call["rpc"]["grpc"]["status_code"], expected["status"]);
+        let message = call["grpc"]["message"].as_str().unwrap_or_default();
+        assert_eq!(message, expected["message"], "{call}");
+        for side in ["sent", "received"] {
+            let sizes = expected[side].as_array().unwrap();
+            // Without any there is no member.
+            let told = call["grpc"][side]["sizes"].as_array();
+            assert_eq!(told.map_or(&[][..], Vec::as_slice), sizes, "{call}");
+            assert_eq!(call["grpc"][side]["messages"], sizes.len(), "{call}");
+        }
+    }
+    assert!(truth.is_empty(), "missing: {:?}", truth.keys());
+    assert_eq!(records.kind("http").count(), 0);
+}
+
 /// Messages of both types, compressed and not, whole and in fragments.
 #[test]
 fn websocket_by_python() {
@@ -294,17 +394,18 @@ fn websocket_by_python() {
 /// Both ends: a server that goes on when somebody made the file `go`.
 const PAUSES: &str = "\
 import os, socket, ssl, sys, threading, time
+_, cert, key, media, first, second = (word.replace('|', '\\n') for word in sys.argv)
 server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-server.load_cert_chain(sys.argv[1], sys.argv[2])
+server.load_cert_chain(cert, key)
 listener = socket.create_server(('127.0.0.1', 0))
 def serve():
     with server.wrap_socket(listener.accept()[0], server_side=True) as tls:
         tls.recv(65536)
-        tls.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\n\\r\\ndata: first\\n\\n')
+        tls.sendall(f'HTTP/1.1 200 OK\\r\\nContent-Type: {media}\\r\\n\\r\\n{first}'.encode())
         for _ in range(2000):
             if os.path.exists('go'): break
             time.sleep(0.01)
-        tls.sendall(b'data: second\\n\\n')
+        tls.sendall(second.encode())
 thread = threading.Thread(target=serve, daemon=True)
 thread.start()
 client = ssl._create_unverified_context()
@@ -314,10 +415,16 @@ with client.wrap_socket(socket.create_connection(listener.getsockname())) as tls
 thread.join(20)
 ";
 
-/// Text shows an event when it comes, below the head of its exchange, and not when the response is over.
-#[test]
-fn text_shows_what_goes_on() {
-    let Some(lab) = Lab::new("text_shows_what_goes_on") else {
+/// Text shows a piece of a response when it comes, below the head of its exchange, and not when the response is over.
+/// `name`: what the pieces are called; `over`: what is told of them at the end. `|` is the end of a line.
+fn shows_what_goes_on(
+    test: &'static str,
+    media: &str,
+    [first, second]: [&str; 2],
+    name: &str,
+    over: &str,
+) {
+    let Some(lab) = Lab::new(test) else {
         return;
     };
     if bare() {
@@ -327,36 +434,62 @@ fn text_shows_what_goes_on() {
     let output = lab.path("output");
     let program = lab.file("pauses.py", PAUSES);
     let mut words = argv![Agent::path(), "run", "--output", "text", "-o", &output];
-    words.extend(argv!["--", PYTHON, program, cert, key]);
+    words.extend(argv![
+        "--", PYTHON, program, cert, key, media, first, second
+    ]);
     let mut agent = lab.command(words);
     agent.current_dir(&lab.dir);
     let agent = lab.spawn(agent, "agent");
     let blocks = |text: &str, part: &str| text.lines().filter(|line| line.contains(part)).count();
-    let text = wait_for("the first event at both ends", seconds(20), || {
+    let text = wait_for("the first piece at both ends", seconds(20), || {
         let text = fs::read_to_string(&output).ok()?;
-        (blocks(&text, "event 0") == 2).then_some(text)
+        (blocks(&text, &format!("{name} 0")) == 2).then_some(text)
     });
     assert_eq!(blocks(&text, "GET https://localhost/stream 200 after"), 2);
     assert_eq!(
-        blocks(&text, "  < data: first") + blocks(&text, "event 1"),
+        blocks(&text, "  < data: first") + blocks(&text, &format!("{name} 1")),
         0
     );
     lab.file("go", "");
     assert_eq!(agent.wait(seconds(20)), End::Code(0), "{}", agent.err());
     let text = fs::read_to_string(&output).unwrap();
-    assert_eq!(blocks(&text, "event 1"), 2, "{text}");
+    assert_eq!(blocks(&text, &format!("{name} 1")), 2, "{text}");
+    // Each is told once for each end, and so is the head.
+    for shown in ["first", "second"] {
+        let count = blocks(&text, &format!(" < {shown}")) + blocks(&text, &format!(" > {shown}"));
+        assert_eq!(count, 2, "{text}");
+    }
+    let over = text
+        .lines()
+        .filter(|line| line.contains("/stream 200 in ") && line.contains(over));
+    assert_eq!(over.count(), 2, "{text}");
     assert_eq!(
-        blocks(&text, " < first") + blocks(&text, " > first"),
+        blocks(&text, &format!("content-type: {media}")),
         2,
         "{text}"
     );
-    let over = text.lines().filter(|line| line.contains(", 2 events, "));
-    assert_eq!(over.count(), 2, "{text}");
-    // The head is told once for each end.
-    assert_eq!(
-        blocks(&text, "content-type: text/event-stream"),
-        2,
-        "{text}"
+}
+
+#[test]
+fn text_shows_what_goes_on() {
+    shows_what_goes_on(
+        "text_shows_what_goes_on",
+        "text/event-stream",
+        ["data: first||", "data: second||"],
+        "event",
+        ", 2 events, ",
+    );
+}
+
+/// Ends of lines come late, and not at all.
+#[test]
+fn text_shows_lines_that_come() {
+    shows_what_goes_on(
+        "text_shows_lines_that_come",
+        "application/x-ndjson",
+        ["first|sec", "ond"],
+        "line",
+        ", 12 B answered",
     );
 }
 
