@@ -30,7 +30,15 @@ const TARGETS: [Target; 11] = [
     Target::of("protocol", &["protocol/mod.rs", "protocol/exchange.rs"]),
     Target::of(
         "pipeline",
-        &["pipeline.rs", "stream.rs", "speaker.rs", "http.rs"],
+        &[
+            "pipeline.rs",
+            "stream.rs",
+            "speaker.rs",
+            "http.rs",
+            "policy.rs",
+            "ours.rs",
+            "metadata/known.rs",
+        ],
     ),
 ];
 

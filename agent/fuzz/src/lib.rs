@@ -1,10 +1,13 @@
-//! What the targets share: choices that an input makes, calls and how they are cut, what was told of them, and
-//! how much memory that took.
+//! What the targets share: choices that an input makes, calls and how they are cut, what was told of them, how much
+//! memory that took; and what the whole line is played on.
 
 pub mod hpack;
+pub mod judge;
+pub mod machine;
 pub mod memory;
 pub mod talk;
 pub mod told;
+pub mod world;
 
 /// Is this one of the few inputs that are played for long? Most would say nothing more by that.
 pub fn is_long(input: &[u8]) -> bool {
