@@ -19,7 +19,7 @@ use aya_ebpf::{
 use crate::{
     emit,
     filter::{Admission, admit, admit_call},
-    maps::{THREADS, count, get, hide, offset, opaque, stopped},
+    maps::{THREADS, count, count_call, get, hide, offset, opaque, stopped},
 };
 
 /// One link for all points of a file (uprobe_multi, 6.6): the cookie says what each point is.
@@ -97,8 +97,7 @@ pub fn return_perf(ctx: RetProbeContext) -> u32 {
 /// `SSL_new` has no entry program: its result says all.
 #[uretprobe(multi)]
 pub fn created_multi(ctx: RetProbeContext) -> u32 {
-    let cookie = attach_cookie(ctx.as_ptr());
-    created(&ctx, cookie)
+    created_alone(&ctx)
 }
 
 /// A session, too: a return probe is a return probe, whatever the function does.
@@ -113,6 +112,7 @@ pub extern "C" fn created_session(ctx: *mut c_void) -> u32 {
     if stopped() {
         return WITHOUT_RETURN;
     }
+    count_call(cookie);
     let Admission::Wanted(thread) = admit(&bpf_get_current_pid_tgid()) else {
         return WITHOUT_RETURN;
     };
@@ -128,8 +128,7 @@ pub extern "C" fn created_session(ctx: *mut c_void) -> u32 {
 
 #[uretprobe]
 pub fn created_cookie(ctx: RetProbeContext) -> u32 {
-    let cookie = attach_cookie(ctx.as_ptr());
-    created(&ctx, cookie)
+    created_alone(&ctx)
 }
 
 #[uretprobe]
@@ -153,12 +152,13 @@ const PEEKABLE: u64 = (Shape::Peekable as u64) << 1;
 const FLUSHED: u64 = (Shape::Flushed as u64) << 1 & !HANDSHAKE;
 
 /// Opens a frame. False: this call has none, and its return is of no interest. Only a `SESSION` can do
-/// without its return probe. The cookie is asked for late: until then it would take a register.
+/// without its return probe. The cookie is asked for a second time late: until then it would take a register.
 #[inline(always)]
-fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> bool {
+fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: impl Fn() -> u64) -> bool {
     if stopped() {
         return false;
     }
+    count_call(cookie());
     let id = bpf_get_current_pid_tgid();
     let Some(thread) = admit_call(&id) else {
         return false;
@@ -513,6 +513,17 @@ unsafe fn send_file(thread: *mut Thread, length: u64) {
 pub unsafe fn frame(thread: *mut Thread) -> *mut Frame {
     // SAFETY: a map value; the mask keeps the index below FRAMES.
     unsafe { &raw mut (*hide(thread)).frames[(opaque(get!(thread, depth)) & 3) as usize] }
+}
+
+/// The same where no entry program has counted the call.
+#[inline(always)]
+fn created_alone(ctx: &RetProbeContext) -> u32 {
+    if stopped() {
+        return 0;
+    }
+    let cookie = attach_cookie(ctx.as_ptr());
+    count_call(cookie);
+    created(ctx, cookie)
 }
 
 /// A new object at an address that a freed one may have had: its streams begin here.

@@ -20,7 +20,7 @@ use crate::{
     call::attach_cookie,
     emit,
     filter::{Admission, admit, admit_call},
-    maps::{control, count, get, offset, opaque, stopped},
+    maps::{control, count, count_call, get, offset, opaque, stopped},
     socket,
 };
 
@@ -65,6 +65,7 @@ fn passed(ctx: &ProbeContext, cookie: u64) -> u32 {
     if stopped() {
         return 0;
     }
+    count_call(cookie);
     let mut id = bpf_get_current_pid_tgid();
     let Some(thread) = admit_call(&id) else {
         return 0;

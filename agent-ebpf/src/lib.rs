@@ -168,6 +168,18 @@ pub mod counter {
     pub const LOST: usize = 24;
 }
 
+/// How often programs ran at the entries of probe points, whoever called: one row of slots for each CPU, each a u64 that
+/// only grows.
+pub mod calls {
+    /// Points of a few hundred files have one each.
+    pub const SLOTS: usize = 4096;
+
+    /// The slot of a point, by its number in the cookie.
+    pub const fn slot(number: u64) -> usize {
+        number as usize % SLOTS
+    }
+}
+
 /// Why an entry had no return ([`counter::UNMATCHED`] + cause).
 pub mod unmatched {
     /// An outer call returned first, or the stack slot was used again: `longjmp`, an exception.

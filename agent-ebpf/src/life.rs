@@ -13,7 +13,7 @@ use crate::{
     emit,
     filter::{Admission, admit},
     go,
-    maps::{get, opaque, stopped},
+    maps::{count_call, get, opaque, stopped},
     name,
 };
 
@@ -46,6 +46,10 @@ fn event(ctx: &ProbeContext) -> u32 {
     const REWIRED: u64 = Shape::Rewired as u64;
     const BEGUN: u64 = Shape::Begun as u64;
     let cookie = attach_cookie(ctx.as_ptr());
+    if stopped() {
+        return 0;
+    }
+    count_call(cookie);
     match cookie >> 1 & 15 {
         CONTROL => name::named(ctx),
         CLEARED => cleared(ctx, cookie),

@@ -4,7 +4,7 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Absence, Budget, Latest, Offsets, Process, RING_BYTES, Stream, StreamKey, Thread,
+    Absence, Budget, Latest, Offsets, POINT, Process, RING_BYTES, Stream, StreamKey, Thread, calls,
     control::{self, STOP},
     counter,
 };
@@ -24,6 +24,10 @@ pub static RING: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// sets the number of rows to the number of possible CPUs before it loads.
 #[map]
 pub static COUNTERS: Array<[u64; counter::ROW]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// A row per CPU, as above: what each point costs those who call it is estimated from these.
+#[map]
+pub static CALLS: Array<[u64; calls::SLOTS]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 #[map]
 pub static CONTROL: Array<[u64; control::COUNT]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -175,11 +179,31 @@ pub fn count(index: usize, by: u64) {
     let Some(row) = COUNTERS.get_ptr_mut(cpu) else {
         return;
     };
-    // SAFETY: `index` < counter::ROW; BPF_XADD without fetch, which 5.10 knows.
-    unsafe {
-        let counter = row.cast::<u64>().add(index);
-        asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) by, options(nostack));
-    }
+    // SAFETY: `index` < counter::ROW.
+    unsafe { add(row.cast::<u64>().add(index), by) };
+}
+
+/// Counts a trap at the point with this cookie: also one of a call that is turned away, which costs its program nearly
+/// as much.
+#[inline(always)]
+pub fn count_call(cookie: u64) {
+    // SAFETY: no arguments, no memory.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(row) = CALLS.get_ptr_mut(cpu) else {
+        return;
+    };
+    // SAFETY: a slot is below calls::SLOTS.
+    unsafe { add(row.cast::<u64>().add(calls::slot(cookie >> POINT)), 1) };
+}
+
+/// BPF_XADD without fetch, which 5.10 knows.
+///
+/// # Safety
+/// `to` points into a map's value.
+#[inline(always)]
+unsafe fn add(to: *mut u64, by: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) to, in(reg) by, options(nostack)) };
 }
 
 /// Hides a value from LLVM, so that it can't split a check from the use: the verifier of 5.10 knows

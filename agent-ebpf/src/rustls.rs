@@ -31,7 +31,7 @@ use crate::{
     call::{self, attach_cookie},
     emit,
     filter::admit_call,
-    maps::{THREADS, count, get, hide, opaque, stopped},
+    maps::{THREADS, count, count_call, get, hide, opaque, stopped},
 };
 
 #[uprobe(multi)]
@@ -140,10 +140,11 @@ unsafe fn read<const WORDS: u32>(thread: *mut Thread, at: usize, from: u64) -> b
 }
 
 #[inline(always)]
-fn encrypt(ctx: &ProbeContext, cookie: impl FnOnce() -> u64) -> u32 {
+fn encrypt(ctx: &ProbeContext, cookie: impl Fn() -> u64) -> u32 {
     if stopped() {
         return 0;
     }
+    count_call(cookie());
     let id = bpf_get_current_pid_tgid();
     let Some(thread) = admit_call(&id) else {
         return 0;
@@ -282,6 +283,7 @@ fn enter<const SESSION: bool>(ctx: &ProbeContext, cookie: u64) -> bool {
     if stopped() {
         return false;
     }
+    count_call(cookie);
     let id = bpf_get_current_pid_tgid();
     let Some(thread) = admit_call(&id) else {
         return false;
