@@ -28,7 +28,7 @@ use vortex_agent::{
     pipeline::{Pipeline, Wanted},
     policy::{self, ANNOTATION},
     protocol::exchange::Bounds,
-    record::Kind,
+    record::{Governing, Kind},
     recording::{self, Header, Recorder},
     redact::{Key, Policy},
     replay::play,
@@ -136,6 +136,11 @@ enum Step {
     Attached {
         file: u64,
         at: u64,
+    },
+    /// No probes are in it, or no longer.
+    Failed {
+        file: u64,
+        why: String,
     },
     Data {
         pid: u32,
@@ -290,6 +295,9 @@ enum Step {
         ring_full: u64,
         #[serde(default)]
         map_full: u64,
+        /// Files whose probes were out for ten seconds, because they cost too much.
+        #[serde(default)]
+        pauses: u64,
     },
 }
 
@@ -721,6 +729,7 @@ fn line_step(line: &mut Bench, step: &Step) {
             let file = *file;
             line.tell(Input::Mapped { file, user });
         }
+        Step::Failed { file, why } => line.tell(Input::Failed { file: *file, why }),
         &Step::Attached { file, at } => line.tell(Input::Attached { file, at: ms(at) }),
         Step::Data {
             pid,
@@ -993,13 +1002,22 @@ fn line_step(line: &mut Bench, step: &Step) {
             seen,
             ring_full,
             map_full,
+            pauses,
         } => {
             let mut kernel = vec![0; counter::ROW];
             kernel[counter::SEEN] = seen;
             kernel[counter::LOST + usize::from(cause::RING_FULL)] = ring_full;
             kernel[counter::LOST + usize::from(cause::MAP_FULL)] = map_full;
+            let governing = (pauses > 0).then_some(Governing {
+                limit: Some(0.05),
+                cost: 0.001,
+                paused: 0,
+                pauses,
+                paused_seconds: 10.0,
+            });
             line.tell(Input::Count(Count {
                 kernel,
+                governing,
                 ..Count::default()
             }));
         }
@@ -1094,6 +1112,7 @@ scenarios! {
     open_at_the_end
     other_stack
     our_own
+    paused
     policy
     policy_annotation
     policy_annotation_trusted

@@ -25,6 +25,7 @@ pub fn attach(arguments: &Attach) -> ExitCode {
     let options = Options {
         ring_bytes: arguments.ring_size,
         allow_multi: !arguments.no_multi,
+        gauge: arguments.gauge,
     };
     let Err(error) = probe::serve(pipeline.socket.as_fd(), options) else {
         return ExitCode::SUCCESS;

@@ -251,6 +251,10 @@ pub struct Attach {
     /// Links by perf events also where the kernel has better ones, for tests
     #[arg(long)]
     pub no_multi: bool,
+
+    /// Measure what a probe costs here
+    #[arg(long)]
+    pub gauge: bool,
 }
 
 impl Default for Attach {
@@ -259,6 +263,7 @@ impl Default for Attach {
             connect: None,
             ring_size: agent_ebpf::RING_BYTES,
             no_multi: false,
+            gauge: false,
         }
     }
 }
@@ -275,6 +280,9 @@ impl Attach {
         }
         if self.no_multi {
             args.push("--no-multi".into());
+        }
+        if self.gauge {
+            args.push("--gauge".into());
         }
         args
     }
@@ -575,6 +583,7 @@ mod tests {
             connect: Some("vortex-0".into()),
             ring_size: 262144,
             no_multi: true,
+            gauge: true,
         };
         for attach in [sent, Attach::default()] {
             let words = std::iter::once("vortex-agent".into()).chain(attach.to_args());

@@ -53,6 +53,8 @@ pub struct Config {
     pub runtimes: Option<Sockets>,
     /// What the pipeline's process may use.
     pub limits: Limits,
+    /// CPU time in each second that probes may cost those who are traced.
+    pub traced_cpu: Option<Duration>,
     pub daemon: Daemon,
 }
 
@@ -137,6 +139,11 @@ impl Config {
         if config.content != self.content && !is_less {
             kept.push("content");
             config.content = self.content;
+        }
+        // What a probe costs is measured at the start, where there is a limit.
+        if config.traced_cpu.is_some() && self.traced_cpu.is_none() {
+            kept.push("limits.traced-cpu");
+            config.traced_cpu = None;
         }
         // An output takes other kinds, and no more than that.
         let places = |config: &Config| -> Vec<_> {
@@ -262,6 +269,7 @@ impl TryFrom<Settings> for Config {
             signatures: each(settings.signature, signature)?,
             runtimes: settings.metadata.map(sockets).transpose()?,
             limits: limits(settings.limits.unwrap_or_default(), ring_size)?,
+            traced_cpu: settings.limits.and_then(|it| it.traced_cpu).map(|it| it.0),
             daemon: daemon(settings.daemon.unwrap_or_default())?,
         })
     }
@@ -760,6 +768,7 @@ fn unknown_key(message: &str) -> Option<String> {
 pub struct WrittenLimits {
     pub memory: Option<Size>,
     pub cpu: Option<Cpus>,
+    pub traced_cpu: Option<Cpus>,
 }
 
 /// A number of CPUs, as the time of them in each second.
@@ -1250,6 +1259,7 @@ mod tests {
             ("cache-directory = \"/a\"", Some("cache-directory")),
             ("color = \"never\"", Some("sink")),
             ("[limits]\ncpu = 0.5\nmemory = \"1GiB\"", None),
+            ("[limits]\ntraced-cpu = 0.5", Some("limits.traced-cpu")),
             ("[daemon]\nuser = \"a\"", Some("daemon")),
             ("[metadata]", Some("metadata")),
             ("[policy]", Some("policy")),
@@ -1302,6 +1312,12 @@ mod tests {
             Some(Duration::from_secs(2))
         );
         assert_eq!(limits("[limits]\ncpu = 0.01").memory, None);
+        let traced = |text: &str| config(text).unwrap().traced_cpu;
+        assert_eq!((traced(""), traced("[limits]\ncpu = 1")), (None, None));
+        assert_eq!(
+            traced("[limits]\ntraced-cpu = 0.05"),
+            Some(Duration::from_millis(50))
+        );
     }
 
     #[test]
@@ -1477,6 +1493,7 @@ mod tests {
             ),
             ("[daemon]\nsocket = \"a\"", &["absolute"]),
             ("[limits]\ncpu = 0", &["line 2", "0.01 to 1024"]),
+            ("[limits]\ntraced-cpu = 0", &["line 2", "0.01 to 1024"]),
             ("[limits]\ncpu = -1.5", &["line 2", "0.01 to 1024"]),
             ("[limits]\ncpu = nan", &["line 2", "0.01 to 1024"]),
             ("[limits]\ncpu = inf", &["line 2", "0.01 to 1024"]),

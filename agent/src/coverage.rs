@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use agent_ebpf::{DETAIL, POINT, cookie};
+use agent_ebpf::{DETAIL, POINT, Shape, calls, cookie};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     half::{FileId, Site},
-    locate::{Found, Point},
+    locate::{Found, Instruction, Point},
     record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
     unclaimed::Library,
 };
@@ -20,6 +20,8 @@ pub struct Table {
     early: HashMap<FileId, Vec<Waiter>>,
     /// By number; the number is part of the attach cookie. 0 stands for "the kernel has no cookies".
     points: HashMap<u64, Placed>,
+    /// How many of them share each counter of calls.
+    slots: HashMap<usize, u32>,
     /// The number that was given last.
     number: u64,
     /// From when a process is seen through a file, in nanoseconds since boot; `None`: from its start.
@@ -43,6 +45,8 @@ struct File {
     state: State,
     /// Processes that map it and were not told of yet.
     waiting: Vec<Waiter>,
+    /// Its probes were out for a while.
+    is_back: bool,
     /// Nothing more comes about it: forgotten with the last process that is seen through it.
     is_let_go: bool,
 }
@@ -62,6 +66,31 @@ pub struct Placed {
     pub file: FileId,
     pub library: &'static str,
     pub function: &'static str,
+    pub trap: Trap,
+}
+
+/// What the kernel does at a point, for each call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trap {
+    pub is_stepped: bool,
+    /// The call's return is probed, too.
+    pub has_return: bool,
+}
+
+impl Trap {
+    fn of(point: &Point) -> Trap {
+        let has_return = match point.shape {
+            Shape::Returned | Shape::OutFourth | Shape::OutFifth | Shape::Peekable => true,
+            Shape::Handshake | Shape::Sendfile | Shape::Created | Shape::Flushed => true,
+            Shape::Decrypted => true,
+            Shape::Control | Shape::Cleared | Shape::Freed | Shape::Rewired => false,
+            Shape::Passed | Shape::Begun | Shape::Encrypted => false,
+        };
+        Trap {
+            is_stepped: point.instruction == Instruction::Stepped,
+            has_return,
+        }
+    }
 }
 
 /// A process that maps a file.
@@ -113,6 +142,10 @@ impl Counts {
 
 /// What holds for every process that ran before its probes were in place.
 pub const LATE: &str = "its calls before `seen_from` were not seen";
+
+/// The same where the probes were out in between.
+const BACK: &str =
+    "its probes were out for a while: of its calls before `seen_from` not all were seen";
 
 /// Why nothing can be shown of who is no more.
 const LEFT: &str = "the process ended, or became another program, before the probes were in place";
@@ -249,6 +282,7 @@ impl Table {
             partly,
             state,
             waiting: self.early.remove(&id).unwrap_or_default(),
+            is_back: false,
             is_let_go: false,
         };
         self.files.insert(id, file);
@@ -261,6 +295,7 @@ impl Table {
             file: id,
             library: point.library,
             function: point.function,
+            trap: Trap::of(point),
         };
         self.points.insert(number, placed);
         Site {
@@ -272,15 +307,29 @@ impl Table {
     }
 
     /// One that no point has: what is left of a forgotten one in the ring must not be taken for another's. So they
-    /// come again as late as the cookie's bits allow.
+    /// come again as late as the cookie's bits allow. And one whose calls are counted for it alone, if there is one.
     fn next_number(&mut self) -> u64 {
         const NUMBERS: u64 = 1 << (DETAIL - POINT);
+        let is_full = self.slots.len() >= calls::SLOTS;
         loop {
             self.number = (self.number + 1) % NUMBERS;
-            if self.number != 0 && !self.points.contains_key(&self.number) {
+            let is_alone = is_full || !self.slots.contains_key(&calls::slot(self.number));
+            if self.number != 0 && is_alone && !self.points.contains_key(&self.number) {
+                *self.slots.entry(calls::slot(self.number)).or_default() += 1;
                 return self.number;
             }
         }
+    }
+
+    /// All points that the half was asked to place, by number.
+    pub fn points(&self) -> impl Iterator<Item = (u64, Placed)> {
+        self.points
+            .iter()
+            .map(|(number, placed)| (*number, *placed))
+    }
+
+    pub fn path(&self, id: FileId) -> Option<&Clear> {
+        self.files.get(&id).map(|file| &file.path)
     }
 
     /// A TLS library without a safe place for a probe, or one that can't be read.
@@ -297,6 +346,7 @@ impl Table {
                 partly: None,
                 state,
                 waiting,
+                is_back: false,
                 is_let_go: false,
             },
         );
@@ -382,18 +432,25 @@ impl Table {
             return Vec::new();
         };
         let was_probed = matches!(file.state, State::Attached(_));
+        let again = match (&file.state, &state) {
+            (State::Refused(_), State::Attached(at)) => Some(*at),
+            _ => None,
+        };
         file.state = state;
+        file.is_back |= again.is_some();
         let waiting = std::mem::take(&mut file.waiting);
         let mut said: Vec<Said> = waiting
             .into_iter()
             .map(|waiter| self.say(id, waiter))
             .collect();
-        if was_probed {
-            // Its probes are gone, and who was told that it is seen is told that it is not.
-            let users = self.seen.iter().filter(|((_, file), _)| *file == id);
-            let mut users: Vec<_> = users.map(|((pid, _), from)| (*pid, *from)).collect();
-            users.sort_unstable();
-            let users = users.into_iter();
+        if was_probed || again.is_some() {
+            // Its probes are gone, and who was told that it is seen is told that it is not. Or the other way round.
+            let users = self.seen.iter_mut().filter(|((_, file), _)| *file == id);
+            let users = users.map(|((pid, _), from)| {
+                *from = again.or(*from);
+                (*pid, *from)
+            });
+            let users = users.collect::<Vec<_>>().into_iter();
             said.extend(users.map(|(pid, from)| Said::of(pid, self.coverage(pid, id, from))));
         }
         said
@@ -430,7 +487,7 @@ impl Table {
         let switching = self.switching.contains(&(pid, id)).then_some(
             "it makes TLS calls while one is open on another stack, as coroutines do: those are not seen",
         );
-        let late = seen_from.map(|_| LATE);
+        let late = seen_from.map(|_| if file.is_back { BACK } else { LATE });
         let (status, reason) = match (&file.state, switching.or(file.partly).or(late)) {
             (State::Attached(_), None) => (CoverageStatus::Probed, None),
             (State::Attached(_), Some(why)) => (CoverageStatus::Partly, Some(Clear::ours(why))),
@@ -545,7 +602,13 @@ impl Table {
             return;
         }
         self.files.remove(&id);
-        self.points.retain(|_, placed| placed.file != id);
+        for (number, _) in self.points.extract_if(|_, placed| placed.file == id) {
+            let slot = self.slots.entry(calls::slot(number)).or_default();
+            *slot -= 1;
+            if *slot == 0 {
+                self.slots.remove(&calls::slot(number));
+            }
+        }
     }
 
     /// What can't be waited for: files whose probes are not in place at the end.
@@ -655,6 +718,28 @@ mod tests {
         table.left(8, None);
         assert!(table.point(numbers[0]).is_none());
         assert!(table.files.is_empty());
+    }
+
+    #[test]
+    fn points_share_a_counter_only_if_there_is_no_other() {
+        const SLOTS: u64 = calls::SLOTS as u64;
+        let mut table = Table::default();
+        assert_eq!(probe(&mut table, 1, 1), [1, 2]);
+        table.number = SLOTS - 1;
+        assert_eq!(probe(&mut table, 2, 2), [SLOTS, SLOTS + 3]);
+        table.left(1, None);
+        table.let_go(1);
+        table.number = 2 * SLOTS;
+        assert_eq!(probe(&mut table, 3, 2), [2 * SLOTS + 1, 2 * SLOTS + 2]);
+        // Each file has two.
+        for id in 4..=SLOTS {
+            probe(&mut table, id, 2);
+        }
+        assert_eq!(table.slots.len(), calls::SLOTS);
+        assert_eq!(table.slots.values().sum::<u32>(), 2 * SLOTS as u32 - 2);
+        table.left(2, None);
+        (2..=SLOTS).for_each(|id| table.let_go(id));
+        assert!(table.slots.is_empty());
     }
 
     #[test]

@@ -21,6 +21,10 @@ use crate::{cgroup::is_below, container, obstacle::Obstacle};
 /// The longest time that the half keeps a process of CMD's tree stopped, for however many files.
 pub const HELD_LONGEST: Duration = Duration::from_secs(6);
 
+/// How long the probes of a file are out that cost too much, in seconds: no shorter, no longer. Placing them is work for
+/// the kernel that everybody waits for.
+pub const PAUSE: std::ops::RangeInclusive<u32> = 10..=300;
+
 /// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
 pub type FileId = u64;
 pub const OWN_FILE: FileId = 1 << 63;
@@ -28,7 +32,7 @@ pub const OWN_FILE: FileId = 1 << 63;
 /// Privileged half → pipeline.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
-    /// First of all. Descriptors: ring, counters, control words.
+    /// First of all. Descriptors: ring, counters, control words, calls of points.
     Hello(Hello),
     /// Instead of `Hello`, or at any later time: the half ends, and why. With an obstacle another one would, too.
     Failed {
@@ -63,6 +67,10 @@ pub enum Report {
     Refused {
         file: FileId,
         why: String,
+    },
+    /// The probes of a file are out for a while; answers [`Order::Pause`]. It ends with `Attached`, `Refused` or `LetGo`.
+    Paused {
+        file: FileId,
     },
     /// Nothing more comes about this file: nobody maps it any more, or it can't be read. If it is mapped again it is
     /// another one.
@@ -143,6 +151,12 @@ pub enum Order {
         file: FileId,
         why: String,
     },
+    /// The probes of this file cost too much: they are taken out, and placed again after so many seconds, of which the
+    /// half knows the least and the most. A file without probes stays as it is.
+    Pause {
+        file: FileId,
+        seconds: u32,
+    },
     /// Who is this process? It is watched, but nothing it maps was worth a word.
     Introduce {
         pid: u32,
@@ -169,6 +183,19 @@ pub struct Hello {
     pub features: Features,
     /// What does not work here, in words.
     pub limits: Vec<String>,
+    /// If they were asked for, and points can be told apart.
+    pub costs: Option<Costs>,
+}
+
+/// What a hit of a probe costs who calls, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Costs {
+    /// The trap at an instruction that the kernel emulates.
+    pub entry: u32,
+    /// More where it is single-stepped.
+    pub step: u32,
+    /// More where the call's return is probed.
+    pub exit: u32,
 }
 
 /// What this kernel can do for us. Each was tried; no version was asked for.

@@ -12,7 +12,7 @@ use crate::{
     half::{Connected, Facts, Features, FileId, Finding, Pending, Runtime, Silent},
     locate::{Found, stored},
     metadata::Container,
-    record::{Kind, SinkCount},
+    record::{Governing, Kind, SinkCount},
     redact::Policy,
     shed::Rung,
 };
@@ -139,6 +139,7 @@ pub struct Count {
     /// Own CPU time so far in seconds and resident memory in bytes, both halves.
     pub cpu_seconds: f64,
     pub memory_bytes: u64,
+    pub governing: Option<Governing>,
 }
 
 /// What lies behind the end of a record in the ring was another process' plaintext: it is written nowhere.

@@ -23,6 +23,7 @@ pub mod doctor;
 pub mod escape;
 pub mod event;
 pub mod glob;
+pub mod governor;
 pub mod half;
 pub mod health;
 pub mod hello;

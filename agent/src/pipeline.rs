@@ -438,6 +438,15 @@ impl Pipeline {
         std::mem::take(&mut self.sites)
     }
 
+    /// All points that the half was asked to place, by number.
+    pub fn points(&self) -> impl Iterator<Item = (u64, Placed)> {
+        self.coverage.points()
+    }
+
+    pub fn path(&self, file: FileId) -> Option<&Clear> {
+        self.coverage.path(file)
+    }
+
     /// Files whose functions turned out to be others, and why, since the last time.
     pub fn withdrawals(&mut self) -> std::vec::Drain<'_, (FileId, &'static str)> {
         self.withdrawals.drain(..)
@@ -2161,6 +2170,7 @@ impl Pipeline {
             sinks,
             cpu_seconds,
             memory_bytes,
+            governing,
         } = count;
         let kernel = |index| kernel.get(index).copied().unwrap_or_default();
         let stats = Stats {
@@ -2175,6 +2185,7 @@ impl Pipeline {
             bounds: self.bounds(),
             containers: self.containers.counts(self.wanted.policy.is_some()),
             shedding: self.account.told(self.connections.left_out(), self.clock),
+            governing,
         };
         let time = WallTime(now.wrapping_add(self.clock));
         emit(

@@ -641,6 +641,22 @@ pub struct Stats {
     /// `None`: no runtime is asked.
     pub containers: Option<Containers>,
     pub shedding: Shedding,
+    /// `None`: what probes cost others is not looked at.
+    pub governing: Option<Governing>,
+}
+
+/// What the probes cost the programs that are traced, and how often that was too much.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Governing {
+    /// In CPUs, as all costs here; `None`: no longer limited.
+    pub limit: Option<f64>,
+    /// Of the last seconds, estimated.
+    pub cost: f64,
+    /// Files that are paused now.
+    pub paused: u64,
+    pub pauses: u64,
+    /// Of all pauses.
+    pub paused_seconds: f64,
 }
 
 /// What the limits of the agent leave out, and how much that was so far.

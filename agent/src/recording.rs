@@ -1,7 +1,7 @@
 //! A run as the line was told of it: `run --record` writes it, `replay` plays it.
 //!
 //! ```text
-//! vortex-agent recording, version 4: raw plaintext, with every secret
+//! vortex-agent recording, version 5: raw plaintext, with every secret
 //! length (4 bytes, little-endian), Header
 //! length, time, Input
 //! length, time, Input …
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Changes with [`Input`], with [`Header`], and with every type inside of them.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const TITLE: &str = "vortex-agent recording, version ";
 const WARNING: &str = ": raw plaintext, with every secret\n";
 /// The first line is no longer than this.
@@ -242,7 +242,7 @@ mod tests {
         metadata::{Container, Pod},
         pipeline::{Pipeline, Wanted},
         protocol::exchange::Bounds,
-        record::{Kind, SinkCount},
+        record::{Governing, Kind, SinkCount},
         redact::{Key, Policy},
         shed::Rung,
     };
@@ -468,6 +468,13 @@ mod tests {
                 }],
                 cpu_seconds: 0.5,
                 memory_bytes: 6,
+                governing: Some(Governing {
+                    limit: Some(0.25),
+                    cost: 7.5,
+                    paused: 8,
+                    pauses: 9,
+                    paused_seconds: 10.5,
+                }),
             }),
         ]
     }
@@ -547,7 +554,7 @@ mod tests {
     fn what_is_written_is_what_the_version_says() {
         let (bytes, _) = sample();
         let hash = blake3::hash(&bytes).to_hex();
-        assert_eq!((VERSION, &hash[..16]), (4, "41f91fcbf57d1446"));
+        assert_eq!((VERSION, &hash[..16]), (5, "e2e03af48e16e391"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use agent_ebpf::{control, counter};
+use agent_ebpf::control;
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
 const BUSY: u32 = 1 << 31;
@@ -123,24 +123,27 @@ impl Ring {
     }
 }
 
-/// The array of counters, one row per CPU.
+/// An array of counters, one row per CPU.
 pub struct Counters {
     words: *const AtomicU64,
     cpus: usize,
+    row: usize,
 }
 
 impl Counters {
-    pub fn map(fd: &OwnedFd, cpus: u32) -> io::Result<Counters> {
+    /// `row`: counters in a row.
+    pub fn map(fd: &OwnedFd, cpus: u32, row: usize) -> io::Result<Counters> {
         let cpus = cpus as usize;
         Ok(Counters {
-            words: map_words(fd, cpus * counter::ROW)?,
+            words: map_words(fd, cpus * row)?,
             cpus,
+            row,
         })
     }
 
     /// All of them. The totals last, as the ledger wants it: they are in front.
     pub fn all(&self) -> Vec<u64> {
-        let mut all = vec![0; counter::ROW];
+        let mut all = vec![0; self.row];
         for (index, value) in all.iter_mut().enumerate().rev() {
             *value = self.get(index);
         }
@@ -149,12 +152,10 @@ impl Counters {
 
     /// The sum over all CPUs.
     pub fn get(&self, index: usize) -> u64 {
-        assert!(index < counter::ROW);
+        assert!(index < self.row);
         (0..self.cpus)
-            // SAFETY: inside the mapping of cpus * ROW words.
-            .map(|cpu| unsafe {
-                (*self.words.add(cpu * counter::ROW + index)).load(Ordering::Relaxed)
-            })
+            // SAFETY: inside the mapping of cpus * row words.
+            .map(|cpu| unsafe { (*self.words.add(cpu * self.row + index)).load(Ordering::Relaxed) })
             .sum()
     }
 }

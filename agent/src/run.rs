@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{cause, control, counter, filter, socket};
+use agent_ebpf::{calls, cause, control, counter, filter, socket};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use rustix::{
     fs::{Mode, OFlags, open},
@@ -43,6 +43,7 @@ use crate::{
     confine::{Identity, Landlock, Mode as SeccompMode, harden, lock_in},
     coverage::User as Mapper,
     daemon::{Service, mention_another},
+    governor::{Governor, Pause},
     half::{
         self, Connected, FileId, Filter, Finding, Hello, OWN_FILE, Order, Pending, Received,
         Report, Silent, Sockets,
@@ -142,6 +143,7 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
     let asked = ask_runtimes(config, words).map_err(agent_failed)?;
     let options = Attach {
         ring_size: config.ring_size,
+        gauge: config.traced_cpu.is_some(),
         ..Attach::default()
     };
     let starting = launch::start(&options).map_err(|error| agent_failed(error.into()))?;
@@ -360,6 +362,8 @@ struct Shared {
     ring: Ring,
     counters: Counters,
     control: Control,
+    /// How often each point was met, by its slot.
+    calls: Counters,
 }
 
 /// The state of one run after the lock-in.
@@ -400,6 +404,7 @@ struct Session {
     ending: bool,
     statm: fs::File,
     shed: Shed,
+    governor: Governor,
     next_stats: Instant,
     next_clock: Instant,
     signals: Caught,
@@ -640,6 +645,7 @@ impl Session {
             command,
             statm,
             shed: Shed::new(config.limits),
+            governor: Governor::new(config.traced_cpu),
             next_stats: now + config.stats_interval,
             next_clock: now,
             signals,
@@ -1071,7 +1077,7 @@ impl Session {
     fn report(&mut self, report: Report, mut fds: Vec<OwnedFd>) -> Result<()> {
         let now = now();
         match (report, fds.len()) {
-            (Report::Hello(hello), 3) => self.greeted(hello, fds)?,
+            (Report::Hello(hello), 4) => self.greeted(hello, fds)?,
             (Report::Failed { why, obstacle }, 0) => {
                 let why = anyhow!(why);
                 self.half_is_gone(Some(match obstacle {
@@ -1105,6 +1111,7 @@ impl Session {
                 );
                 self.answered(attached.file);
                 let (file, at) = (attached.file, attached.at);
+                self.governor.settled(file, now);
                 self.line.tell(Input::Attached { file, at }, now);
             }
             (Report::Same { file, known }, 0) => {
@@ -1113,7 +1120,13 @@ impl Session {
             }
             (Report::Refused { file, why }, 0) => {
                 self.answered(file);
+                self.governor.settled(file, now);
                 self.line.tell(Input::Failed { file, why: &why }, now);
+            }
+            (Report::Paused { file }, 0) => {
+                if let Some(why) = self.governor.paused(file, now) {
+                    self.line.tell(Input::Failed { file, why: &why }, now);
+                }
             }
             (Report::Interrupted, 0) => {
                 if let Some(shared) = &self.shared {
@@ -1135,7 +1148,10 @@ impl Session {
                 self.line.tell(Input::Renamed { pid, comm: &comm }, now);
             }
             (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
-            (Report::LetGo { file }, 0) => self.say_later(Late::LetGo(file)),
+            (Report::LetGo { file }, 0) => {
+                self.governor.settled(file, now);
+                self.say_later(Late::LetGo(file));
+            }
             (Report::Missed { pid, path }, 0) => {
                 if is_named_like_one(path.as_bytes()) {
                     self.line.tell(Input::Missed { pid, path: &path }, now);
@@ -1181,13 +1197,20 @@ impl Session {
 
     /// The kernel side is loaded: maps what is shared, says what is wanted, sends the ahead list.
     fn greeted(&mut self, hello: Hello, fds: Vec<OwnedFd>) -> Result<()> {
-        let [ring, counters, control] = <[OwnedFd; 3]>::try_from(fds)
+        let [ring, counters, control, calls] = <[OwnedFd; 4]>::try_from(fds)
             .map_err(|_| anyhow::anyhow!("a greeting without its descriptors"))?;
         let shared = Shared {
             ring: Ring::map(ring, hello.ring_bytes).context("map the ring")?,
-            counters: Counters::map(&counters, hello.cpus).context("map the counters")?,
+            counters: Counters::map(&counters, hello.cpus, counter::ROW)
+                .context("map the counters")?,
             control: Control::map(&control).context("map the control words")?,
+            calls: Counters::map(&calls, hello.cpus, calls::SLOTS)
+                .context("map the counters of calls")?,
         };
+        self.governor.gauge(hello.costs);
+        if let Some(costs) = hello.costs {
+            tracing::info!(?costs, "what a probe costs, in nanoseconds");
+        }
         for limit in &hello.limits {
             tracing::warn!("{limit}");
         }
@@ -1594,6 +1617,7 @@ impl Session {
         }
         self.signatures = self.config.signatures.clone().into();
         self.shed.limit(self.config.limits);
+        self.governor.limit(self.config.traced_cpu);
         if old.stats_interval != self.config.stats_interval {
             self.next_stats = Instant::now() + self.config.stats_interval;
         }
@@ -1648,6 +1672,7 @@ impl Session {
             self.next_clock = at + CLOCK_INTERVAL;
             self.line.tell(Input::Clock(to_wall()), now());
             self.watch_limits();
+            self.govern();
             self.line.sinks.troubles().for_each(complain);
             if let Some(recorder) = &mut self.line.recorder {
                 recorder.flush();
@@ -1678,6 +1703,25 @@ impl Session {
         }
     }
 
+    /// Takes the probes out that cost their callers most, if all cost more than they may.
+    fn govern(&mut self) {
+        let Some(shared) = &self.shared else {
+            return;
+        };
+        let points = self.line.pipeline.points();
+        let calls = points.map(|(number, placed)| {
+            let calls = shared.calls.get(calls::slot(number));
+            (placed.file, placed.trap, calls)
+        });
+        for Pause { file, seconds, why } in self.governor.counted(now(), calls) {
+            if let Some(path) = self.line.pipeline.path(file) {
+                complain(format!("limits: {}: {why}", &**path));
+            }
+            // The half may be gone: then there are no probes either.
+            let _ = self.order(Order::Pause { file, seconds }, None);
+        }
+    }
+
     /// Bytes were lost that no gap has told of: they are at the end of their streams.
     fn has_untold_loss(&self) -> bool {
         let Some(shared) = &self.shared else {
@@ -1700,6 +1744,7 @@ impl Session {
             cpu_seconds: nanoseconds(ClockId::ProcessCPUTime) as f64 / 1e9
                 + (half_micros + deliver_micros) as f64 / 1e6,
             memory_bytes: own_memory(&self.statm) + half_memory + deliver_memory,
+            governing: self.governor.told(now()),
         };
         self.line.tell(Input::Count(count), now());
     }

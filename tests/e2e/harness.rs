@@ -92,6 +92,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("image.py", include_str!("../programs/image.py")),
     ("names.py", include_str!("../programs/names.py")),
     ("silent.c", include_str!("../programs/silent.c")),
+    ("spin.c", include_str!("../programs/spin.c")),
     ("ahead.c", include_str!("../programs/ahead.c")),
     ("gnutls.c", include_str!("../programs/gnutls.c")),
     ("pause.c", include_str!("../programs/pause.c")),

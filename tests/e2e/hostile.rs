@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use vortex_agent::half::{
@@ -148,6 +149,7 @@ fn half_is_sent_what_should_not_be() {
     };
     let why = "why".to_owned();
     let refuse = Order::Refuse { file: 1, why };
+    let pause = |file| Order::Pause { file, seconds: 10 };
     for (what, orders) in [
         ("a filter with a descriptor", vec![(filter(), one)]),
         (
@@ -159,6 +161,8 @@ fn half_is_sent_what_should_not_be() {
         ("a file that it never sent", vec![(attach(1), &[])]),
         ("the same with a descriptor", vec![(attach(1), one)]),
         ("a refusal of such a file", vec![(refuse, &[])]),
+        ("a pause of such a file", vec![(pause(1), &[])]),
+        ("a pause with a descriptor", vec![(pause(OWN_FILE), one)]),
         ("an own file without it", vec![(attach(OWN_FILE | 1), &[])]),
         ("an own file twice", vec![(attach(OWN_FILE | 1), two)]),
         ("a device", vec![(attach(OWN_FILE | 1), one)]),
@@ -290,6 +294,56 @@ fn half_is_sent_wrong_points() {
     assert_eq!(breakpoints(mapper.pid(), &path), []);
 }
 
+/// Probes that go and come without end would be work for everybody who calls through them: the half knows how short a
+/// pause may be.
+#[test]
+fn half_is_asked_for_a_pause() {
+    let Some(lab) = lab("half_is_asked_for_a_pause", &[]) else {
+        return;
+    };
+    let path = lab.private_libssl("private").join("libssl.so.3");
+    let file = File::open(&path).unwrap();
+    let point = locate(&Pread(file.as_fd())).unwrap().points.remove(0);
+    let site = Site {
+        offset: point.offset,
+        cookie: 0,
+        bytes: point.bytes,
+    };
+    let mapper = mapper(&lab, &path);
+    let half = Half::start(&lab);
+    let id = OWN_FILE | 1;
+    let points = vec![site];
+    half.order(&Order::Attach { file: id, points }, &[file.as_fd()]);
+    let report = half.report();
+    assert!(matches!(report, Report::Attached(_)), "{report:?}");
+    let placed = breakpoints(mapper.pid(), &path);
+    assert_ne!(placed, []);
+    let start = Instant::now();
+    let pause = Order::Pause {
+        file: id,
+        seconds: 0,
+    };
+    half.order(&pause, &[]);
+    let report = half.report();
+    assert!(
+        matches!(report, Report::Paused { file } if file == id),
+        "{report:?}"
+    );
+    // There is nothing to take out any more.
+    half.order(&pause, &[]);
+    wait_for("the probes to go", seconds(5), || {
+        breakpoints(mapper.pid(), &path).is_empty().then_some(())
+    });
+    let report = half.report();
+    assert!(
+        matches!(&report, Report::Attached(attached) if attached.file == id),
+        "{report:?}"
+    );
+    assert!(start.elapsed() >= seconds(10), "{:?}", start.elapsed());
+    assert_eq!(breakpoints(mapper.pid(), &path), placed);
+    half.goes_on("a pause");
+}
+
 /// A pipeline that gives orders without end and reads no answer: the half stops reading, and is there.
 #[test]
 fn half_is_flooded() {
@@ -367,6 +421,7 @@ fn hello(ring_bytes: u64) -> Report {
             comms: false,
         },
         limits: vec![],
+        costs: None,
     })
 }
 
@@ -444,7 +499,7 @@ fn pipeline_is_sent_rubbish() {
         }
     }
     for size in [0, 1, 4097, 1 << 40, 1 << 63] {
-        let packets = hex(&bytes(&hello(size)), 3);
+        let packets = hex(&bytes(&hello(size)), 4);
         fs::write(user.home().join("packets"), packets).unwrap();
         let run = user
             .run(&lab)

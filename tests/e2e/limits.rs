@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::harness::{Lab, PYTHON, Running, argv, bare, seconds, wait_for};
+use crate::proc::{breakpoints, wait_for_running};
 
 /// Much less than a flood costs, and more than an idle agent does.
 const CPUS: &str = "0.05";
@@ -92,4 +93,105 @@ fn a_flood_is_shed_and_counted() {
         said.contains("limits: ") && said.contains("left out"),
         "{said}"
     );
+}
+
+/// What `coverage` says last of the private library: its status, and why.
+fn covered(running: &Running) -> Option<(String, String)> {
+    let text = running.records();
+    let of_it = |record: &&Value| {
+        let path = record["library"]["path"].as_str();
+        path.is_some_and(|path| path.ends_with("/private/libssl.so.3"))
+    };
+    let record = text.kind("coverage").filter(of_it).last()?;
+    let said = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    Some((said("status"), said("reason")))
+}
+
+#[track_caller]
+fn wait_for_governor(running: &Running, what: &str, is_right: impl Fn(&Value) -> bool) {
+    wait_for(what, seconds(60), || {
+        if let Some(end) = running.process.ended() {
+            panic!("the agent ended: {end:?}\n{}", running.process.err());
+        }
+        let text = running.records();
+        let stats = text.kind("stats").last()?;
+        is_right(&stats["governor"]).then_some(())
+    });
+}
+
+/// While a program calls as often as it can nothing of it is probed; then it is seen again, and everybody is told.
+#[test]
+fn probes_that_cost_too_much_are_paused() {
+    let Some(lab) = Lab::with("probes_that_cost_too_much_are_paused", &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let private = lab.private_libssl("private");
+    let library = private.join("libssl.so.3");
+    let spin = lab.compiled("spin");
+    let config = lab.file("limits.toml", "[limits]\ntraced-cpu = 0.05\n");
+    let options = argv!["--config", config, "--stats-interval", "500ms"];
+    let agent = lab.agent().emit("data,coverage,gap,stats").options(options);
+    let agent = agent.env("LD_LIBRARY_PATH", private);
+    let running = agent.start(argv![&spin]);
+    let client = wait_for_running(&spin);
+    wait_for_governor(&running, "a pause", |governor| governor["paused"] == 1);
+    let (status, reason) = covered(&running).unwrap();
+    assert_eq!(status, "refused");
+    assert!(
+        reason.starts_with("paused by the governor: its probes cost"),
+        "{reason}"
+    );
+    wait_for("the probes to go", seconds(5), || {
+        breakpoints(client, &library).is_empty().then_some(())
+    });
+    lab.file("stop", "");
+    wait_for_governor(&running, "the end of the pause", |governor| {
+        governor["paused"] == 0
+    });
+    assert_ne!(breakpoints(client, &library), []);
+    let (status, reason) = covered(&running).unwrap();
+    assert_eq!(status, "partly");
+    assert!(
+        reason.starts_with("its probes were out for a while"),
+        "{reason}"
+    );
+    lab.file("again.go", "");
+    let run = running.finish(seconds(60));
+    run.success();
+
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let stats = records.last_stats().unwrap();
+    let (calls, governor) = (&stats["ledger"]["calls"], &stats["governor"]);
+    assert_eq!(calls["in_flight"], 0, "{calls}");
+    // A CPU makes at most so many in a second or two, and none later.
+    let entries = calls["entries"].as_u64().unwrap();
+    assert!((10_000..10_000_000).contains(&entries), "{calls}");
+    assert_eq!(governor["limit"], 0.05, "{governor}");
+    assert_eq!(governor["pauses"], 1, "{governor}");
+    let paused = governor["paused_seconds"].as_f64().unwrap();
+    assert!((10.0..60.0).contains(&paused), "{governor}");
+    let mut shown: Vec<_> = records
+        .kind("data")
+        .map(|data| {
+            let text = data["text"].as_str().unwrap();
+            let joined = data["connection"]["joined"].as_str().unwrap();
+            (text, joined, data["complete"].as_bool().unwrap())
+        })
+        .collect();
+    shown.sort_unstable();
+    let each = [
+        ("after\n", "middle", false),
+        ("answer after\n", "middle", false),
+        ("answer before\n", "start", true),
+        ("before\n", "start", true),
+    ];
+    // At each end.
+    assert_eq!(shown, each.map(|one| [one; 2]).as_flattened());
+    assert_eq!(records.kind("gap").count(), 0);
+    let said = run.process.err();
+    assert_eq!(said.matches("paused by the governor").count(), 1, "{said}");
 }

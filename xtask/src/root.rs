@@ -61,6 +61,7 @@ const COMPILE: &[&str] = &[
     "move",
     "sealed",
     "silent",
+    "spin",
     "swap",
     "victim",
 ];

@@ -353,6 +353,30 @@ fn of_stats(stats: &Line) -> Vec<Family> {
             "Connections that the agent's limits left out.",
             "/shedding/connections",
         ),
+        gauge(
+            "vortex.governor.cost",
+            "{cpu}",
+            "CPUs that the probes cost the programs that are traced.",
+            "/governor/cost",
+        ),
+        gauge(
+            "vortex.governor.paused",
+            "{file}",
+            "Files whose probes are out because they cost too much.",
+            "/governor/paused",
+        ),
+        sum(
+            "vortex.governor.pauses",
+            "{pause}",
+            "How often the probes of a file were taken out because they cost too much.",
+            "/governor/pauses",
+        ),
+        sum(
+            "vortex.governor.paused_time",
+            "s",
+            "How long that was, of all files together.",
+            "/governor/paused_seconds",
+        ),
         sum(
             "process.cpu.time",
             "s",
@@ -385,7 +409,8 @@ pub mod tests {
         let text = r#"{"kind":"stats","ledger":{"bytes":{"seen":10,"delivered":7,"filtered":0,"over_limit":0,
             "lost":{"ring_full":3,"unknown":0},"in_flight":0},"calls":{"entries":4,"returns":4,"filtered":1,
             "in_flight":0,"unmatched":{"exited":0}}},"agent":{"cpu_seconds":0.25,"memory_bytes":4096},
-            "shedding":{"level":3,"name":"connections","share":0.25,"bodies":5,"data":6,"connections":7}}"#;
+            "shedding":{"level":3,"name":"connections","share":0.25,"bodies":5,"data":6,"connections":7},
+            "governor":{"limit":0.05,"cost":0.5,"paused":8,"pauses":9,"paused_seconds":10.5}}"#;
         Line::read(text.as_bytes()).unwrap()
     }
 
@@ -454,6 +479,13 @@ pub mod tests {
                 }
             });
         assert_eq!(shedding, [3.0, 0.25, 5.0, 6.0, 7.0]);
+        let governor = ["cost", "paused", "pauses", "paused_time"].map(|name| {
+            match &find(&format!("vortex.governor.{name}")).points {
+                Points::Sums(points) | Points::Gauges(points) => points[0].1,
+                other => panic!("{name}: {other:?}"),
+            }
+        });
+        assert_eq!(governor, [0.5, 8.0, 9.0, 10.5]);
         assert!(
             families
                 .iter()

@@ -10,11 +10,11 @@ use std::{
     thread,
 };
 
-use agent_ebpf::Offsets;
+use agent_ebpf::{Offsets, calls, control, counter};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
-    maps::{CgroupArray, HashMap, Map, MapData},
+    maps::{Array, CgroupArray, HashMap, Map, MapData},
     programs::{
         Program, ProgramError, ProgramType, RawTracePoint, UProbe, loaded_programs,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
@@ -277,9 +277,9 @@ impl Kernel {
         })
     }
 
-    /// Ring, counters, control words: the three maps that the pipeline shares.
-    pub fn shared(&self) -> [BorrowedFd<'_>; 3] {
-        ["RING", "COUNTERS", "CONTROL"].map(|name| match self.maps.get(name) {
+    /// Ring, counters, control words, calls of points: the maps that the pipeline shares.
+    pub fn shared(&self) -> [BorrowedFd<'_>; 4] {
+        ["RING", "COUNTERS", "CONTROL", "CALLS"].map(|name| match self.maps.get(name) {
             Some(Map::RingBuf(map) | Map::Array(map)) => map.fd().as_fd(),
             _ => unreachable!("{name} is a map of the object"),
         })
@@ -344,22 +344,33 @@ impl Kernel {
     pub fn sum(&self, index: usize) -> Result<u64> {
         let map = self.maps.get("COUNTERS");
         let map = map.context("COUNTERS is a map of the object")?;
-        let rows: aya::maps::Array<_, [u64; agent_ebpf::counter::ROW]> =
-            aya::maps::Array::try_from(map)?;
+        let rows: Array<_, [u64; counter::ROW]> = Array::try_from(map)?;
         let rows: Result<Vec<_>, _> = rows.iter().collect();
         Ok(rows?.iter().map(|row| row[index]).sum())
     }
 
+    /// Counts from 0 again: nobody has looked yet, and what was counted were our own calls.
+    pub fn clear_counters(&mut self) -> Result<()> {
+        static NOTHING: [u64; calls::SLOTS] = [0; calls::SLOTS];
+        for cpu in 0..self.cpus {
+            self.array("COUNTERS")?
+                .set(cpu, &[0_u64; counter::ROW], 0)?;
+            self.array("CALLS")?.set(cpu, &NOTHING, 0)?;
+        }
+        Ok(())
+    }
+
+    fn array<V: aya::Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        let map = self.maps.get_mut(name);
+        let map = map.with_context(|| format!("{name} is a map of the object"))?;
+        Ok(Array::try_from(map)?)
+    }
+
     /// Sets the control word that stops every program.
     pub fn stop(&mut self) -> Result<()> {
-        let map = self
-            .maps
-            .get_mut("CONTROL")
-            .context("CONTROL is a map of the object")?;
-        let mut control: aya::maps::Array<_, [u64; agent_ebpf::control::COUNT]> =
-            aya::maps::Array::try_from(map)?;
+        let mut control = self.array::<[u64; control::COUNT]>("CONTROL")?;
         let mut words = control.get(&0, 0)?;
-        words[agent_ebpf::control::STOP] = 1;
+        words[control::STOP] = 1;
         Ok(control.set(0, &words, 0)?)
     }
 }
@@ -652,6 +663,7 @@ pub fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
         .override_global("RING_SIZE", &ring_bytes, true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("COUNTERS", cpus)
+        .map_max_entries("CALLS", cpus)
         .map_max_entries("IDS", ids)
         .load(OBJECT)
         .context("create the kernel maps")

@@ -9,6 +9,7 @@ mod check;
 pub mod danger;
 pub mod facts;
 mod file;
+mod gauge;
 mod hold;
 mod home;
 mod identity;
@@ -64,8 +65,8 @@ use self::{
 use crate::{
     clock::{nanoseconds, since_boot as now},
     half::{
-        self, Attached, Connected, Facts, FileId, Filter, Finding, Handle, Hello, Link, Mapped,
-        OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
+        self, Attached, Connected, Costs, Facts, FileId, Filter, Finding, Handle, Hello, Link,
+        Mapped, OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
     },
     obstacle,
     worker::Workers,
@@ -77,6 +78,8 @@ pub struct Options {
     pub ring_bytes: u32,
     /// Use one link per file where the kernel can. Off only for tests of the other way.
     pub allow_multi: bool,
+    /// Measure what a probe costs.
+    pub gauge: bool,
 }
 
 /// Serves one pipeline until it orders `Stop` or is gone, then returns: the caller exits, and the kernel
@@ -93,17 +96,39 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     kernel
         .limits
         .extend(dangers.iter().map(|danger| danger.what.to_owned()));
+    let costs = options.gauge.then(|| gauge(&mut kernel)).flatten();
     let band = SideBand::open()
         .context("watch for executable mappings by perf_event_open")
         .map_err(obstacle::refused)?;
     let mut half = Half::new(kernel, band, socket)?;
-    half.greet()?;
+    half.greet(costs)?;
     let served = half.run();
     // Nobody waits for the links, which take up to seconds to close.
     drop(std::mem::take(&mut half.holds));
     // The stop flag first: the pipeline may have died without setting it. The links end with us.
     half.kernel.stop()?;
     served
+}
+
+/// What a probe costs here; what is wrong with that is among the kernel's limits.
+fn gauge(kernel: &mut Kernel) -> Option<Costs> {
+    if kernel.features.link == Link::Perf {
+        let why = "no cookies of probes (Linux 5.15): nobody knows what the probes of which file cost, and \
+                   `[limits] traced-cpu` is not kept";
+        kernel.limits.push(why.to_owned());
+        return None;
+    }
+    Some(gauge::measure(kernel).unwrap_or_else(|error| {
+        kernel.limits.push(format!(
+            "what a probe costs could not be measured ({error:#}): it is taken for 2 µs a call, and 10 µs where \
+             an instruction is single-stepped"
+        ));
+        Costs {
+            entry: 1_000,
+            step: 8_000,
+            exit: 1_000,
+        }
+    }))
 }
 
 struct Half<'a> {
@@ -203,6 +228,8 @@ enum State {
     /// Its probes are being placed.
     Placing,
     Attached(Probes),
+    /// Its probes cost too much, and are out until then.
+    Paused(Instant),
     /// Looked at, and not to be probed: kept, so that each process is told.
     Refused(String),
 }
@@ -318,12 +345,13 @@ impl<'a> Half<'a> {
         })
     }
 
-    fn greet(&mut self) -> Result<()> {
+    fn greet(&mut self, costs: Option<Costs>) -> Result<()> {
         let hello = Report::Hello(Hello {
             ring_bytes: u64::from(self.kernel.ring_bytes),
             cpus: self.kernel.cpus,
             features: self.kernel.features,
             limits: self.kernel.limits.clone(),
+            costs,
         });
         half::send(self.socket, &hello, &self.kernel.shared())
             .context("greet the unprivileged half")
@@ -369,6 +397,7 @@ impl<'a> Half<'a> {
                 self.give_way(&[]);
                 self.move_home();
                 self.close_old();
+                self.end_pauses();
                 self.check_some_members()?;
                 self.ask_again();
                 self.band.refresh()?;
@@ -485,6 +514,7 @@ impl<'a> Half<'a> {
                     }
                 }
                 (Order::Refuse { file, why }, 0) => self.refuse(file, why)?,
+                (Order::Pause { file, seconds }, 0) => self.pause(file, seconds)?,
                 (Order::Sockets(sockets), 0) => self.settle_sockets(&sockets),
                 (Order::Forget(handles), 0) => self.forget_handles(&handles),
                 (Order::Introduce { pid }, 0) => self.introduce(pid),
@@ -1009,7 +1039,8 @@ impl<'a> Half<'a> {
     fn let_go_of_left(&mut self) {
         let mut left = Vec::new();
         for (id, file) in &mut self.files {
-            let (State::Attached(_) | State::Refused(_), Some(inode)) = (&file.state, file.inode)
+            let (State::Attached(_) | State::Paused(_) | State::Refused(_), Some(inode)) =
+                (&file.state, file.inode)
             else {
                 continue;
             };
@@ -1170,9 +1201,7 @@ impl<'a> Half<'a> {
         };
         self.report(Report::LetGo { file: id }, None);
         if let State::Attached(_) = file.state {
-            let points = file.sites.iter().map(|site| site.cookie >> POINT).collect();
-            self.interrupt(&points);
-            self.interrupted.insert(id, points);
+            self.break_off(id, &file.sites);
         }
         let device = file.version.identity.device();
         let detach = move || {
@@ -1180,6 +1209,60 @@ impl<'a> Half<'a> {
             Done::Detached
         };
         self.workers.start(id, device, PLACING, detach);
+    }
+
+    /// Takes the probes of a file out for a while. It stays known: who maps it meanwhile needs no new look at it.
+    fn pause(&mut self, id: FileId, seconds: u32) -> Result<()> {
+        let Some(file) = self.files.get_mut(&id) else {
+            // Let go meanwhile, if there ever was one.
+            return self.check_was_known(id);
+        };
+        let State::Attached(_) = file.state else {
+            return Ok(());
+        };
+        let seconds = seconds.clamp(*half::PAUSE.start(), *half::PAUSE.end());
+        let until = Instant::now() + Duration::from_secs(seconds.into());
+        let probes = std::mem::replace(&mut file.state, State::Paused(until));
+        let old = file.old.take();
+        // What is placed just now goes as well.
+        file.is_moving = false;
+        let device = file.version.identity.device();
+        let sites = file.sites.clone();
+        self.break_off(id, &sites);
+        self.report(Report::Paused { file: id }, None);
+        self.workers.start(id, device, PLACING, move || {
+            drop((probes, old));
+            Done::Detached
+        });
+        Ok(())
+    }
+
+    /// An order about a file that is not known any more, and was.
+    fn check_was_known(&self, id: FileId) -> Result<()> {
+        match id & OWN_FILE != 0 || id < self.next_file {
+            true => Ok(()),
+            false => bail!("an order about file {id:x}, which was not asked for"),
+        }
+    }
+
+    fn end_pauses(&mut self) {
+        let now = Instant::now();
+        let is_over = |file: &File| matches!(file.state, State::Paused(until) if now >= until);
+        let over = self.files.iter_mut().filter(|(_, file)| is_over(file));
+        let over = over.map(|(id, file)| {
+            file.since = now;
+            *id
+        });
+        for id in over.collect::<Vec<_>>() {
+            self.start_placing(id, None);
+        }
+    }
+
+    /// The probes with these sites are about to go, while processes use them.
+    fn break_off(&mut self, id: FileId, sites: &[Site]) {
+        let points = sites.iter().map(|site| site.cookie >> POINT).collect();
+        self.interrupt(&points);
+        self.interrupted.insert(id, points);
     }
 
     /// Calls of who has streams through these points pass by, until the file is mapped again. Said twice, before
@@ -1249,19 +1332,28 @@ impl<'a> Half<'a> {
             self.let_go(id);
             return Ok(());
         }
+        sites.retain(|site| self.kernel.programs.takes(site));
+        self.asked(id)?.sites = sites;
+        self.start_placing(id, own);
+        Ok(())
+    }
+
+    /// Places the probes of a file at its sites, where the bytes are still those that the pipeline saw.
+    fn start_placing(&mut self, id: FileId, own: Option<OwnedFd>) {
         for points in self.interrupted.values().cloned().collect::<Vec<_>>() {
             self.interrupt(&points);
         }
-        let programs = self.kernel.programs.clone();
-        sites.retain(|site| programs.takes(site));
+        let only = self.only();
+        let Some(file) = self.files.get_mut(&id) else {
+            return;
+        };
         self.holds.placing(id);
-        let file = self.asked(id)?;
         file.state = State::Placing;
-        file.sites.clone_from(&sites);
+        let programs = self.kernel.programs.clone();
+        let sites = file.sites.clone();
         let device = file.version.identity.device();
         let fd = file.fd.clone();
         let witness = file.witness.take();
-        let only = self.only();
         let watches = self.watches.clone();
         let place = move || {
             let placed = place(&programs, &watches, &fd, own, &sites, &only);
@@ -1272,7 +1364,6 @@ impl<'a> Half<'a> {
             })
         };
         self.workers.start(id, device, PLACING, place);
-        Ok(())
     }
 
     /// A small fixed set of processes: nobody else meets a breakpoint.
@@ -1340,13 +1431,10 @@ impl<'a> Half<'a> {
     fn refuse(&mut self, id: FileId, why: String) -> Result<()> {
         let Some(file) = self.files.get_mut(&id) else {
             // Let go meanwhile, if there ever was one.
-            return match id & OWN_FILE != 0 || id < self.next_file {
-                true => Ok(()),
-                false => bail!("an order about file {id:x}, which was not asked for"),
-            };
+            return self.check_was_known(id);
         };
         match file.state {
-            State::Asked => file.state = State::Refused(why),
+            State::Asked | State::Paused(_) => file.state = State::Refused(why),
             State::Placing | State::Attached(_) => {
                 let probes = std::mem::replace(&mut file.state, State::Refused(why));
                 let old = file.old.take();

@@ -16,8 +16,8 @@ use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
     Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
-    Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed, Process,
-    Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
+    Governing, Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed,
+    Process, Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -648,6 +648,9 @@ impl Object<'_> {
             }
         });
         self.object("shedding", |shedding| shedding.shedding(&stats.shedding));
+        if let Some(governing) = &stats.governing {
+            self.object("governor", |governor| governor.governor(governing));
+        }
         if let Some(containers) = &stats.containers {
             self.object("containers", |member| {
                 member.number("named", containers.named);
@@ -672,6 +675,19 @@ impl Object<'_> {
         self.number("bodies", shedding.bodies);
         self.number("data", shedding.data);
         self.number("connections", shedding.connections);
+    }
+
+    fn governor(&mut self, governing: &Governing) {
+        if let Some(limit) = governing.limit {
+            self.key("limit");
+            self.display(format_args!("{limit:.3}"));
+        }
+        self.key("cost");
+        self.display(format_args!("{:.3}", governing.cost));
+        self.number("paused", governing.paused);
+        self.number("pauses", governing.pauses);
+        self.key("paused_seconds");
+        self.display(format_args!("{:.3}", governing.paused_seconds));
     }
 
     fn ledger(&mut self, ledger: &Ledger) {
@@ -1149,7 +1165,18 @@ mod tests {
             data: 23,
             connections: 24,
         };
+        stats.governing = Some(Governing {
+            limit: Some(0.05),
+            cost: 1.25,
+            paused: 25,
+            pauses: 26,
+            paused_seconds: 27.5,
+        });
         let got = value(&sample::alone(None, Body::Stats(&stats)));
+        assert_eq!(
+            got["governor"],
+            json!({"limit": 0.05, "cost": 1.25, "paused": 25, "pauses": 26, "paused_seconds": 27.5})
+        );
         assert_eq!(
             got["shedding"],
             json!({

@@ -25,8 +25,8 @@ use super::page::{Ink, Mark, Page, secrets};
 use crate::escape;
 use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Container, Content, Coverage,
-    CoverageStatus, Grpc, Header, Http, HttpHalf, Line, Message, Messages, OwnedContent, Process,
-    Record, Role, Shedding, Sse, Stats, WallTime, WebSocket,
+    CoverageStatus, Governing, Grpc, Header, Http, HttpHalf, Line, Message, Messages, OwnedContent,
+    Process, Record, Role, Shedding, Sse, Stats, WallTime, WebSocket,
 };
 use crate::redact::Shown;
 
@@ -708,6 +708,9 @@ impl Encoder {
             ),
         );
         shedding_line(&stats.shedding, out);
+        if let Some(governing) = &stats.governing {
+            governing_line(governing, out);
+        }
         for limit in &stats.limits {
             out.extend_from_slice(b"  ");
             self.painted(YELLOW, out, |out| {
@@ -946,6 +949,26 @@ fn shedding_line(shedding: &Shedding, out: &mut Vec<u8>) {
         format_args!(
             "; so far: bodies {}, data {}, connections {}\n",
             shedding.bodies, shedding.data, shedding.connections,
+        ),
+    );
+}
+
+/// What the probes cost others, and whether that was too much.
+fn governing_line(governing: &Governing, out: &mut Vec<u8>) {
+    print(
+        out,
+        format_args!("  its probes cost others {:.3} CPUs", governing.cost),
+    );
+    if let Some(limit) = governing.limit {
+        print(out, format_args!(" of {limit:.3}"));
+    }
+    print(
+        out,
+        format_args!(
+            "; so far: {}, {:.0} s in all; now: {} paused\n",
+            plural(governing.pauses, "pause"),
+            governing.paused_seconds,
+            plural(governing.paused, "file"),
         ),
     );
 }
@@ -1591,6 +1614,13 @@ mod tests {
                 data: 2,
                 connections: 3,
             },
+            governing: Some(Governing {
+                limit: Some(0.05),
+                cost: 0.0125,
+                paused: 1,
+                pauses: 2,
+                paused_seconds: 30.0,
+            }),
         };
         assert_eq!(
             block(&sample::alone(None, Body::Stats(&stats))),
@@ -1602,6 +1632,7 @@ mod tests {
              the agent itself: 0.12 s of CPU, 1.5 MiB of memory; content: full\n  \
              its limits: bodies, data and some of the new connections are left out (1 in 4 is decoded); \
              so far: bodies 1, data 2, connections 3\n  \
+             its probes cost others 0.013 CPUs of 0.050; so far: 2 pauses, 30 s in all; now: 1 file paused\n  \
              limit: no BTF\n"
         );
         let mut running = stats;
