@@ -435,7 +435,7 @@ mod tests {
         assert_eq!(machine.second(&[(1, 500_000)]), [(1, 10)]);
     }
 
-    /// At twice the limit a pause does not end in the next one because of what was before it.
+    /// Who comes back is not paused for what was before.
     #[test]
     fn what_was_paid_is_forgotten() {
         let mut machine = Machine::new();
@@ -443,7 +443,7 @@ mod tests {
         assert_eq!(paused, Some((1, 10)));
         // Calls until the probes are out.
         assert_eq!(machine.second(&[(1, 100_000)]), []);
-        machine.wait(1, 1);
+        machine.governor.settled(1, machine.now);
         for _ in 0..20 {
             assert_eq!(machine.second(&[(1, 49_000)]), []);
         }
