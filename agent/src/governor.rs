@@ -183,8 +183,8 @@ impl Governor {
         let doubled = doubled.min((PAUSE.end() / PAUSE.start()).ilog2() + 1);
         let seconds = (PAUSE.start() << doubled).min(*PAUSE.end());
         let why = format!(
-            "paused by the governor: its probes cost those who call it {:.3} CPUs, all probes {:.3}, and {:.3} are \
-             allowed ([limits] traced-cpu); they are placed again in {seconds} s",
+            "paused by the governor: its probes cost those who call it {:.3} CPUs over 5 s, all probes {:.3}, and {:.3} \
+             are allowed ([limits] traced-cpu); they are placed again in {seconds} s",
             cost.as_secs_f64(),
             all.as_secs_f64(),
             limit.as_secs_f64(),
@@ -407,8 +407,8 @@ mod tests {
         };
         assert_eq!(
             why,
-            "paused by the governor: its probes cost those who call it 0.120 CPUs, all probes 0.120, and 0.100 are \
-             allowed ([limits] traced-cpu); they are placed again in 10 s"
+            "paused by the governor: its probes cost those who call it 0.120 CPUs over 5 s, all probes 0.120, and 0.100 \
+             are allowed ([limits] traced-cpu); they are placed again in 10 s"
         );
     }
 
