@@ -1,10 +1,10 @@
 //! What the agent leaves out when it would cost more than it may.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs};
 
 use serde_json::Value;
 
-use crate::harness::{Lab, PYTHON, Running, argv, bare, seconds, wait_for};
+use crate::harness::{End, Lab, PYTHON, Running, argv, bare, seconds, wait_for};
 use crate::proc::{breakpoints, wait_for_running};
 
 /// Much less than a flood costs, and more than an idle agent does.
@@ -194,4 +194,62 @@ fn probes_that_cost_too_much_are_paused() {
     assert_eq!(records.kind("gap").count(), 0);
     let said = run.process.err();
     assert_eq!(said.matches("paused by the governor").count(), 1, "{said}");
+}
+
+/// Whom nobody watches pays for the probes of a file that he shares, and is spared as well.
+#[test]
+fn probes_cost_bystanders_no_more() {
+    let Some(lab) = Lab::with("probes_cost_bystanders_no_more", &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let private = lab.private_libssl("private");
+    let library = private.join("libssl.so.3");
+    let spin = lab.compiled("spin");
+    let config = lab.file("limits.toml", "[limits]\ntraced-cpu = 0.05\n");
+    let options = argv!["--config", config, "--stats-interval", "500ms"];
+    let agent = lab.agent().emit("data,coverage,gap,stats").options(options);
+    // This one does not spin.
+    lab.file("stop", "");
+    let agent = agent.env("LD_LIBRARY_PATH", &private);
+    let running = agent.start(argv![&spin]);
+    wait_for("the watched program", seconds(20), || {
+        lab.path("again.here").exists().then_some(())
+    });
+    assert_eq!(covered(&running).unwrap().0, "probed");
+
+    let other = lab.path("other");
+    fs::create_dir(&other).unwrap();
+    let mut bystander = lab.command(argv![&spin]);
+    bystander
+        .env("E2E_DIR", &other)
+        .env("LD_LIBRARY_PATH", &private);
+    let bystander = lab.spawn(bystander, "bystander");
+    wait_for_governor(&running, "a pause", |governor| governor["paused"] == 1);
+    assert_eq!(covered(&running).unwrap().0, "refused");
+    wait_for("the probes to go", seconds(5), || {
+        breakpoints(bystander.pid(), &library)
+            .is_empty()
+            .then_some(())
+    });
+    for file in ["other/stop", "other/again.go", "again.go"] {
+        lab.file(file, "");
+    }
+    assert_eq!(bystander.wait(seconds(20)), End::Code(0));
+    let run = running.finish(seconds(60));
+    run.success();
+
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let stats = records.last_stats().unwrap();
+    let (calls, governor) = (&stats["ledger"]["calls"], &stats["governor"]);
+    assert!(calls["filtered"].as_u64().unwrap() > 10_000, "{calls}");
+    assert_eq!(governor["pauses"], 1, "{governor}");
+    let texts = records.kind("data").map(|data| data["text"].as_str());
+    let mut texts: Vec<_> = texts.map(Option::unwrap).collect();
+    texts.sort_unstable();
+    let before = ["answer before\n", "before\n", "unseen\n", "unseen too\n"];
+    assert_eq!(texts, before.map(|one| [one; 2]).as_flattened());
 }
