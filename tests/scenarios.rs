@@ -288,6 +288,9 @@ enum Step {
     Finish {},
     /// So much is left out because of the agent's limits.
     Shed(u8),
+    /// The settings were read again: another policy.
+    Policy(WrittenPolicy),
+    NoPolicy {},
     /// Time for `stats`: what the kernel side counted so far.
     Count {
         seen: u64,
@@ -513,9 +516,9 @@ fn of_none_nothing_is_told() {
     assert!(told > 30, "{told}");
 }
 
-fn policy_of(scenario: &Scenario) -> Option<policy::Policy> {
+fn policy_of(written: Option<&WrittenPolicy>) -> Option<policy::Policy> {
     let settings = Settings {
-        policy: scenario.policy.clone(),
+        policy: written.cloned(),
         ..Settings::default()
     };
     Config::try_from(settings).unwrap().policy
@@ -543,7 +546,7 @@ fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
         uids: header.uids.clone(),
         comms: header.comms.clone(),
         names: header.names.clone(),
-        policy: policy_of(scenario),
+        policy: policy_of(scenario.policy.as_ref()),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }
@@ -998,6 +1001,8 @@ fn line_step(line: &mut Bench, step: &Step) {
         &Step::Ended { pid } => line.tell(Input::Ended { pid }),
         Step::Finish {} => line.tell(Input::Finish),
         &Step::Shed(rung) => line.tell(Input::Shed(Rung(rung))),
+        Step::Policy(policy) => line.tell(Input::Policy(policy_of(Some(policy)))),
+        Step::NoPolicy {} => line.tell(Input::Policy(None)),
         &Step::Count {
             seen,
             ring_full,
@@ -1118,8 +1123,11 @@ scenarios! {
     policy_annotation_trusted
     policy_late
     policy_late_excluded
+    policy_loosened
     policy_names
     policy_of_the_dead
+    policy_tightened
+    policy_while_waiting
     redacted
     rejoined
     reused_handle

@@ -127,7 +127,6 @@ impl Config {
         keep!("container", filter.containers);
         keep!("pod, namespace or label", filter.names);
         keep!("metadata", runtimes);
-        keep!("policy", policy);
         keep!("record", record);
         keep!("ring-size", ring_size);
         keep!("hold", hold);
@@ -144,6 +143,12 @@ impl Config {
         if config.traced_cpu.is_some() && self.traced_cpu.is_none() {
             kept.push("limits.traced-cpu");
             config.traced_cpu = None;
+        }
+        // A recording keeps what a policy withholds. And where all is shown, what is known of processes already was not
+        // cleared of secrets, which it is where they differ.
+        let differs = config.policy.is_some() != self.policy.is_some();
+        if config.record.is_some() || config.content == Policy::Full && differs {
+            keep!("policy", policy);
         }
         // An output takes other kinds, and no more than that.
         let places = |config: &Config| -> Vec<_> {
@@ -1262,7 +1267,7 @@ mod tests {
             ("[limits]\ntraced-cpu = 0.5", Some("limits.traced-cpu")),
             ("[daemon]\nuser = \"a\"", Some("daemon")),
             ("[metadata]", Some("metadata")),
-            ("[policy]", Some("policy")),
+            ("[policy]", None),
             ("pod = [\"a\"]", Some("pod, namespace or label")),
         ] {
             let new = match text.starts_with("emit") {
@@ -1280,6 +1285,35 @@ mod tests {
         assert_eq!(kept, ["content"]);
         let (changed, kept) = config("emit = [\"gap\"]").unwrap().change(old);
         assert_eq!((kept, changed.emit().len()), (vec!["emit"], 1));
+        // Of a policy only what it says, where all is shown; and none where all is recorded.
+        for (old, new, name) in [
+            (
+                "content = \"full\"",
+                "content = \"full\"\n[policy]",
+                Some("policy"),
+            ),
+            (
+                "content = \"full\"\n[policy]",
+                "content = \"full\"",
+                Some("policy"),
+            ),
+            (
+                "content = \"full\"\n[policy]",
+                "content = \"full\"\n[policy]\ndefault = \"none\"",
+                None,
+            ),
+            ("[policy]\ndefault = \"none\"", "", None),
+        ] {
+            let (_, kept) = config(old).unwrap().change(config(new).unwrap());
+            assert_eq!(kept, Vec::from_iter(name), "{old:?} {new:?}");
+        }
+        let recording = config("content = \"full\"\nrecord = \"f\"").unwrap();
+        let (changed, kept) = recording.change(config("[policy]").unwrap());
+        assert!(
+            kept.contains(&"record") && kept.contains(&"policy"),
+            "{kept:?}"
+        );
+        assert_eq!(changed.policy, None);
     }
 
     #[test]

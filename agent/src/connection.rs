@@ -34,9 +34,59 @@ pub struct Entry {
     pub is_left_out: bool,
     pub protocol: Protocol,
     pub calls: Calls,
+    pub border: Border,
+}
+
+/// How far a connection was when the policy became another: what its decoder and its holes hold is of the time before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Border {
+    at: u64,
+    ends: [u64; 2],
+    /// What seems to have begun up to here may have begun before.
+    until: u64,
+}
+
+impl Border {
+    /// These bytes come out. The first ones behind the border may end what began before it.
+    pub fn pass(&mut self, direction: Direction, offset: u64, time: u64) {
+        if self.at > 0 && offset <= self.ends[direction as usize] {
+            self.until = self.until.max(time);
+        }
+    }
+
+    /// When that may have begun which seems to have at `time`.
+    pub fn began(&self, time: u64) -> u64 {
+        match time <= self.until {
+            true => time.min(self.at),
+            false => time,
+        }
+    }
+
+    /// When bytes at a position came: one behind a hole came before it was its turn.
+    pub fn came(&self, direction: Direction, offset: u64, time: u64) -> u64 {
+        match offset < self.ends[direction as usize] {
+            true => time.min(self.at),
+            false => time,
+        }
+    }
 }
 
 impl Entry {
+    /// The policy becomes another.
+    pub fn bound(&mut self, now: u64) {
+        self.border = Border {
+            at: now,
+            ends: [self.received.end(), self.sent.end()],
+            until: now,
+        };
+    }
+
+    /// What came before was turned away: it starts anywhere.
+    pub fn joins_anywhere(&mut self) {
+        self.received.join();
+        self.sent.join();
+    }
+
     /// Something was not seen before its first byte that was.
     pub fn joins_late(&mut self) {
         self.facts.joined = Joined::Middle;
@@ -191,6 +241,7 @@ impl Connections {
             is_left_out,
             protocol: Protocol::new(joined == Joined::Start),
             calls: Calls::default(),
+            border: Border::default(),
         };
         self.entries.insert(id, entry);
         self.current
@@ -231,6 +282,14 @@ impl Connections {
                 self.current.remove(&id.pid);
             }
         }
+    }
+
+    /// Nothing is told of a process any more, nor brought back of its connections.
+    pub fn turn_away(&mut self, pid: u32) {
+        for id in self.current.remove(&pid).unwrap_or_default().values() {
+            self.entries.remove(id);
+        }
+        self.retired.entries.retain(|id, _| id.pid != pid);
     }
 
     /// The name of its server, whoever has the handle next.

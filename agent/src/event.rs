@@ -148,6 +148,12 @@ pub struct StreamId {
     pub direction: Direction,
 }
 
+impl StreamId {
+    pub fn both(handle: HandleId) -> [StreamId; 2] {
+        [Direction::Received, Direction::Sent].map(|direction| StreamId { handle, direction })
+    }
+}
+
 /// A TLS object of a process that may share its number with a dead one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HandleId {

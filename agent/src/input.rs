@@ -12,8 +12,9 @@ use crate::{
     half::{Connected, Facts, Features, FileId, Finding, Pending, Runtime, Silent},
     locate::{Found, stored},
     metadata::Container,
+    policy::Policy,
     record::{Governing, Kind, SinkCount},
-    redact::Policy,
+    redact,
     shed::Rung,
 };
 
@@ -100,6 +101,8 @@ pub enum Input<'a> {
     Ours { local: SocketAddr, peer: SocketAddr },
     /// More or less is left out from here on, by what the agent uses and may use.
     Shed(Rung),
+    /// More or less is told of containers from here on.
+    Policy(Option<Policy>),
 }
 
 /// What is shown, and how much of it.
@@ -111,7 +114,7 @@ pub struct Show {
     /// Somebody reads along.
     pub live: bool,
     pub body_limit: u64,
-    pub content: Policy,
+    pub content: redact::Policy,
 }
 
 impl Show {

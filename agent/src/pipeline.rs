@@ -28,11 +28,11 @@ use crate::{
     locate::Found,
     metadata::{
         Container, Names,
-        known::{Known, Meeting, Wish},
+        known::{Judged, Known, Meeting, Wish},
     },
     ours::Ours,
     plaintext::Plaintext,
-    policy::{self, Capture, Verdict},
+    policy::{self, Capture, Past, Verdict},
     protocol::{
         self, Limit, Protocol,
         exchange::{Bounds, Keep},
@@ -84,6 +84,8 @@ pub struct Pipeline {
     wanted: Wanted,
     processes: HashMap<u32, Who>,
     containers: Known,
+    /// Policies that are over, and since when: what is parked came under them.
+    former: Vec<(u64, Option<policy::Policy>)>,
     coverage: Table,
     covered: Counts,
     connections: Connections,
@@ -169,8 +171,9 @@ struct Who {
     covered: bool,
     /// It is not in the control groups that are watched.
     is_outside: bool,
-    /// What the policy says of it.
+    /// What the policy says of it, and what policies before said.
     verdict: Verdict,
+    past: Past,
     /// The filters want it, the policy does not.
     is_withheld: bool,
     /// Why, if that was told.
@@ -262,6 +265,7 @@ impl Pipeline {
             wanted,
             processes: HashMap::new(),
             containers: Known::default(),
+            former: Vec::new(),
             coverage: Table::default(),
             covered: Counts::default(),
             waiting: BTreeSet::new(),
@@ -348,6 +352,7 @@ impl Pipeline {
             Input::Pending(pending) => self.pending(&pending, now, out),
             Input::Count(count) => self.stats(count, now, out),
             Input::Shed(rung) => self.shed(rung, now),
+            Input::Policy(policy) => self.follow_policy(policy, now, out),
             Input::Finish => self.finish(now, out),
         }
     }
@@ -414,6 +419,97 @@ impl Pipeline {
             content,
             ..self.wanted.clone()
         };
+    }
+
+    /// Who is to be told less of is told less of at once, also of what was seen before. Who is to be told more of is told
+    /// more of what begins from here on: what has begun stays as it was.
+    fn follow_policy(&mut self, policy: Option<policy::Policy>, now: u64, out: Out<'_>) {
+        if policy == self.wanted.policy {
+            return;
+        }
+        self.redactors.are_many(policy.is_some());
+        let judge = |id: &str, container: &Container| {
+            let policy = policy.as_ref();
+            policy.map_or(Verdict::ALL, |policy| policy.of(id, container))
+        };
+        self.containers.judge_again(judge);
+        let former = std::mem::replace(&mut self.wanted.policy, policy);
+        if !self.parked.is_empty() {
+            self.former.push((now, former));
+        }
+        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
+        // Not in the order of a hash table.
+        pids.sort_unstable();
+        for pid in pids {
+            self.judge_again(pid, now, out);
+        }
+    }
+
+    fn judge_again(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        let told = |who: &Who| (who.verdict.capture, who.is_withheld);
+        let Some((before, was_withheld)) = self.processes.get(&pid).map(told) else {
+            return;
+        };
+        self.call(pid);
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let capture = who.verdict.capture;
+        // Of who waits nothing was told so far: it is judged when it goes on.
+        if who.awaits || capture == before {
+            return;
+        }
+        who.past.was(before, now);
+        if capture == Capture::None {
+            return self.turn_away(pid, now, out);
+        }
+        for id in self.connections.of(pid) {
+            for told in StreamId::both(id).into_iter().flat_map(Told::of) {
+                self.show_held(told, now, out, |redactor, out| redactor.leave(told, out));
+            }
+            if let Some(entry) = self.connections.get(&id) {
+                entry.bound(now);
+            }
+        }
+        if was_withheld {
+            // That it was not seen says nothing: it was not looked at.
+            self.unclaimed.forget(pid);
+            self.health.forget(pid);
+        }
+        self.no_longer_withheld(was_withheld, pid, now, out);
+    }
+
+    /// Nothing is told of a process from here on, nor of what it is in the middle of.
+    fn turn_away(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        for id in self.connections.of(pid) {
+            let mut pieces = self.backlog.take(&id);
+            pieces.extend(self.trials.take(id));
+            for piece in pieces {
+                match piece.content {
+                    What::Bytes(bytes) => {
+                        self.tally.filtered += bytes.plaintext().len() as u64;
+                    }
+                    What::Gap(length, cause) => self.told_late += late(cause, length),
+                }
+            }
+            let streams = StreamId::both(id);
+            for stream in streams {
+                if let Some(entry) = self.connections.get(&id) {
+                    let (bytes, gaps) = entry.parts(stream.direction).stream.turn_away();
+                    self.tally.filtered += bytes;
+                    let gaps = gaps.into_iter();
+                    self.told_late += gaps.map(|(length, cause)| late(cause, length)).sum::<u64>();
+                }
+                self.waiting.remove(&stream);
+            }
+            // Nobody hears it, but what is kept of bodies has room again.
+            self.decoded(id, now, out);
+            for told in streams.into_iter().flat_map(Told::of) {
+                self.show_held(told, now, out, |redactor, out| redactor.close(told, out));
+            }
+            self.solver.closed(id);
+        }
+        self.connections.turn_away(pid);
     }
 
     /// More or less is left out from here on. What decoders keep stays until they have told it.
@@ -609,9 +705,21 @@ impl Pipeline {
     fn go_on(&mut self, pid: u32, now: u64, out: Out<'_>) {
         if let Some(who) = self.processes.get_mut(&pid) {
             who.awaits = false;
+            for (until, policy) in &self.former {
+                let id = who.container_id.as_deref();
+                let verdict = id.map(|id| {
+                    let container = self.containers.container(id)?;
+                    Some(policy.as_ref()?.of(id, container))
+                });
+                let verdict = judged(policy.as_ref(), &who.facts, verdict);
+                who.past.was(verdict.capture, *until);
+            }
         }
         let parked = self.parked.remove(&pid).unwrap_or_default();
         self.parked_bytes -= parked.bytes;
+        if self.parked.is_empty() {
+            self.former.clear();
+        }
         let mut happened = parked.happened.into_iter();
         while let Some(next) = happened.next() {
             match next {
@@ -804,7 +912,7 @@ impl Pipeline {
                 place,
                 time,
             } => {
-                if !self.is_filtered(handle.pid) {
+                if !self.is_turned_away(handle.pid, time) {
                     self.solver.call(handle, place, time, Call::Touch);
                     self.judge(time, out);
                 }
@@ -814,7 +922,7 @@ impl Pipeline {
                 cookie,
                 time,
             } => {
-                if !self.is_filtered(handle.pid) {
+                if !self.is_turned_away(handle.pid, time) {
                     self.bind(handle, cookie, out);
                     self.judge(time, out);
                 }
@@ -828,7 +936,7 @@ impl Pipeline {
                 length,
                 time,
             } => {
-                if !self.is_filtered(pid) {
+                if !self.is_turned_away(pid, time) {
                     let socket = (cookie, generation);
                     self.solver
                         .transfer(pid, place, time, socket, direction, length);
@@ -848,7 +956,7 @@ impl Pipeline {
                 point,
                 time,
             } => {
-                if !self.is_filtered(handle.pid) {
+                if !self.is_turned_away(handle.pid, time) {
                     let placed = self.coverage.point(point);
                     if let Some(Placed { file, .. }) = placed {
                         // Says how a forked child is seen.
@@ -887,7 +995,7 @@ impl Pipeline {
                 time,
             } => {
                 self.captured = true;
-                if self.is_filtered(stream.handle.pid) {
+                if self.is_turned_away(stream.handle.pid, time) {
                     self.tally.filtered += bytes.len() as u64;
                     self.pass_by(stream, offset + bytes.len() as u64);
                     self.refuse(stream.handle.pid, time, out);
@@ -964,12 +1072,8 @@ impl Pipeline {
                 time,
             } => {
                 self.captured = true;
-                if self.is_filtered(stream.handle.pid) {
-                    self.told_late += if matches!(cause, Cause::RingFull | Cause::OverBudget) {
-                        length
-                    } else {
-                        0
-                    };
+                if self.is_turned_away(stream.handle.pid, time) {
+                    self.told_late += late(cause, length);
                     if let Some(offset) = offset {
                         self.pass_by(stream, offset.saturating_add(length));
                     }
@@ -1312,6 +1416,10 @@ impl Pipeline {
             self.connections.recall(id);
             self.start_behind(id, passed_by);
         }
+        let was_away = self.is_turned_away(id.pid, id.since());
+        if let Some(entry) = self.connections.get(&id).filter(|_| was_away) {
+            entry.joins_anywhere();
+        }
         self.let_go(id, out);
         self.feed(stream, hole.tgid, 0, now, out, |stream, out| {
             stream.gap(hole.offset, hole.length, cause, now, out);
@@ -1323,6 +1431,14 @@ impl Pipeline {
 
     fn is_filtered(&self, pid: u32) -> bool {
         self.processes.get(&pid).is_some_and(|who| !who.passes)
+    }
+
+    /// The same at a time, which may be one of another policy.
+    fn is_turned_away(&self, pid: u32, time: u64) -> bool {
+        let who = self.processes.get(&pid);
+        who.is_some_and(|who| {
+            !who.passes || who.past.least(time, who.verdict.capture) == Capture::None
+        })
     }
 
     /// Is anybody turned away, by a filter or by the policy?
@@ -1367,6 +1483,10 @@ impl Pipeline {
             self.solver.lost(id.pid);
         }
         self.begin(id, joined, placed, time, out);
+        let was_away = self.is_turned_away(id.pid, id.since());
+        if let Some(entry) = self.connections.get(&id).filter(|_| was_away) {
+            entry.joins_anywhere();
+        }
         self.start_behind(id, passed_by);
     }
 
@@ -1420,10 +1540,7 @@ impl Pipeline {
             self.withhold(piece, out);
         }
         self.solver.closed(id);
-        let streams = [Direction::Received, Direction::Sent].map(|direction| StreamId {
-            handle: id,
-            direction,
-        });
+        let streams = StreamId::both(id);
         for stream in streams {
             self.feed(stream, 0, 0, now, out, |stream, out| stream.give_up(out));
         }
@@ -1468,6 +1585,7 @@ impl Pipeline {
             return;
         };
         let lost = entry.lost();
+        let border = entry.border;
         let Parts {
             connection,
             decoder,
@@ -1475,7 +1593,7 @@ impl Pipeline {
             ..
         } = entry.parts(Direction::Sent);
         let who = processes.get(&id.pid);
-        let capture = capture_of(wanted, who);
+        let (capture, past) = capture_of(wanted, who);
         let mut speaker = Speaker {
             voice: Voice {
                 wanted,
@@ -1484,13 +1602,15 @@ impl Pipeline {
                 function: None,
                 lost,
                 capture,
+                past,
+                border,
                 connection,
                 time: now,
                 clock: *clock,
                 sequence,
                 out,
             },
-            redactor: redactors.of(capture),
+            redactors,
             limits,
             asked,
             account,
@@ -1564,6 +1684,7 @@ impl Pipeline {
         };
         let is_left_out = entry.is_left_out;
         let mut lost = entry.lost();
+        let mut border = entry.border;
         let Parts {
             stream,
             connection,
@@ -1572,7 +1693,7 @@ impl Pipeline {
         } = entry.parts(id.direction);
         let who = processes.get(&id.handle.pid);
         let process = who.map(|who| &who.facts);
-        let capture = capture_of(wanted, who);
+        let (capture, past) = capture_of(wanted, who);
         let function = coverage.point(point).map(|placed| placed.function);
         let client = connection.role.map(|role| match role {
             Role::Client => Direction::Sent,
@@ -1592,6 +1713,9 @@ impl Pipeline {
                     Cause::CopyFault | Cause::MapFull | Cause::CallTooLong | Cause::Sendfile => {}
                 },
             }
+            if let Output::Bytes { offset, .. } = output {
+                border.pass(id.direction, offset, time);
+            }
             if is_left_out {
                 return;
             }
@@ -1603,13 +1727,15 @@ impl Pipeline {
                     function,
                     lost,
                     capture,
+                    past,
+                    border,
                     connection,
                     time,
                     clock: *clock,
                     sequence,
                     out: &mut *out,
                 },
-                redactor: redactors.of(capture),
+                redactors,
                 limits,
                 asked,
                 account,
@@ -1651,6 +1777,7 @@ impl Pipeline {
         } else if !waiting.is_empty() {
             waiting.remove(&id);
         }
+        entry.border = border;
     }
 
     /// A call that passed by. The one that makes a handle could have named any of them: the kernel goes on
@@ -1706,13 +1833,16 @@ impl Pipeline {
             return;
         };
         let who = processes.get(&handle.pid);
+        let (capture, past) = capture_of(wanted, who);
         let mut voice = Voice {
             wanted,
             process: who.map(|who| &who.facts),
             tid: None,
             function: None,
             lost: entry.lost(),
-            capture: capture_of(wanted, who),
+            capture,
+            past,
+            border: entry.border,
             connection: &mut entry.facts,
             time,
             clock: *clock,
@@ -1807,6 +1937,11 @@ impl Pipeline {
             container_id: facts.container_id,
             awaits: meeting == Meeting::Wait && may_wait,
             verdict: Verdict::ALL,
+            // Who it was before may have begun what it goes on with.
+            past: self
+                .processes
+                .get(&pid)
+                .map_or_else(Past::default, |who| who.past),
             is_withheld: false,
             told: None,
         };
@@ -1848,7 +1983,7 @@ impl Pipeline {
             let name = Some(name.to_owned());
             self.wish(
                 id,
-                &Container {
+                Container {
                     name,
                     ..Container::default()
                 },
@@ -1870,13 +2005,17 @@ impl Pipeline {
     }
 
     /// What is told of a container, and what is wanted of it.
-    fn wish(&self, id: &str, container: &Container) -> (Arc<record::Container>, Wish) {
+    fn wish(&self, id: &str, container: Container) -> Judged {
         let policy = self.wanted.policy.as_ref();
         let wish = Wish {
-            passes: self.wanted.names.pass(id, container),
-            verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, container)),
+            passes: self.wanted.names.pass(id, &container),
+            verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, &container)),
         };
-        (Arc::new(self.clear_container(container)), wish)
+        Judged {
+            shown: Arc::new(self.clear_container(&container)),
+            wish,
+            container: container.to_be_judged(),
+        }
     }
 
     /// Gives a process what is known of its container.
@@ -1889,16 +2028,13 @@ impl Pipeline {
         let filters = !self.wanted.names.is_empty();
         who.facts.container = known.map(|(container, _)| container.clone());
         let passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, wish)| wish.passes));
-        who.verdict = match &self.wanted.policy {
-            None => Verdict::ALL,
-            // It was gone, or is going, when /proc was asked about its control groups.
-            Some(policy) if id.is_none() && who.facts.executable.is_none() => policy.nowhere(),
-            Some(policy) if id.is_none() => policy.host(),
-            Some(policy) => known.map_or_else(|| policy.unknown(), |(_, wish)| wish.verdict),
-        };
+        let verdict = known.map(|(_, wish)| wish.verdict);
+        who.verdict = judged(self.wanted.policy.as_ref(), &who.facts, id.map(|_| verdict));
         let is_told = who.verdict.capture > Capture::None;
         who.passes = passes && is_told;
         who.is_withheld = passes && !is_told;
+        // Should it be again, that is told again.
+        who.told = who.told.filter(|_| who.is_withheld);
         let may_change = filters || !is_told;
         who.is_undecided = who.passes_by_exe && may_change && id.is_some() && known.is_none();
     }
@@ -1910,7 +2046,7 @@ impl Pipeline {
 
     /// What a container is called: those in it wait no longer.
     fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
-        let told = container.map(|container| self.wish(id, &container));
+        let told = container.map(|container| self.wish(id, container));
         self.containers.told(id, told);
         let members = self.processes.iter();
         let mut members: Vec<(u64, u32)> = members
@@ -2252,13 +2388,41 @@ fn passes(wanted: &Wanted, facts: &Facts) -> bool {
     wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe()))
 }
 
-/// How much is told of a process: of none that is known as little as of any.
-fn capture_of(wanted: &Wanted, who: Option<&Who>) -> Capture {
+/// How much is told of a process, now and before: of none that is known as little as of any.
+fn capture_of(wanted: &Wanted, who: Option<&Who>) -> (Capture, Past) {
     let nowhere = || {
         let policy = wanted.policy.as_ref();
         policy.map_or(Verdict::ALL, policy::Policy::nowhere)
     };
-    who.map_or_else(nowhere, |who| who.verdict).capture
+    match who {
+        Some(who) => (who.verdict.capture, who.past),
+        None => (nowhere().capture, Past::default()),
+    }
+}
+
+/// What a policy says of a process. `container`: if it is in one, what it says of that, if it is known.
+fn judged(
+    policy: Option<&policy::Policy>,
+    facts: &Process,
+    container: Option<Option<Verdict>>,
+) -> Verdict {
+    let Some(policy) = policy else {
+        return Verdict::ALL;
+    };
+    match container {
+        Some(verdict) => verdict.unwrap_or_else(|| policy.unknown()),
+        // It was gone, or is going, when /proc was asked about its control groups.
+        None if facts.executable.is_none() => policy.nowhere(),
+        None => policy.host(),
+    }
+}
+
+/// How much of a gap counts as one that may be told late.
+fn late(cause: Cause, length: u64) -> u64 {
+    match cause {
+        Cause::RingFull | Cause::OverBudget => length,
+        _ => 0,
+    }
 }
 
 /// Would the kernel's filters let the calls of such a process pass?

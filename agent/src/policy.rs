@@ -5,6 +5,7 @@
 use std::cmp::min;
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     metadata::{Container, Names},
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// How much is told, from little to much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 pub enum Capture {
     /// That it is not told of, and nothing else.
     None,
@@ -35,7 +36,7 @@ impl Capture {
 }
 
 /// The table `[policy]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// The first that fits decides.
     pub rules: Vec<Rule>,
@@ -47,7 +48,7 @@ pub struct Policy {
     pub trusts_annotation: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     /// Not empty.
     pub names: Names,
@@ -72,6 +73,27 @@ pub enum By {
     Unknown,
     /// It is in no container.
     Host,
+}
+
+/// How little was told of a process under policies before, and until when: what began then stays as it was. In
+/// nanoseconds since boot, by what is less than all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past([Option<u64>; Capture::Full as usize]);
+
+impl Past {
+    /// No more than this was told until now.
+    pub fn was(&mut self, capture: Capture, now: u64) {
+        if let Some(until) = self.0.get_mut(capture as usize) {
+            *until = (*until).max(Some(now));
+        }
+    }
+
+    /// The least that was told at any time since then, and now.
+    pub fn least(&self, since: u64, now: Capture) -> Capture {
+        let past = Capture::value_variants().iter().zip(self.0);
+        let mut past = past.filter(|(_, until)| until.is_some_and(|until| since <= until));
+        past.next().map_or(now, |(least, _)| min(*least, now))
+    }
 }
 
 /// What a pod asks for: `none`, `metadata`, `redacted` or `full`.
@@ -275,6 +297,34 @@ mod tests {
         assert_eq!(policy.nowhere().capture, Capture::Metadata);
         policy.host = Capture::None;
         assert_eq!(policy.nowhere().capture, Capture::None);
+    }
+
+    #[test]
+    fn what_began_under_another_policy_is_told_of_as_little_as_ever_since() {
+        use Capture::{Full, Metadata, None, Redacted};
+        let mut past = Past::default();
+        assert_eq!(past.least(0, Full), Full);
+        past.was(Full, 5);
+        assert_eq!(past.least(0, Full), Full);
+        past.was(None, 10);
+        past.was(Redacted, 20);
+        for (since, least) in [
+            (0, None),
+            (10, None),
+            (11, Redacted),
+            (20, Redacted),
+            (21, Full),
+        ] {
+            assert_eq!(past.least(since, Full), least, "{since}");
+            assert_eq!(past.least(since, Metadata), min(least, Metadata), "{since}");
+        }
+        past.was(Metadata, 30);
+        past.was(Metadata, 25);
+        assert_eq!(past.least(20, Full), Metadata);
+        assert_eq!(
+            (past.least(30, Full), past.least(31, Full)),
+            (Metadata, Full)
+        );
     }
 
     #[test]

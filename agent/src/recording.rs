@@ -241,6 +241,7 @@ mod tests {
         locate::{Found, Instruction, Point},
         metadata::{Container, Pod},
         pipeline::{Pipeline, Wanted},
+        policy::{self, Capture},
         protocol::exchange::Bounds,
         record::{Governing, Kind, SinkCount},
         redact::{Key, Policy},
@@ -456,6 +457,18 @@ mod tests {
                 peer: SocketAddr::from(([127, 0, 0, 1], 4317)),
             },
             Input::Shed(Rung(3)),
+            Input::Policy(Some(policy::Policy {
+                rules: vec![policy::Rule {
+                    names: Names {
+                        namespaces: vec!["shop".into()],
+                        ..Names::default()
+                    },
+                    capture: Capture::Redacted,
+                }],
+                default: Capture::Metadata,
+                host: Capture::Full,
+                trusts_annotation: true,
+            })),
             Input::Ended { pid: 7 },
             Input::Finish,
             Input::Count(Count {
@@ -546,7 +559,7 @@ mod tests {
                 name.split('(').next().unwrap().to_owned()
             })
             .collect();
-        assert_eq!(kinds.len(), 30, "a new one belongs here, too: {kinds:?}");
+        assert_eq!(kinds.len(), 31, "a new one belongs here, too: {kinds:?}");
     }
 
     /// Whoever changes what is written gives it another version, or older recordings are misread.

@@ -1615,6 +1615,10 @@ impl Session {
         if old.show() != self.config.show() {
             self.line.tell(Input::Show(self.config.show()), now());
         }
+        if old.policy != self.config.policy {
+            self.line
+                .tell(Input::Policy(self.config.policy.clone()), now());
+        }
         self.signatures = self.config.signatures.clone().into();
         self.shed.limit(self.config.limits);
         self.governor.limit(self.config.traced_cpu);

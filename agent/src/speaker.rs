@@ -5,17 +5,18 @@ use std::collections::{BTreeMap, VecDeque};
 use agent_ebpf::Direction;
 
 use crate::{
+    connection::Border,
     event::{HandleId, StreamId},
     http::Teller,
     llm::{Calls, Held},
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
-    policy::Capture,
+    policy::{Capture, Past},
     protocol::{Limit, Said, exchange::Exchange, lines},
     record::{
         Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, WallTime,
     },
-    redact::{self, Redactor, Told, View},
+    redact::{self, Policy, Redactors, Told, View},
     shed::Account,
 };
 
@@ -28,8 +29,10 @@ pub struct Voice<'a> {
     pub connection: &'a mut Connection,
     /// Bytes that are missing of each stream so far, by direction.
     pub lost: [u64; 2],
-    /// How much of its process may be told.
+    /// How much of its process may be told, and of what began under other policies.
     pub capture: Capture,
+    pub past: Past,
+    pub border: Border,
     pub time: u64,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
@@ -46,9 +49,10 @@ impl Voice<'_> {
         self.say_of(self.time, is_known && lost == 0, lost, body);
     }
 
+    /// `time`: when what is told of began.
     fn say_of(&mut self, time: u64, complete: bool, lost_bytes: u64, body: Body<'_>) {
         // What came before that was known is in its decoder still.
-        if self.capture == Capture::None {
+        if self.capture_since(time) == Capture::None {
             return;
         }
         let record = &mut Record {
@@ -65,7 +69,12 @@ impl Voice<'_> {
         emit(self.wanted, self.sequence, self.out, record);
     }
 
-    /// What the redactor lets out of a stream.
+    /// How much is told of what seems to have begun at this time.
+    fn capture_since(&self, time: u64) -> Capture {
+        self.past.least(self.border.began(time), self.capture)
+    }
+
+    /// What the redactor lets out of a stream. Less may be told of it than when the redactor took it.
     pub fn data(
         &mut self,
         direction: Direction,
@@ -74,6 +83,10 @@ impl Voice<'_> {
         length: u64,
         content: Content<'_>,
     ) {
+        let content = match self.capture.content(self.wanted.content) {
+            Policy::None => Content::WITHHELD,
+            Policy::Redacted | Policy::Full => content,
+        };
         let body = Body::Data {
             direction,
             offset,
@@ -98,7 +111,7 @@ pub fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Reco
 /// A [`Voice`] and what it redacts with.
 pub struct Speaker<'a> {
     pub voice: Voice<'a>,
-    pub redactor: &'a mut Redactor,
+    pub redactors: &'a mut Redactors,
     /// How often a bound of a decoder was reached.
     pub limits: &'a mut BTreeMap<Limit, u64>,
     pub asked: &'a mut VecDeque<Asked>,
@@ -130,7 +143,7 @@ impl Speaker<'_> {
     ) {
         let Speaker {
             voice,
-            redactor,
+            redactors,
             account,
             handle,
             ..
@@ -141,12 +154,18 @@ impl Speaker<'_> {
         };
         let told = Told { stream, view };
         let is_first = voice.connection.joined == Joined::Start && offset == 0;
+        let came = voice.border.came(direction, offset, time);
+        let capture = voice.past.least(came, voice.capture);
+        if capture == Capture::None {
+            return;
+        }
         let mut say = |offset, length, content: Content<'_>| {
             voice.data(direction, view, offset, length, content);
         };
         if account.leaves_data_out() {
             // What comes behind it could be the rest of a secret.
-            return redactor.gap(told, bytes.len() as u64, &mut say);
+            let length = bytes.len() as u64;
+            return redactors.holding_mut().gap(told, length, &mut say);
         }
         let piece = redact::Piece {
             offset,
@@ -154,13 +173,13 @@ impl Speaker<'_> {
             is_first,
             time,
         };
-        redactor.bytes(told, piece, &mut say);
+        redactors.bytes(told, piece, capture, &mut say);
     }
 
     pub fn gap(&mut self, direction: Direction, offset: u64, length: u64, cause: Cause) {
         let Speaker {
             voice,
-            redactor,
+            redactors,
             handle,
             ..
         } = self;
@@ -169,9 +188,11 @@ impl Speaker<'_> {
             direction,
         };
         for told in Told::of(stream) {
-            redactor.gap(told, length, &mut |offset, length, content| {
-                voice.data(direction, told.view, offset, length, content);
-            });
+            redactors
+                .holding_mut()
+                .gap(told, length, &mut |offset, length, content| {
+                    voice.data(direction, told.view, offset, length, content);
+                });
         }
         let body = Body::Gap {
             direction,
@@ -197,12 +218,18 @@ impl Speaker<'_> {
                 direction,
                 offset,
                 bytes,
+                time,
                 ..
             } => {
                 if self.account.leaves_data_out() {
                     return;
                 }
-                let content = self.redactor.stray(bytes);
+                let came = self.voice.border.came(direction, offset, time);
+                let capture = self.voice.past.least(came, self.voice.capture);
+                if capture == Capture::None {
+                    return;
+                }
+                let content = self.redactors.of(capture).stray(bytes);
                 let length = bytes.len() as u64;
                 self.voice
                     .data(direction, View::Undecoded, offset, length, content);
@@ -255,14 +282,20 @@ impl Speaker<'_> {
                     .event(exchange.id, event, time, self.held, &mut count(limits));
                 self.names_version(exchange);
                 let is_shed = self.account.cuts(&event.data);
-                let sse = self.teller().event(exchange, event, number, is_shed);
+                let began = began(exchange).unwrap_or(self.voice.time);
+                let capture = self.voice.capture_since(began);
+                if capture == Capture::None {
+                    return;
+                }
+                let sse = self.teller(capture).event(exchange, event, number, is_shed);
                 let complete = !sse.is_cut;
                 self.voice
                     .say_of(self.voice.time, complete, 0, Body::Sse(&sse));
             }
             Said::Message { direction, message } => {
                 let is_shed = self.account.cuts(&message.bytes);
-                let socket = self.teller().message(direction, message, is_shed);
+                let capture = self.voice.capture_since(message.began);
+                let socket = self.teller(capture).message(direction, message, is_shed);
                 let complete = !socket.is_cut && !message.is_unreadable;
                 self.voice
                     .say_of(message.began, complete, 0, Body::WebSocket(&socket));
@@ -284,13 +317,19 @@ impl Speaker<'_> {
         });
     }
 
-    fn line(&mut self, exchange: u64, direction: Direction, line: &lines::Line<'_>) {
+    fn line(&mut self, exchange: &Exchange, direction: Direction, line: &lines::Line<'_>) {
+        let began = began(exchange).unwrap_or(self.voice.time);
+        let capture = self.voice.capture_since(began);
+        if capture == Capture::None {
+            return;
+        }
         let bytes = Plaintext::new(line.bytes);
+        let redactor = self.redactors.of(capture);
         let line = Line {
-            exchange,
+            exchange: exchange.id,
             direction,
             number: line.number,
-            content: self.redactor.whole(bytes, &line.holes, line.is_cut),
+            content: redactor.whole(bytes, &line.holes, line.is_cut),
             is_cut: line.is_cut,
         };
         let complete = !line.is_cut && line.content.holes().is_empty();
@@ -300,18 +339,17 @@ impl Speaker<'_> {
 
     fn exchange(&mut self, exchange: &Exchange, is_open: bool) {
         self.names_version(exchange);
-        let Some(first) = exchange.halves().next() else {
+        let Some(began) = began(exchange) else {
             return;
         };
         let complete = exchange.halves().filter(|half| half.is_whole).count() == 2;
         let lost = exchange.halves().map(|half| half.lost).sum();
-        let began = first.began;
         if !is_open {
             let halves = exchange.halves();
             self.account
                 .cut(halves.filter(|half| half.body.is_shed).count());
         }
-        let teller = self.teller();
+        let teller = self.teller(self.voice.capture_since(began));
         if let Some(grpc) = teller.grpc(exchange, is_open) {
             return self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));
         }
@@ -324,15 +362,12 @@ impl Speaker<'_> {
         let Some(call) = self.calls.end(exchange, self.held) else {
             return;
         };
-        let Some(llm) = self.teller().llm(&call, exchange) else {
+        let began = began(exchange).unwrap_or(self.voice.time);
+        let teller = self.teller(self.voice.capture_since(began));
+        let Some(llm) = teller.llm(&call, exchange) else {
             return;
         };
         let lost = exchange.halves().map(|half| half.lost).sum();
-        let began = exchange
-            .halves()
-            .map(|half| half.began)
-            .min()
-            .unwrap_or(self.voice.time);
         let complete = llm.missing.is_empty();
         self.voice.say_of(began, complete, lost, Body::Llm(&llm));
     }
@@ -344,10 +379,10 @@ impl Speaker<'_> {
         }
     }
 
-    fn teller(&self) -> Teller<'_> {
+    fn teller(&self, capture: Capture) -> Teller<'_> {
         Teller {
-            redactor: self.redactor,
-            policy: self.voice.capture.content(self.voice.wanted.content),
+            redactor: self.redactors.of(capture),
+            policy: capture.content(self.voice.wanted.content),
             server: self.voice.connection.server_name.as_deref(),
             clock: self.voice.clock,
             live: self.voice.wanted.live,
@@ -358,4 +393,8 @@ impl Speaker<'_> {
 /// Counts the bounds that calls reach.
 fn count(limits: &mut BTreeMap<Limit, u64>) -> impl FnMut(Limit) {
     |limit| *limits.entry(limit).or_default() += 1
+}
+
+fn began(exchange: &Exchange) -> Option<u64> {
+    exchange.halves().next().map(|half| half.began)
 }

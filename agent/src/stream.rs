@@ -48,6 +48,8 @@ pub struct Stream {
     waiting_bytes: usize,
     /// When the oldest of them came.
     waiting_since: u64,
+    /// It starts with the next piece that comes, wherever that is.
+    joins: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,41 @@ impl Stream {
     pub fn start_at(&mut self, position: u64) {
         self.start = position;
         self.next = position;
+        self.joins = false;
+    }
+
+    /// What came before was turned away, nobody knows how much: it starts with what comes next.
+    pub fn join(&mut self) {
+        self.joins = true;
+    }
+
+    fn join_at(&mut self, position: u64) {
+        if self.joins {
+            self.start_at(position);
+        }
+    }
+
+    /// The end of the last byte that has come.
+    pub fn end(&self) -> u64 {
+        let last = self.waiting.last_key_value();
+        let last = last.map_or(0, |(offset, piece)| match piece {
+            Piece::Bytes(bytes) => offset.saturating_add(bytes.plaintext().len() as u64),
+            Piece::Gap(length, _) => offset.saturating_add(*length),
+        });
+        last.max(self.next)
+    }
+
+    /// What waits behind a hole will not be told: how many bytes, and how long the gaps are of each cause.
+    pub fn turn_away(&mut self) -> (u64, Vec<(u64, Cause)>) {
+        let (mut bytes, mut gaps) = (0, Vec::new());
+        for piece in std::mem::take(&mut self.waiting).into_values() {
+            match piece {
+                Piece::Bytes(kept) => bytes += kept.plaintext().len() as u64,
+                Piece::Gap(length, cause) => gaps.push((length, cause)),
+            }
+        }
+        self.waiting_bytes = 0;
+        (bytes, gaps)
     }
 
     /// How many of so many bytes at a position are before its start.
@@ -84,6 +121,7 @@ impl Stream {
 
     /// Bytes at a position of the stream. `time` is the event's, in nanoseconds.
     pub fn data(&mut self, offset: u64, bytes: Plaintext<'_>, time: u64, out: Out<'_>) {
+        self.join_at(offset);
         if offset > self.next {
             self.wait(offset, Piece::Bytes(bytes.keep()), time);
             if self.waiting_bytes > WAITING_LIMIT {
@@ -109,6 +147,7 @@ impl Stream {
 
     /// The kernel says that these bytes will not come.
     pub fn gap(&mut self, offset: u64, length: u64, cause: Cause, time: u64, out: Out<'_>) {
+        self.join_at(offset);
         if offset > self.next {
             self.wait(offset, Piece::Gap(length, cause), time);
             return;

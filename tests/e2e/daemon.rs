@@ -376,6 +376,82 @@ fn daemon_turns_away_and_takes_back() {
     error.expect_err("a third of the connections was not to be seen");
 }
 
+/// Another policy holds from then on: of a container that none told of, lengths, nothing, and lengths again. Then it
+/// changes under load, and each byte is counted once.
+#[test]
+fn daemon_follows_another_policy() {
+    const TEST: &str = "daemon_follows_another_policy";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 7) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let policy = |capture: &str| format!("{EMIT}\n[policy]\ndefault = \"{capture}\"");
+    let daemon = Daemon::start(&lab, "daemon", &id, &policy("metadata"));
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    let counted = |daemon: &Daemon<'_>| {
+        let bytes = &daemon.status()["bytes"];
+        ["delivered", "filtered"].map(|name| bytes[name].as_u64().unwrap())
+    };
+    talk(&lab, &server);
+    let mut expected = [total(&server.truth()), 0];
+    assert_eq!(counted(&daemon), expected);
+    for (ready, capture, count) in [(2, "none", 1), (3, "metadata", 0)] {
+        write_settings(&lab, &id, &policy(capture));
+        daemon.wait_for("READY=1", ready);
+        let before = total(&server.truth());
+        talk(&lab, &server);
+        expected[count] += total(&server.truth()) - before;
+        assert_eq!(counted(&daemon), expected, "{capture}");
+    }
+    let [delivered, filtered] = expected;
+    let told = |text: &str| -> u64 {
+        let records = Records::parse(text, false).unwrap();
+        let data = records.kind("data");
+        data.map(|record| record["length"].as_u64().unwrap()).sum()
+    };
+    let text = || fs::read_to_string(lab.path("records.ndjson")).unwrap();
+    wait_for("what is told", seconds(10), || {
+        (told(&text()) == delivered).then_some(())
+    });
+
+    let client = lab.program("http_client.py");
+    let mut clients = Vec::new();
+    for (number, capture) in ["none", "metadata"].iter().cycle().take(6).enumerate() {
+        let words = argv![PYTHON, &client, "http.client", server.port.to_string()];
+        clients.push(lab.spawn(lab.command(words), &format!("client-{number}")));
+        write_settings(&lab, &id, &policy(capture));
+        daemon.wait_for("READY=1", number + 4);
+    }
+    for client in clients {
+        assert_eq!(client.wait(seconds(60)), End::Code(0), "{}", client.err());
+    }
+    let run = daemon.stop();
+    run.success();
+    let records = run.records();
+    assert_eq!(records.check_ledger().unwrap(), total(&server.truth()));
+    let ledger = &records.last_stats().unwrap()["ledger"]["bytes"];
+    assert_eq!(ledger["lost"]["unknown"], 0, "{ledger}");
+    let now = ["delivered", "filtered"].map(|name| ledger[name].as_u64().unwrap());
+    assert!(now[0] >= delivered && told(&run.text) <= now[0], "{ledger}");
+    assert!(now[1] > filtered, "{ledger}");
+    for record in records.kind("data") {
+        assert!(
+            record["text"].is_null() && record["base64"].is_null(),
+            "{record}"
+        );
+    }
+    let refused = records.kind("coverage");
+    let mut refused = refused.filter(|record| record["status"] == "refused");
+    assert!(refused.any(|record| record["process"]["pid"] == server.pid()));
+}
+
 /// The old settings stay, and what is wrong with the new ones is said in a line.
 #[test]
 fn daemon_refuses_a_broken_file_whole() {

@@ -93,10 +93,10 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
                 said.push(format!("{number} {:?} {:?}", event.name, event.data));
             }
             Said::Line { exchange, line, .. } => {
-                let lines = lines.entry(exchange).or_default();
+                let lines = lines.entry(exchange.id).or_default();
                 assert_eq!(line.number, lines.len() as u64);
                 lines.push(line.bytes.to_vec());
-                said.push(format!("{exchange} {line:?}"));
+                said.push(format!("{} {line:?}", exchange.id));
             }
             Said::Message { direction, message } => said.push(format!(
                 "{direction:?} {:?} {:?} {}",

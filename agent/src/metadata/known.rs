@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::CONTAINERS_MAX;
+use super::{CONTAINERS_MAX, Container};
 use crate::{
     policy::{By, Capture, Verdict},
     record,
@@ -25,9 +25,18 @@ pub struct Known {
 #[derive(Debug)]
 enum State {
     Asked,
-    Told(Arc<record::Container>, Wish),
+    Told(Box<Judged>),
     /// No runtime has it.
     Unknown,
+}
+
+/// A container of which its runtime has told.
+#[derive(Debug)]
+pub struct Judged {
+    pub shown: Arc<record::Container>,
+    pub wish: Wish,
+    /// What it was judged by, for another policy.
+    pub container: Container,
 }
 
 /// What is wanted of a container.
@@ -59,7 +68,7 @@ impl Known {
             return Meeting::GoOn;
         }
         match self.containers.get_mut(id) {
-            Some(State::Told(..)) => return Meeting::GoOn,
+            Some(State::Told(_)) => return Meeting::GoOn,
             // It may be younger than the answer. Nobody waits a second time.
             Some(state @ State::Unknown) => {
                 *state = State::Asked;
@@ -87,7 +96,7 @@ impl Known {
         &mut self,
         id: &str,
         is_used: impl Fn(&str) -> bool,
-        told: (Arc<record::Container>, Wish),
+        told: Judged,
     ) -> Meeting {
         if self.has_room(is_used) {
             self.containers.insert(id.to_owned(), State::Asked);
@@ -107,37 +116,45 @@ impl Known {
     }
 
     /// The answer, and what is wanted of it.
-    pub fn told(&mut self, id: &str, container: Option<(Arc<record::Container>, Wish)>) {
+    pub fn told(&mut self, id: &str, container: Option<Judged>) {
         self.is_silent = false;
         self.settle(id, container);
     }
 
-    fn settle(&mut self, id: &str, container: Option<(Arc<record::Container>, Wish)>) {
+    fn settle(&mut self, id: &str, container: Option<Judged>) {
         let Some(state) = self.containers.get_mut(id) else {
             return;
         };
         *state = match container {
-            Some((container, wish)) => {
+            Some(judged) => {
                 self.counts.named += 1;
-                let withheld = &mut self.withheld;
-                match wish.verdict {
-                    Verdict {
-                        by: By::Pod | By::Misspelt,
-                        ..
-                    } => withheld.opted_out += 1,
-                    Verdict {
-                        capture: Capture::None,
-                        ..
-                    } => withheld.excluded += 1,
-                    _ => {}
+                if let Some(count) = less(&mut self.withheld, judged.wish.verdict) {
+                    *count += 1;
                 }
-                State::Told(container, wish)
+                State::Told(Box::new(judged))
             }
             None => {
                 self.counts.unknown += 1;
                 State::Unknown
             }
         };
+    }
+
+    /// Under another policy. Who is told less of is counted by that from here on.
+    pub fn judge_again(&mut self, judge: impl Fn(&str, &Container) -> Verdict) {
+        for (id, state) in &mut self.containers {
+            let State::Told(judged) = state else {
+                continue;
+            };
+            let new = judge(id, &judged.container);
+            let old = std::mem::replace(&mut judged.wish.verdict, new);
+            if let Some(count) = less(&mut self.withheld, old) {
+                *count -= 1;
+            }
+            if let Some(count) = less(&mut self.withheld, new) {
+                *count += 1;
+            }
+        }
     }
 
     /// Somebody has waited for this one in vain.
@@ -149,7 +166,15 @@ impl Known {
     /// What is known of it, and what is wanted of it.
     pub fn get(&self, id: &str) -> Option<(&Arc<record::Container>, Wish)> {
         match self.containers.get(id)? {
-            State::Told(container, wish) => Some((container, *wish)),
+            State::Told(judged) => Some((&judged.shown, judged.wish)),
+            State::Asked | State::Unknown => None,
+        }
+    }
+
+    /// By what it is judged, if it is known.
+    pub fn container(&self, id: &str) -> Option<&Container> {
+        match self.containers.get(id)? {
+            State::Told(judged) => Some(&judged.container),
             State::Asked | State::Unknown => None,
         }
     }
@@ -169,16 +194,38 @@ impl Known {
     }
 }
 
+/// Where a container is counted of which less is told, by whom it is that wants so.
+fn less(withheld: &mut record::Withheld, verdict: Verdict) -> Option<&mut u64> {
+    match verdict {
+        Verdict {
+            by: By::Pod | By::Misspelt,
+            ..
+        } => Some(&mut withheld.opted_out),
+        Verdict {
+            capture: Capture::None,
+            ..
+        } => Some(&mut withheld.excluded),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told() -> Option<(Arc<record::Container>, Wish)> {
-        let wish = Wish {
-            passes: true,
-            verdict: Verdict::ALL,
-        };
-        Some((Arc::default(), wish))
+    fn told() -> Option<Judged> {
+        of(Verdict::ALL)
+    }
+
+    fn of(verdict: Verdict) -> Option<Judged> {
+        Some(Judged {
+            shown: Arc::default(),
+            wish: Wish {
+                passes: true,
+                verdict,
+            },
+            container: Container::default(),
+        })
     }
 
     #[test]
@@ -262,14 +309,24 @@ mod tests {
         for (number, (capture, by)) in verdicts.into_iter().enumerate() {
             let id = number.to_string();
             known.meet(&id, |_| true);
-            let wish = Wish {
-                passes: true,
-                verdict: Verdict { capture, by },
-            };
-            known.told(&id, Some((Arc::default(), wish)));
+            known.told(&id, of(Verdict { capture, by }));
         }
-        let withheld = known.counts(true).unwrap().withheld.unwrap();
-        assert_eq!((withheld.excluded, withheld.opted_out), (1, 3));
+        let count = |known: &Known| {
+            let withheld = known.counts(true).unwrap().withheld.unwrap();
+            (withheld.excluded, withheld.opted_out)
+        };
+        assert_eq!(count(&known), (1, 3));
+        // Another policy excludes the last one too, and trusts pods to ask for more.
+        known.judge_again(|id, _| Verdict {
+            capture: if id == "0" || id == "4" {
+                Capture::None
+            } else {
+                Capture::Full
+            },
+            by: By::Configuration,
+        });
+        assert_eq!(count(&known), (2, 0));
+        assert_eq!(known.get("4").unwrap().1.verdict.capture, Capture::None);
         assert_eq!(known.counts(false).unwrap().withheld, None);
     }
 

@@ -47,6 +47,17 @@ pub struct Container {
     pub pod: Option<Pod>,
 }
 
+impl Container {
+    /// Without what no filter and no policy asks for: that is kept of many.
+    pub fn to_be_judged(mut self) -> Container {
+        self.image = None;
+        if let Some(pod) = &mut self.pod {
+            pod.annotations.retain(|key, _| key == ANNOTATION);
+        }
+        self
+    }
+}
+
 /// A pod of Kubernetes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {

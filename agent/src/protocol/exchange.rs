@@ -451,7 +451,7 @@ pub enum Told<'a> {
     },
     /// A line of a response that goes on, as far as its body is kept.
     Line {
-        exchange: u64,
+        exchange: &'a Exchange,
         line: Line<'a>,
     },
     /// A message of a WebSocket that is one stream of several.
@@ -851,6 +851,7 @@ impl Exchanges {
         else {
             return;
         };
+        let exchange: &Exchange = exchange;
         let (Some(found), Some(half)) = (lines.as_mut(), exchange.response()) else {
             return;
         };
@@ -859,7 +860,7 @@ impl Exchanges {
             bytes: &body.kept,
             holes: &body.holes,
         };
-        let say = &mut |line: Line<'_>| out(Told::Line { exchange: id, line });
+        let say = &mut |line: Line<'_>| out(Told::Line { exchange, line });
         let is_cut = body.is_cut || body.unreadable().is_some();
         if end.is_none() && !is_cut {
             return found.feed(kept, say);

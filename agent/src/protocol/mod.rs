@@ -236,7 +236,7 @@ pub enum Said<'a> {
     },
     /// A line of a response that goes on.
     Line {
-        exchange: u64,
+        exchange: &'a Exchange,
         direction: Direction,
         line: &'a Line<'a>,
     },

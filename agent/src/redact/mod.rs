@@ -96,6 +96,9 @@ pub enum Shown<'a> {
 }
 
 impl<'a> Content<'a> {
+    /// Of what may not be shown any more.
+    pub const WITHHELD: Content<'static> = Content(Shown::Nothing);
+
     pub fn shown(self) -> Shown<'a> {
         self.0
     }
@@ -348,6 +351,17 @@ impl Redactor {
     pub fn forget(&mut self) {
         self.scanners.clear();
         self.holding.clear();
+    }
+
+    /// Does it look into this stream?
+    pub fn knows(&self, id: Told) -> bool {
+        self.scanners.contains_key(&id)
+    }
+
+    /// Others tell of this stream from here on. What is held back may be half a secret.
+    pub fn leave(&mut self, id: Told, out: Out<'_>) {
+        self.gap(id, 0, out);
+        self.scanners.remove(&id);
     }
 
     /// The next bytes of a stream.

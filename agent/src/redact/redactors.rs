@@ -1,6 +1,6 @@
 //! A [`Redactor`] for each way to tell of content: processes may differ.
 
-use super::{Key, Policy, Redactor};
+use super::{Key, Out, Piece, Policy, Redactor, Told};
 use crate::policy::Capture;
 
 pub struct Redactors {
@@ -30,12 +30,26 @@ impl Redactors {
     }
 
     /// For content of which so much may be told.
-    pub fn of(&mut self, capture: Capture) -> &mut Redactor {
+    pub fn of(&self, capture: Capture) -> &Redactor {
         match capture.content(self.most) {
-            Policy::None => &mut self.none,
-            Policy::Redacted => &mut self.redacted,
-            Policy::Full => &mut self.full,
+            Policy::None => &self.none,
+            Policy::Redacted => &self.redacted,
+            Policy::Full => &self.full,
         }
+    }
+
+    /// The next bytes of a stream, of which so much may be told. It may have been another's before, who gives out first
+    /// what he holds back.
+    pub fn bytes(&mut self, id: Told, piece: Piece<'_>, capture: Capture, out: Out<'_>) {
+        let redactor = match capture.content(self.most) {
+            Policy::Redacted => return self.redacted.bytes(id, piece, out),
+            Policy::None => &mut self.none,
+            Policy::Full => &mut self.full,
+        };
+        if self.redacted.knows(id) {
+            self.redacted.leave(id, out);
+        }
+        redactor.bytes(id, piece, out);
     }
 
     /// For strings that are not part of a stream.
@@ -53,6 +67,11 @@ impl Redactors {
 
     pub fn holding_mut(&mut self) -> &mut Redactor {
         &mut self.redacted
+    }
+
+    /// Do processes differ from here on?
+    pub fn are_many(&mut self, are_many: bool) {
+        self.are_many = are_many;
     }
 
     /// As [`Redactor::forget`], with another `most`.
