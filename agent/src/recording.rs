@@ -59,7 +59,7 @@ pub struct Recorder {
 impl Recorder {
     /// Starts the thread of `target`.
     pub fn start(target: Target, header: &Header) -> io::Result<Recorder> {
-        let mut writer = Writer::start(target)?;
+        let mut writer = Writer::start(target.without_recovery())?;
         writer.append(|out| {
             out.extend_from_slice(format!("{TITLE}{VERSION}{WARNING}").as_bytes());
             append(out, header);
@@ -643,6 +643,8 @@ mod tests {
             name: "test".into(),
             file: file.into(),
             rotation: None,
+            recovers: false,
+            looked: None,
         }
     }
 

@@ -57,7 +57,7 @@ fn show(arguments: &Replay, config: &Config) -> Result<()> {
     lock_in(Identity::default(), Mode::Enforce)?;
     let (header, mut recording) = opened.read().with_context(context)?;
     let mut pipeline = Pipeline::new(wanted(config, &header));
-    let mut sinks = Sinks::start(outputs, &header.origin)?;
+    let mut sinks = Sinks::start(outputs.without_recovery(), &header.origin)?;
     let played = play(&mut recording, &mut pipeline, &mut |record| {
         // No record may be dropped, and there is time.
         while sinks.is_full() && !sinks.drain(Instant::now() + PATIENCE).is_empty() {}

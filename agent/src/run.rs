@@ -709,6 +709,7 @@ impl Session {
             ));
         }
         self.line.sinks.troubles().for_each(complain);
+        let is_missing = self.line.sinks.outages().next().is_some();
         self.end_recording(until);
         if let Some(half) = &self.half {
             let _ = half::send(&half.socket, &Order::Stop, &[]);
@@ -720,7 +721,10 @@ impl Session {
         if !self.line.pipeline.has_captured() {
             self.say_why_nothing();
         }
-        Ok(code)
+        match code {
+            0 if is_missing && !self.command_ran => Ok(FAILED),
+            code => Ok(code),
+        }
     }
 
     /// Until CMD or the watched processes end, or somebody asks us to.

@@ -273,6 +273,144 @@ fn rotated_files_have_every_record_once() {
     assert!(plain.ends_with(few), "the oldest files go first");
 }
 
+/// A small file system, which a test fills and frees.
+struct Disk<'a>(&'a Lab, PathBuf);
+
+impl Disk<'_> {
+    fn mount(lab: &Lab) -> Disk<'_> {
+        let path = lab.path("disk");
+        fs::create_dir(&path).unwrap();
+        let options = "size=4m";
+        lab.finish(
+            lab.command(argv!["mount", "-t", "tmpfs", "-o", options, "none", &path]),
+            "mount",
+        );
+        Disk(lab, path)
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        // Also while somebody has a file of it open.
+        let unmount = self.0.command(argv!["umount", "-l", &self.1]);
+        self.0.finish(unmount, "umount");
+    }
+}
+
+/// Outputs on a disk that is full for a while, one of which rotates: what is sent is there, in whole lines and in order,
+/// and the rest is dropped and counted. It is said once that it fails, and once that it works.
+#[test]
+fn files_on_a_full_disk_recover() {
+    let Some(lab) = Lab::with("files_on_a_full_disk_recover", &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let disk = Disk::mount(&lab);
+    let server = lab.server(&[]);
+    let (plain, log) = (disk.1.join("plain"), disk.1.join("log"));
+    let kinds = "emit = [\"data\", \"gap\", \"coverage\", \"stats\"]";
+    let mut config = format!(
+        "stats-interval = \"200ms\"\n[[sink]]\nname = \"plain\"\ntype = \"file\"\npath = \"{}\"\n{kinds}\n",
+        plain.display()
+    );
+    config += &rotating("log", &log, "size = \"256KiB\", keep = 1000");
+    let elsewhere = lab.path("elsewhere");
+    config += &format!(
+        "[[sink]]\nname = \"elsewhere\"\ntype = \"file\"\npath = \"{}\"\n{kinds}\n",
+        elsewhere.display()
+    );
+    let stop = lab.path("stop");
+    let url = server.url("/bytes/300000");
+    let script =
+        "while ! [ -e \"$1\" ]; do curl -sk --http1.1 -o /dev/null \"$2\"; sleep 0.1; done";
+    let running = lab
+        .agent()
+        .config(&config)
+        .start(argv!["sh", "-c", script, "sh", &stop, url]);
+    let said = |word: &str| {
+        let err = running.process.err();
+        err.lines().filter(|line| line.contains(word)).count()
+    };
+    let wait = |word: &str, count| {
+        wait_for(word, seconds(60), || (said(word) >= count).then_some(()));
+    };
+    wait("its records are dropped", 2);
+    // Nothing is removed that the test reads afterwards: the disk grows.
+    let grow = lab.command(argv!["mount", "-o", "remount,size=256m", &disk.1]);
+    lab.finish(grow, "remount");
+    wait("is written again", 2);
+    fs::write(&stop, "").unwrap();
+    let run = running.finish(seconds(60));
+    run.success();
+    let err = run.process.err();
+    for word in ["its records are dropped", "is written again"] {
+        assert_eq!(err.matches(word).count(), 2, "{err}");
+    }
+    let all = Records::parse(&fs::read_to_string(&elsewhere).unwrap(), true).unwrap();
+    let stats = all.last_stats().unwrap();
+    for (name, path) in [("plain", plain), ("log", log)] {
+        let text: String = files(&path).iter().map(|file| content(file)).collect();
+        let records = Records::parse(&text, true).unwrap();
+        let sinks = stats["sinks"].as_array().unwrap();
+        let sink = sinks.iter().find(|sink| sink["name"] == name).unwrap();
+        let (sent, dropped) = (
+            sink["sent"].as_u64().unwrap(),
+            sink["dropped"].as_u64().unwrap(),
+        );
+        // The last record is the one that counts.
+        assert_eq!(records.0.len() as u64, sent + 1, "{name}");
+        assert_eq!(sent + dropped + 1, all.0.len() as u64, "{name}");
+        assert!(dropped > 0, "{name}");
+        let numbers = numbers(&records);
+        assert!(numbers.is_sorted_by(|one, other| one < other), "{name}");
+        assert_eq!(numbers.last(), Some(&(all.0.len() as u64 - 1)), "{name}");
+    }
+}
+
+/// Somebody removes the file that is written: another one takes its name, and that is said.
+#[test]
+fn rotated_file_that_is_removed_is_followed() {
+    let Some(lab) = Lab::with("rotated_file_that_is_removed_is_followed", &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let server = lab.server(&[]);
+    let (log, stop) = (lab.path("log"), lab.path("stop"));
+    let script =
+        "while ! [ -e \"$1\" ]; do curl -sk --http1.1 -o /dev/null \"$2\"; sleep 0.1; done";
+    let url = server.url("/bytes/1000");
+    let running = lab
+        .agent()
+        .config(&rotating("log", &log, "age = \"1h\""))
+        .start(argv!["sh", "-c", script, "sh", &stop, url]);
+    let has_records = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        (!text.is_empty()).then_some(())
+    };
+    wait_for("records", seconds(20), has_records);
+    fs::remove_file(&log).unwrap();
+    wait_for("records in a new file", seconds(20), has_records);
+    fs::write(&stop, "").unwrap();
+    let run = running.finish(seconds(30));
+    run.success();
+    let err = run.process.err();
+    let said = "log was removed: the records go on in a new one";
+    assert_eq!(err.matches(said).count(), 1, "{err}");
+    let (records, is_whole) = (content(&log), true);
+    Records::parse(&records, is_whole)
+        .unwrap()
+        .last_stats()
+        .unwrap();
+    assert_eq!(
+        fs::metadata(&log).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
 /// The agent is killed while it writes and rotates, and once more something is left of what it was about: the next
 /// one puts it right, and what was written is all there.
 #[test]

@@ -5,8 +5,8 @@
 //!           └ select …
 //! ```
 //! The pipeline never waits: what a slow target leaves no room for is dropped and counted. It never
-//! fails either: the first error ends the writing, is remembered, and whatever follows is dropped and
-//! counted. Every record ends as sent or as dropped.
+//! fails either: an error ends the writing, for good or until a file can be written again, and whatever follows is
+//! dropped and counted. Every record ends as sent or as dropped.
 
 mod file;
 mod json;
@@ -149,8 +149,13 @@ impl Sink {
     }
 
     /// What went wrong besides since the last question: it is written on.
-    pub fn trouble(&self) -> Option<String> {
-        self.writer.trouble()
+    pub fn troubles(&self) -> Vec<String> {
+        self.writer.troubles()
+    }
+
+    /// Why nothing is written now, if it is tried again.
+    pub fn outage(&self) -> Option<Failure> {
+        self.writer.outage()
     }
 
     /// Writes what there is and ends the thread. What isn't written by `deadline` counts as dropped.
@@ -379,6 +384,8 @@ mod tests {
                 name: "pipe".into(),
                 file: OwnedFd::from(writer).into(),
                 rotation: None,
+                recovers: false,
+                looked: None,
             };
             let mut sink = Sink::start(target, format, &sample::origin()).unwrap();
             sink.write(&record);
@@ -417,6 +424,8 @@ mod tests {
             name: "null".into(),
             file: File::options().write(true).open("/dev/null").unwrap(),
             rotation: None,
+            recovers: false,
+            looked: None,
         };
         let mut sink = Sink::start(target, Format::Json, &sample::origin()).unwrap();
         let start = Instant::now();

@@ -106,6 +106,16 @@ impl Rotation {
         }
     }
 
+    /// Puts the next file in the place of one that was removed. False: there is none.
+    pub(super) fn replace(&mut self, file: &mut File) -> bool {
+        let Some(next) = self.keeper.turn().file else {
+            return false;
+        };
+        *file = next;
+        self.progress.begin();
+        true
+    }
+
     /// The process that makes the next files.
     pub(super) fn keeper(&self) -> u32 {
         self.keeper.pid()

@@ -1,5 +1,5 @@
 //! Every output of a run. Each takes the kinds that it wants, and none waits for another: one that is slow
-//! drops and counts its own records, one that fails ends alone.
+//! drops and counts its own records, one that fails is alone with that.
 
 use std::io;
 use std::net::SocketAddr;
@@ -55,6 +55,15 @@ impl Ready {
             }
         }
         Ok(false)
+    }
+
+    /// Nothing is to be missing between two records: whoever fails ends.
+    pub fn without_recovery(mut self) -> Self {
+        let outputs = self.outputs.into_iter();
+        self.outputs = outputs
+            .map(|(settings, target)| (settings, target.without_recovery()))
+            .collect();
+        self
     }
 
     /// Processes that serve outputs.
@@ -221,7 +230,12 @@ impl Sinks {
 
     /// What went wrong with some since the last question, which are written on.
     pub fn troubles(&self) -> impl Iterator<Item = String> {
-        self.outputs.iter().filter_map(|one| one.sink.trouble())
+        self.outputs.iter().flat_map(|one| one.sink.troubles())
+    }
+
+    /// Those to which nothing can be written now, and why.
+    pub fn outages(&self) -> impl Iterator<Item = Failure> {
+        self.outputs.iter().filter_map(|one| one.sink.outage())
     }
 
     /// Have all of them ended, and how?
@@ -297,6 +311,8 @@ mod tests {
             name: "pipe".into(),
             file: OwnedFd::from(writer).into(),
             rotation: None,
+            recovers: false,
+            looked: None,
         };
         ((settings, target), reader)
     }
@@ -306,6 +322,8 @@ mod tests {
             name: "full".into(),
             file: File::options().write(true).open("/dev/full").unwrap(),
             rotation: None,
+            recovers: false,
+            looked: None,
         };
         (settings, target)
     }

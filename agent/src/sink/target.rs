@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -22,6 +23,10 @@ pub struct Target {
     pub(crate) file: File,
     /// When another file takes its place.
     pub(crate) rotation: Option<Rotation>,
+    /// Should it fail, it is tried again later.
+    pub(crate) recovers: bool,
+    /// When it still had its name.
+    pub(crate) looked: Option<Instant>,
 }
 
 /// Why there is no target.
@@ -58,6 +63,8 @@ impl Target {
             name: name.into(),
             file: stream.as_fd().try_clone_to_owned()?.into(),
             rotation: None,
+            recovers: false,
+            looked: None,
         })
     }
 
@@ -71,6 +78,8 @@ impl Target {
             name: path.display().to_string(),
             file,
             rotation: None,
+            recovers: true,
+            looked: None,
         })
     }
 
@@ -94,7 +103,26 @@ impl Target {
             name: path.display().to_string(),
             file,
             rotation: Some(Rotation::new(rotate, keeper)),
+            recovers: true,
+            looked: None,
         })
+    }
+
+    /// A failure is its end: what is missing would make the rest mean something else.
+    pub fn without_recovery(self) -> Self {
+        Target {
+            recovers: false,
+            ..self
+        }
+    }
+
+    pub(super) fn size(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstat(&self.file)?;
+        Ok(u64::try_from(stat.st_size).unwrap_or_default())
+    }
+
+    pub(super) fn has_name(&self) -> io::Result<bool> {
+        Ok(rustix::fs::fstat(&self.file)?.st_nlink > 0)
     }
 
     pub fn name(&self) -> &str {

@@ -1,12 +1,16 @@
 //! A bounded queue of rendered records, and the thread that writes them.
+//!
+//! A file that fails may work again later: a disk has room, a server answers. Until then its records are dropped and
+//! counted, and from time to time the next ones are tried. A line that was written in part is finished first.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, ErrorKind, Write as _};
 use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -23,6 +27,12 @@ const QUEUE: usize = 64 << 20;
 const ROOM: usize = 16 << 20;
 /// Empty batches kept for use again. A burst may have needed more, which are given back.
 const SPARE: usize = 16;
+
+/// How long a file that failed is left alone, at first and at most: twice as long each time.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// How often it is asked whether the file still has its name.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What ended the writing to a target.
 #[derive(Clone, Debug)]
@@ -83,10 +93,6 @@ pub struct Writer {
     shared: Arc<Shared>,
     batch: Batch,
     taken: u64,
-    /// Of these, dropped before they were handed over.
-    dropped: u64,
-    /// The thread has failed; learnt when a batch is handed over.
-    failed: bool,
 }
 
 #[derive(Default)]
@@ -96,6 +102,10 @@ struct Shared {
     work: Condvar,
     /// Bytes went, or the thread did.
     done: Condvar,
+    /// What comes is dropped: the target has failed, for good or not.
+    is_down: AtomicBool,
+    /// Records that were dropped before they were handed over.
+    unencoded: AtomicU64,
 }
 
 #[derive(Default)]
@@ -106,12 +116,29 @@ struct Queue {
     spare: Vec<Batch>,
     sent: u64,
     dropped: u64,
+    /// A record of which a part was written is neither so far.
+    is_torn: bool,
     failure: Option<Failure>,
-    trouble: Option<String>,
+    outage: Option<Outage>,
+    troubles: Vec<String>,
     /// No batches will come.
     closed: bool,
     /// The thread has ended.
     finished: bool,
+}
+
+/// The file has failed and is tried again.
+struct Outage {
+    failure: Failure,
+    /// Records that were dropped before.
+    dropped: u64,
+}
+
+/// A line that was written in part.
+struct Torn {
+    rest: Vec<u8>,
+    /// Of the file behind that part: somebody who makes room may empty it.
+    size: u64,
 }
 
 #[derive(Default)]
@@ -129,8 +156,6 @@ impl Writer {
             shared: Arc::clone(&shared),
             batch: Batch::with_room(),
             taken: 0,
-            dropped: 0,
-            failed: false,
         };
         thread::Builder::new()
             .name("sink".into())
@@ -146,8 +171,9 @@ impl Writer {
     /// Takes the record that `encode` appends. False: it was dropped, unencoded.
     pub fn append(&mut self, encode: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.taken += 1;
-        if self.failed || self.batch.bytes.len() >= BATCH && !self.hand_over(QUEUE) {
-            self.dropped += 1;
+        let is_down = self.shared.is_down.load(Ordering::Relaxed);
+        if is_down || self.batch.bytes.len() >= BATCH && !self.hand_over(QUEUE) {
+            self.shared.unencoded.fetch_add(1, Ordering::Relaxed);
             return false;
         }
         encode(&mut self.batch.bytes);
@@ -162,6 +188,8 @@ impl Writer {
         let queue = self.shared.lock();
         match queue.failure {
             Some(_) => State::Failed,
+            // Nobody waits for it.
+            None if queue.outage.is_some() => State::Failed,
             None if queue.bytes + ROOM > QUEUE => State::Full,
             None => State::Open,
         }
@@ -173,7 +201,9 @@ impl Writer {
 
     pub fn drain(&mut self, deadline: Instant) -> bool {
         self.hand_over(usize::MAX);
-        let queue = self.shared.wait(deadline, |queue| queue.bytes > 0);
+        let mut queue = self.shared.wait(deadline, |queue| queue.bytes > 0);
+        // Nobody waits for a disk. Its line is finished all the same.
+        queue.dropped += u64::from(mem::take(&mut queue.is_torn));
         queue.bytes == 0
     }
 
@@ -182,7 +212,7 @@ impl Writer {
         SinkCount {
             name: self.name.clone(),
             sent: queue.sent,
-            dropped: self.dropped + queue.dropped,
+            dropped: self.shared.dropped(&queue),
         }
     }
 
@@ -190,8 +220,14 @@ impl Writer {
         self.shared.lock().failure.clone()
     }
 
-    pub fn trouble(&self) -> Option<String> {
-        self.shared.lock().trouble.take()
+    pub fn troubles(&self) -> Vec<String> {
+        mem::take(&mut self.shared.lock().troubles)
+    }
+
+    /// Why nothing is written now, if it is tried again.
+    pub fn outage(&self) -> Option<Failure> {
+        let queue = self.shared.lock();
+        queue.outage.as_ref().map(|outage| outage.failure.clone())
     }
 
     pub fn close(mut self, deadline: Instant) -> (SinkCount, Option<Failure>) {
@@ -215,9 +251,8 @@ impl Writer {
             return true;
         }
         let mut queue = self.shared.lock();
-        if queue.failure.is_some() {
-            self.failed = true;
-            self.dropped += self.batch.ends.len() as u64;
+        if self.shared.is_down.load(Ordering::Relaxed) {
+            queue.dropped += self.batch.ends.len() as u64;
             self.batch.clear();
             return true;
         }
@@ -269,6 +304,14 @@ impl Batch {
         self.ends.clear();
     }
 
+    /// The rest of the record in the middle of which so many bytes end.
+    fn torn(&self, written: usize) -> Option<&[u8]> {
+        let whole = self.whole(written) as usize;
+        let begin = whole.checked_sub(1).map_or(0, |last| self.ends[last]);
+        let end = *self.ends.get(whole)?;
+        (begin < written).then(|| &self.bytes[written..end])
+    }
+
     /// Records that are whole within the first `written` bytes.
     fn whole(&self, written: usize) -> u64 {
         self.ends.partition_point(|end| *end <= written) as u64
@@ -278,28 +321,138 @@ impl Batch {
 impl Shared {
     /// The thread.
     fn run(&self, mut target: Target) {
+        let mut torn = None;
+        let mut pause = RETRY_FIRST;
         while let Some(batch) = self.next() {
-            let result = self.write(&mut target, &batch);
+            let result = match self.mend(&mut target, &mut torn) {
+                Ok(()) => self.write(&mut target, &batch),
+                Err(error) => Err((0, error)),
+            };
             let mut queue = self.lock();
-            match result {
-                Ok(()) => queue.recycle(batch),
-                Err((written, error)) => {
-                    queue.fail(
-                        &batch,
-                        written,
-                        Failure {
-                            target: target.name,
-                            error: Arc::new(error),
-                        },
-                    );
-                    break;
-                }
+            let Err((written, error)) = result else {
+                queue.recycle(batch);
+                self.works_again(&mut queue);
+                pause = RETRY_FIRST;
+                drop(queue);
+                self.done.notify_all();
+                continue;
+            };
+            let is_final = !target.recovers || error.kind() == ErrorKind::BrokenPipe;
+            let failure = Failure {
+                target: target.name.clone(),
+                error: Arc::new(error),
+            };
+            self.is_down.store(true, Ordering::Relaxed);
+            if is_final {
+                queue.drop_all(&batch, written);
+                queue.failure = Some(failure);
+                break;
+            }
+            self.suspend(&mut queue, failure);
+            queue.drop_all(&batch, written);
+            if let Some(rest) = batch.torn(written) {
+                queue.dropped -= 1;
+                queue.is_torn = true;
+                let size = target.size().unwrap_or_default();
+                let rest = rest.to_vec();
+                torn = Some(Torn { rest, size });
             }
             drop(queue);
             self.done.notify_all();
+            self.pause(pause);
+            pause = RETRY_MAX.min(pause * 2);
+            self.is_down.store(false, Ordering::Relaxed);
         }
+        let _ = self.mend(&mut target, &mut torn);
         self.lock().finished = true;
         self.done.notify_all();
+    }
+
+    /// Said once, and once more when it is over.
+    fn suspend(&self, queue: &mut Queue, failure: Failure) {
+        if queue.outage.is_some() {
+            return;
+        }
+        let cause = failure.cause();
+        let dropped = self.dropped(queue);
+        queue.outage = Some(Outage { failure, dropped });
+        queue.troubles.push(format!(
+            "{cause}; its records are dropped and counted until it can be written again"
+        ));
+    }
+
+    fn works_again(&self, queue: &mut Queue) {
+        if let Some(Outage { failure, dropped }) = queue.outage.take() {
+            let dropped = self.dropped(queue) - dropped;
+            let target = failure.target;
+            queue.troubles.push(format!(
+                "{target} is written again; {dropped} records were dropped meanwhile"
+            ));
+        }
+    }
+
+    /// Lets time go by, unless there will be no more records.
+    fn pause(&self, time: Duration) {
+        let is_open = |queue: &mut Queue| !queue.closed;
+        drop(
+            self.work
+                .wait_timeout_while(self.lock(), time, is_open)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    /// Writes the rest of a line that was written in part. Where somebody has emptied the file meanwhile, or it is
+    /// another one, nothing of the line is left to go on with: it is dropped.
+    fn mend(&self, target: &mut Target, torn: &mut Option<Torn>) -> io::Result<()> {
+        let is_another = self.look(target)?;
+        let Some(line) = torn else {
+            return Ok(());
+        };
+        if is_another || target.size()? != line.size {
+            let mut queue = self.lock();
+            queue.dropped += u64::from(mem::take(&mut queue.is_torn));
+            *torn = None;
+            return Ok(());
+        }
+        while !line.rest.is_empty() {
+            match (&target.file).write(&line.rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    line.rest.drain(..written);
+                    line.size += written as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut queue = self.lock();
+        queue.sent += u64::from(mem::take(&mut queue.is_torn));
+        *torn = None;
+        Ok(())
+    }
+
+    /// What is written to a file without a name nobody will ever read. True if it is another file now.
+    fn look(&self, target: &mut Target) -> io::Result<bool> {
+        if !target.recovers || target.looked.is_some_and(|at| at.elapsed() < LOOK) {
+            return Ok(false);
+        }
+        if target.has_name()? {
+            target.looked = Some(Instant::now());
+            return Ok(false);
+        }
+        let removed = || io::Error::new(ErrorKind::NotFound, "the file was removed");
+        let rotation = target.rotation.as_mut().ok_or_else(removed)?;
+        if !rotation.replace(&mut target.file) {
+            return Err(removed());
+        }
+        let name = &target.name;
+        let trouble = format!("{name} was removed: the records go on in a new one");
+        self.lock().troubles.push(trouble);
+        Ok(true)
+    }
+
+    fn dropped(&self, queue: &Queue) -> u64 {
+        queue.dropped + self.unencoded.load(Ordering::Relaxed)
     }
 
     /// Blocks until there is a batch; `None` when there will be no more.
@@ -346,7 +499,8 @@ impl Shared {
         };
         let (part, trouble) = rotation.part(&mut target.file, &batch.ends, from);
         if let Some(trouble) = trouble {
-            self.lock().trouble = Some(format!("rotate {}: {trouble}", target.name));
+            let trouble = format!("rotate {}: {trouble}", target.name);
+            self.lock().troubles.push(trouble);
         }
         part
     }
@@ -385,7 +539,7 @@ impl Queue {
     }
 
     /// The rest of `batch`, of which `written` bytes went out, and all that waits is dropped.
-    fn fail(&mut self, batch: &Batch, written: usize, failure: Failure) {
+    fn drop_all(&mut self, batch: &Batch, written: usize) {
         self.dropped += batch.ends.len() as u64 - batch.whole(written);
         self.dropped += self
             .batches
@@ -394,16 +548,19 @@ impl Queue {
             .sum::<u64>();
         self.batches.clear();
         self.bytes = 0;
-        self.failure = Some(failure);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::env;
+    use std::ffi::{CStr, CString};
+    use std::fs::{self, File};
     use std::io::{PipeReader, Read as _, pipe};
     use std::os::fd::OwnedFd;
-    use std::time::Duration;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::Path;
+    use std::ptr;
 
     use super::*;
 
@@ -412,6 +569,8 @@ mod tests {
             name: "test".into(),
             file,
             rotation: None,
+            recovers: false,
+            looked: None,
         })
         .unwrap()
     }
@@ -584,6 +743,178 @@ mod tests {
         writer.append(|_| unreachable!());
         let (count, _) = writer.close(soon());
         assert_eq!((count.sent, count.dropped), (0, 2001));
+    }
+
+    /// A file system with room for 64 KiB that this thread alone sees, gone with it.
+    fn on_a_small_disk(test: impl FnOnce(&Path) + Send + 'static) {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP: only root mounts a file system");
+            return;
+        }
+        let name = format!(
+            "vortex-disk-{}-{:?}",
+            std::process::id(),
+            thread::current().id()
+        );
+        let path = env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        let inside = path.clone();
+        let tested = thread::spawn(move || {
+            let place = CString::new(inside.as_os_str().as_bytes()).unwrap();
+            let mount = |place: &CStr, kind: &CStr, flags, data: *const libc::c_char| {
+                // SAFETY: strings end with a zero, and the kernel keeps none of them.
+                let done = unsafe {
+                    libc::mount(
+                        c"none".as_ptr(),
+                        place.as_ptr(),
+                        kind.as_ptr(),
+                        flags,
+                        data.cast(),
+                    )
+                };
+                assert_eq!(done, 0, "{}", io::Error::last_os_error());
+            };
+            // SAFETY: takes an integer. Of this thread nothing but its mounts and its directory become its own.
+            let done = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) };
+            assert_eq!(done, 0, "{}", io::Error::last_os_error());
+            mount(c"/", c"none", libc::MS_PRIVATE | libc::MS_REC, ptr::null());
+            mount(&place, c"tmpfs", 0, c"size=64k".as_ptr());
+            test(&inside);
+        });
+        let result = tested.join();
+        fs::remove_dir(&path).unwrap();
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+
+    fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+        let until = soon();
+        while !holds() {
+            assert!(Instant::now() < until, "{what}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Appends until it is written again; the number of the next line.
+    fn until_it_works(writer: &mut Writer, mut next: u64) -> u64 {
+        wait_until("it is written again", || {
+            append(writer, next);
+            next += 1;
+            writer.flush();
+            writer.drain(soon());
+            writer.outage().is_none()
+        });
+        next
+    }
+
+    /// Delivered and dropped are all that there was, and the file has nothing but whole lines, in order.
+    fn assert_whole(writer: Writer, file: &Path, total: u64) -> SinkCount {
+        let (count, failure) = writer.close(soon());
+        assert!(failure.is_none(), "{failure:?}");
+        assert_eq!(count.sent + count.dropped, total);
+        let lines = fs::read_to_string(file).unwrap();
+        assert!(lines.lines().all(|line| line.len() == 1023) && lines.ends_with('\n'));
+        let numbers = numbers(&lines);
+        assert!(numbers.is_sorted_by(|one, other| one < other));
+        assert!(numbers.len() as u64 <= count.sent, "{count:?}");
+        assert_eq!(numbers.last(), Some(&(total - 1)));
+        count
+    }
+
+    #[test]
+    fn a_full_disk_is_written_again_when_it_has_room() {
+        on_a_small_disk(|disk| {
+            let (file, filler) = (disk.join("records"), disk.join("filler"));
+            fs::write(&filler, vec![0; 30_000]).unwrap();
+            let mut writer = Writer::start(Target::file(&file).unwrap()).unwrap();
+            // An odd line, so that the disk is full in the middle of another one.
+            writer.append(|out| out.extend_from_slice(&[b'\n'; 1]));
+            for number in 1..100 {
+                append(&mut writer, number);
+            }
+            assert!(writer.drain(soon()));
+            assert_eq!(writer.state(), State::Failed, "nobody waits for it");
+            let length = fs::metadata(&file).unwrap().len();
+            assert!(length > 1024 && length % 1024 != 1, "a torn line: {length}");
+            let [trouble] = &writer.troubles()[..] else {
+                panic!("said once");
+            };
+            assert!(trouble.contains("No space left on device"), "{trouble}");
+            // While it is down nothing is even encoded, and nothing is said again.
+            writer.append(|_| unreachable!());
+            thread::sleep(RETRY_FIRST + Duration::from_millis(300));
+            append(&mut writer, 101);
+            writer.flush();
+            wait_until("another try", || {
+                writer.shared.is_down.load(Ordering::Relaxed)
+            });
+            assert!(writer.troubles().is_empty() && writer.failure().is_none());
+            fs::remove_file(&filler).unwrap();
+            let next = until_it_works(&mut writer, 102);
+            let dropped = writer.count().dropped;
+            let expected = format!("{} is written again; {dropped} records", file.display());
+            let troubles = writer.troubles();
+            assert!(
+                troubles.len() == 1 && troubles[0].starts_with(&expected),
+                "{troubles:?}"
+            );
+            // The empty line in front is ours.
+            let (count, failure) = writer.close(soon());
+            assert!(failure.is_none());
+            assert_eq!(count.sent + count.dropped, next);
+            let text = fs::read_to_string(&file).unwrap();
+            let lines = text.strip_prefix('\n').unwrap();
+            assert!(
+                lines.lines().all(|line| line.len() == 1023),
+                "the torn line was finished"
+            );
+            // Somebody asked for a count meanwhile: then the torn line counts as dropped.
+            assert_eq!(numbers(lines).len() as u64, count.sent);
+            assert!(numbers(lines).is_sorted_by(|one, other| one < other));
+        });
+    }
+
+    #[test]
+    fn who_empties_a_full_file_finds_whole_lines_in_it() {
+        on_a_small_disk(|disk| {
+            let (file, filler) = (disk.join("records"), disk.join("filler"));
+            fs::write(&filler, vec![0; 30_000]).unwrap();
+            let mut writer = Writer::start(Target::file(&file).unwrap()).unwrap();
+            for number in 0..100 {
+                append(&mut writer, number);
+            }
+            // In the middle of a line.
+            writer.append(|out| out.extend_from_slice(&[b'1'; 100]));
+            assert!(writer.drain(soon()));
+            File::options()
+                .write(true)
+                .open(&file)
+                .unwrap()
+                .set_len(0)
+                .unwrap();
+            let next = until_it_works(&mut writer, 101);
+            assert_whole(writer, &file, next);
+        });
+    }
+
+    #[test]
+    fn what_is_written_to_a_removed_file_is_dropped() {
+        let file = env::temp_dir().join(format!("vortex-removed-{}", std::process::id()));
+        let mut writer = Writer::start(Target::file(&file).unwrap()).unwrap();
+        append(&mut writer, 0);
+        assert!(writer.drain(soon()));
+        fs::remove_file(&file).unwrap();
+        let mut taken = 1;
+        wait_until("it is noticed", || {
+            append(&mut writer, taken);
+            taken += 1;
+            writer.drain(soon());
+            writer.outage().is_some()
+        });
+        let troubles = writer.troubles();
+        assert!(troubles[0].contains("the file was removed"), "{troubles:?}");
+        let (count, _) = writer.close(soon());
+        assert_eq!(count.sent + count.dropped, taken);
+        assert!(count.dropped > 0);
     }
 
     #[test]
