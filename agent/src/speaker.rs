@@ -8,7 +8,7 @@ use crate::{
     connection::Border,
     event::{HandleId, StreamId},
     http::Teller,
-    llm::{Calls, Held},
+    llm::{Calls, Held, Turn},
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::{Capture, Past},
@@ -187,6 +187,7 @@ impl Speaker<'_> {
             handle: *handle,
             direction,
         };
+        self.calls.gap(direction);
         for told in Told::of(stream) {
             redactors
                 .holding_mut()
@@ -299,6 +300,15 @@ impl Speaker<'_> {
                 let complete = !socket.is_cut && !message.is_unreadable;
                 self.voice
                     .say_of(message.began, complete, 0, Body::WebSocket(&socket));
+                let (time, limits) = (self.voice.time, &mut *self.limits);
+                let turns =
+                    self.calls
+                        .message(direction, message, time, self.held, &mut count(limits));
+                self.turns(&turns);
+            }
+            Said::Closed => {
+                let turns = self.calls.close(self.held);
+                self.turns(&turns);
             }
             Said::Limit(limit) => *self.limits.entry(limit).or_default() += 1,
         }
@@ -370,6 +380,18 @@ impl Speaker<'_> {
         let lost = exchange.halves().map(|half| half.lost).sum();
         let complete = llm.missing.is_empty();
         self.voice.say_of(began, complete, lost, Body::Llm(&llm));
+    }
+
+    /// Calls to a model over a WebSocket.
+    fn turns(&mut self, turns: &[Turn]) {
+        for turn in turns {
+            let became = self.calls.upgraded();
+            let Some(llm) = became.and_then(|became| self.teller().turn(turn, became)) else {
+                continue;
+            };
+            let complete = llm.missing.is_empty();
+            self.voice.say_of(turn.began, complete, 0, Body::Llm(&llm));
+        }
     }
 
     fn names_version(&mut self, exchange: &Exchange) {

@@ -3,7 +3,7 @@
 use crate::protocol::json::{Text, Value};
 
 /// What was asked for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     pub model: Option<Text>,
     pub parameters: Parameters,
@@ -19,7 +19,7 @@ pub struct Request {
 }
 
 /// By the names of OpenTelemetry's `gen_ai.request.*`.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters {
     pub stream: Option<bool>,
     pub max_tokens: Option<u64>,
@@ -87,7 +87,7 @@ impl Usage {
 }
 
 /// One turn of a conversation.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, or another word of the API.
     pub role: Option<Text>,
@@ -97,7 +97,7 @@ pub struct Message {
     pub finish: Option<Text>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Part {
     Text(Text),
     /// What a model says to itself.
@@ -159,7 +159,7 @@ impl Modality {
 }
 
 /// What a model wants to be run.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ToolCall {
     pub id: Option<Text>,
     pub name: Option<Text>,
@@ -168,7 +168,7 @@ pub struct ToolCall {
 }
 
 /// What came of it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct ToolResult {
     /// Of the call.
     pub id: Option<Text>,
@@ -178,7 +178,7 @@ pub struct ToolResult {
 }
 
 /// What a model may ask for.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Tool {
     /// `function`, or another word of the API.
     pub kind: Option<Text>,
@@ -284,7 +284,8 @@ impl Tool {
     }
 }
 
-fn messages_weight(messages: &[Message]) -> usize {
+/// Bytes of memory, but for a few.
+pub fn messages_weight(messages: &[Message]) -> usize {
     let weight = |message: &Message| size_of::<Message>() + parts_weight(&message.parts);
     messages.iter().map(weight).sum()
 }

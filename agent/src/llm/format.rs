@@ -17,6 +17,8 @@ pub enum Format {
     Messages,
     /// OpenAI's responses.
     Responses,
+    /// The same as the answers of a session, over a WebSocket.
+    Realtime,
     /// Ollama's own: turns, a prompt, and texts to embed.
     Ollama,
     OllamaPrompt,
@@ -115,6 +117,7 @@ impl Format {
             Format::Chat
             | Format::Messages
             | Format::Responses
+            | Format::Realtime
             | Format::Ollama
             | Format::Cohere => "chat",
             Format::Completions | Format::OllamaPrompt => "text_completion",
@@ -127,7 +130,11 @@ impl Format {
     /// `gen_ai.provider.name`, of whom nothing else is known.
     pub const fn provider(self) -> &'static str {
         match self {
-            Format::Chat | Format::Completions | Format::Embeddings | Format::Responses => "openai",
+            Format::Chat
+            | Format::Completions
+            | Format::Embeddings
+            | Format::Responses
+            | Format::Realtime => "openai",
             Format::Messages => "anthropic",
             Format::Cohere | Format::CohereEmbeddings => "cohere",
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
@@ -147,7 +154,7 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings => chat::request(body),
             Format::Messages => messages::request(body),
-            Format::Responses => responses::request(body),
+            Format::Responses | Format::Realtime => responses::request(body),
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::request(body)
             }
@@ -162,7 +169,7 @@ impl Format {
                 chat::response(body, response)
             }
             Format::Messages => messages::response(body, response),
-            Format::Responses => responses::response(body, response),
+            Format::Responses | Format::Realtime => responses::response(body, response),
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::response(body, response)
             }
@@ -175,7 +182,7 @@ impl Format {
         match self {
             Format::Chat | Format::Completions | Format::Embeddings => chat::event(body, response),
             Format::Messages => messages::event(body, response),
-            Format::Responses => responses::event(body, response),
+            Format::Responses | Format::Realtime => responses::event(body, response),
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::event(body, response)
             }

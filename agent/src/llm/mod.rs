@@ -14,23 +14,28 @@ mod format;
 mod messages;
 mod ollama;
 mod provider;
+mod realtime;
 mod responses;
 pub mod tell;
 
 use std::collections::HashMap;
+
+use agent_ebpf::Direction;
 
 use crate::{
     plaintext::Plaintext,
     protocol::{
         Limit, Side,
         exchange::{Exchange, Half},
-        head::{Head, media_name},
+        head::{self, Head, media_name},
         json::{self, Layout, Read, Reader, Text, Value},
-        sse,
+        sse, websocket,
     },
 };
 use call::{Request, Response};
 pub use format::Format;
+use realtime::Socket;
+pub use realtime::Turn;
 
 /// Bytes kept of a request, of a response, and of a text that is put together.
 const ROOM: usize = 1 << 20;
@@ -55,6 +60,9 @@ impl Held {
 #[derive(Debug, Default)]
 pub struct Calls {
     open: HashMap<u64, Call>,
+    /// What it became, and what that holds.
+    socket: Option<Socket>,
+    socket_held: usize,
 }
 
 /// One call, while it goes on.
@@ -208,9 +216,64 @@ impl Calls {
 
     /// An exchange is over: the call that it was, if it was one.
     pub fn end(&mut self, exchange: &Exchange, held: &mut Held) -> Option<Call> {
+        if let Some(socket) = Socket::of(exchange) {
+            self.socket = Some(socket);
+        }
         let mut call = self.open.remove(&exchange.id)?;
         held.0 -= call.held;
         call.ends(exchange).then_some(call)
+    }
+
+    /// A message of a WebSocket that the connection became: the calls that end with it.
+    pub fn message(
+        &mut self,
+        direction: Direction,
+        message: &websocket::Message,
+        time: u64,
+        held: &mut Held,
+        out: Out<'_>,
+    ) -> Vec<Turn> {
+        let Some(socket) = &mut self.socket else {
+            return Vec::new();
+        };
+        let over = socket.message(direction, message, time);
+        let (weight, is_one) = (socket.weight(), socket.is_one());
+        self.weigh_socket(weight, held);
+        let is_too_much = held.0 > TOTAL;
+        if is_too_much {
+            out(Limit::Memory);
+        }
+        // Those that are over are told of by what it was.
+        if over.is_empty() && (is_too_much || !is_one) {
+            self.weigh_socket(0, held);
+            self.socket = None;
+        }
+        over
+    }
+
+    fn weigh_socket(&mut self, weight: usize, held: &mut Held) {
+        let before = std::mem::replace(&mut self.socket_held, weight);
+        held.0 = held.0 - before + weight;
+    }
+
+    /// A part of a stream is missing.
+    pub fn gap(&mut self, direction: Direction) {
+        if let Some(socket) = &mut self.socket {
+            socket.gap(direction);
+        }
+    }
+
+    /// The connection is over, and so are the calls of what it became.
+    pub fn close(&mut self, held: &mut Held) -> Vec<Turn> {
+        self.weigh_socket(0, held);
+        let socket = self.socket.as_mut();
+        socket.map_or_else(Vec::new, Socket::close)
+    }
+
+    /// The exchange that became a WebSocket, and what it asked for.
+    pub fn upgraded(&self) -> Option<(u64, &head::Request)> {
+        let socket = self.socket.as_ref()?;
+        Some((socket.exchange, &socket.asked))
     }
 
     /// Counts what a call holds, and forgets it if that is too much, or if it is none.

@@ -3,14 +3,14 @@
 //! With `--content none` there is what was called and what it took, and nothing of what was said.
 
 use super::{
-    Call,
+    Call, Turn,
     call::{Message, Part, Tool, Usage},
     provider,
 };
 use crate::{
     http::Teller,
     plaintext::Plaintext,
-    protocol::{exchange::Exchange, json::Text},
+    protocol::{exchange::Exchange, head, json::Text},
     record::{Llm, LlmMessage, LlmPart, LlmTool},
     redact::{Clear, OwnedContent, Policy},
 };
@@ -21,19 +21,32 @@ const WORD_MAX: usize = 256;
 impl Teller<'_> {
     /// A call, if it is clear what it is.
     pub fn llm(&self, call: &Call, exchange: &Exchange) -> Option<Llm> {
-        let format = call.format?;
-        let (asked, answered) = (&call.request, &call.response);
         let began = exchange.halves().next()?.began;
         let ended = exchange.halves().map(|half| half.ended).max()?;
-        let url = exchange
-            .asked()
-            .map(|head| self.url(head))
-            .unwrap_or_default();
+        self.call(call, (exchange.id, exchange.asked()), (began, ended))
+    }
+
+    /// A call over a WebSocket. `became`: the exchange that became it, and what that asked for.
+    pub fn turn(&self, turn: &Turn, became: (u64, &head::Request)) -> Option<Llm> {
+        let (exchange, asked) = became;
+        let (began, ended) = (turn.began, turn.ended);
+        self.call(&turn.call, (exchange, Some(asked)), (began, ended))
+    }
+
+    fn call(
+        &self,
+        call: &Call,
+        (exchange, head): (u64, Option<&head::Request>),
+        (began, ended): (u64, u64),
+    ) -> Option<Llm> {
+        let format = call.format?;
+        let (asked, answered) = (&call.request, &call.response);
+        let url = head.map(|head| self.url(head)).unwrap_or_default();
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
         let pace = call.pace;
         let is_told = self.policy != Policy::None;
         Some(Llm {
-            exchange: exchange.id,
+            exchange,
             operation: format.operation(),
             provider: self.provider(&url.full).unwrap_or(format.provider()),
             api: format.api(),

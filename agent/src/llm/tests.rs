@@ -5,7 +5,10 @@
 
 mod cohere;
 mod ollama;
+mod realtime;
 mod responses;
+
+use std::cell::RefCell;
 
 use agent_ebpf::Direction::{self, Received, Sent};
 
@@ -30,11 +33,12 @@ enum Step<'a> {
 
 /// The calls of a connection.
 fn calls(steps: &[Step<'_>]) -> Vec<Call> {
-    let (mut calls, mut held, mut found) = (Calls::default(), Held::default(), Vec::new());
+    let (calls, mut held, mut found) = (RefCell::default(), Held::default(), Vec::new());
     let (mut protocol, mut keep) = (Protocol::new(true), Keep::new(Bounds::default()));
     let mut time = 0;
     let mut hear = |said: Said<'_>, time| {
         let limit = &mut |limit| panic!("{limit:?}");
+        let calls: &mut Calls = &mut calls.borrow_mut();
         match said {
             Said::Head { exchange, side } => calls.head(exchange, side),
             Said::Body {
@@ -47,6 +51,14 @@ fn calls(steps: &[Step<'_>]) -> Vec<Call> {
                 exchange, event, ..
             } => calls.event(exchange.id, event, time, &mut held, limit),
             Said::Exchange(exchange) => found.extend(calls.end(exchange, &mut held)),
+            Said::Message { direction, message } => {
+                let over = calls.message(direction, message, time, &mut held, limit);
+                found.extend(over.into_iter().map(|turn| turn.call));
+            }
+            Said::Closed => {
+                let over = calls.close(&mut held);
+                found.extend(over.into_iter().map(|turn| turn.call));
+            }
             _ => {}
         }
     };
@@ -66,6 +78,7 @@ fn calls(steps: &[Step<'_>]) -> Vec<Call> {
                 protocol.gap(*direction, *length, time, &mut keep, &mut |said| {
                     hear(said, time)
                 });
+                calls.borrow_mut().gap(*direction);
             }
         }
     }
@@ -94,7 +107,7 @@ fn part(part: &Part) -> String {
             "{} {} of {} bytes",
             modality.name(),
             word(media),
-            data.decoded().map_or(0, |blob| blob.size)
+            data.decoded().map_or(data.length, |blob| blob.size)
         ),
         Part::Uri { modality, uri } => format!("{} at {}", modality.name(), uri.kept),
         Part::File { modality, id } => format!("{} {}", modality.name(), id.kept),

@@ -245,6 +245,8 @@ pub enum Said<'a> {
         message: &'a websocket::Message,
     },
     Limit(Limit),
+    /// The connection is over: nothing more is said of it.
+    Closed,
 }
 
 /// Longest first line of a message that is waited for.
@@ -375,6 +377,7 @@ impl Protocol {
         }
         exchanges.close(keep, &mut |told| tell(told, asks, out));
         self.decoder = Decoder::Opaque;
+        out(Said::Closed);
     }
 
     /// Tells of an exchange that it goes on, unless it is over or was told of.

@@ -114,7 +114,8 @@ fn note(what: Said<'_>, said: &mut Vec<String>) {
         | Said::Part { .. }
         | Said::Head { .. }
         | Said::Body { .. }
-        | Said::Hole { .. } => return,
+        | Said::Hole { .. }
+        | Said::Closed => return,
     });
 }
 
@@ -517,7 +518,8 @@ fn what_goes_on_is_told_of() {
                 let extents: Vec<_> = exchange.halves().map(|half| half.told).collect();
                 told.push(format!("over {} {extents:?}", exchange.id));
             }
-            Said::Head { .. } | Said::Body { .. } => {}
+            // For those who read along.
+            Said::Head { .. } | Said::Body { .. } | Said::Closed => {}
             _ => panic!("nothing else"),
         };
         let mut offsets = [0, 0];
