@@ -421,6 +421,49 @@ fn what_is_missing_is_said() {
     assert_eq!(said.last().unwrap(), "missing request");
 }
 
+/// What is in a hole may have been said before a response was asked for.
+#[test]
+fn holes_before_a_response() {
+    let item = |text: &str| {
+        format!(
+            r#"{{"type":"conversation.item.create","item":{{"type":"message","role":"user","content":"{text}"}}}}"#
+        )
+    };
+    let (first, second) = (item("One"), item("Two"));
+    let done = r#"{"type":"response.done","response":{"id":"resp_1","status":"failed","status_details":{"type":"failed","error":{"type":"server_error","code":null}}}}"#;
+    let whole = connection(
+        "/v1/realtime",
+        &[
+            (Sent, &first),
+            (Sent, &second),
+            (Sent, r#"{"type":"response.create"}"#),
+            (
+                Received,
+                r#"{"type":"response.created","response":{"id":"resp_1"}}"#,
+            ),
+            (Received, done),
+        ],
+    );
+    let steps = whole.iter().enumerate();
+    let steps: Vec<Step<'_>> = steps
+        .map(|(at, (direction, bytes))| match at {
+            3 => Step::Hole(*direction, bytes.len() as u64),
+            _ => Step::Bytes(*direction, bytes),
+        })
+        .collect();
+    let found = calls(&steps);
+    assert_eq!(
+        told(&found[0])[1..],
+        [
+            "user: \"One\"",
+            "->",
+            "",
+            "error server_error",
+            "missing request"
+        ]
+    );
+}
+
 /// What is said over most sockets is something else.
 #[test]
 fn what_is_no_call_is_none() {
