@@ -385,8 +385,9 @@ impl Speaker<'_> {
     /// Calls to a model over a WebSocket.
     fn turns(&mut self, turns: &[Turn]) {
         for turn in turns {
+            let teller = self.teller(self.voice.capture_since(turn.began));
             let became = self.calls.upgraded();
-            let Some(llm) = became.and_then(|became| self.teller().turn(turn, became)) else {
+            let Some(llm) = became.and_then(|became| teller.turn(turn, became)) else {
                 continue;
             };
             let complete = llm.missing.is_empty();

@@ -23,8 +23,9 @@ pub enum Format {
     Ollama,
     OllamaPrompt,
     OllamaEmbeddings,
-    /// Cohere's, of both versions.
+    /// Cohere's, of both versions; what only its first one takes is told by its path.
     Cohere,
+    CohereFirst,
     CohereEmbeddings,
 }
 
@@ -36,7 +37,8 @@ impl Format {
         Some(match path {
             _ if ends("/api/chat") => Format::Ollama,
             _ if ends("/api/generate") => Format::OllamaPrompt,
-            _ if ends("/v2/chat") || ends("/v1/chat") => Format::Cohere,
+            _ if ends("/v2/chat") => Format::Cohere,
+            _ if ends("/v1/chat") => Format::CohereFirst,
             _ if ends("/v2/embed") || ends("/v1/embed") => Format::CohereEmbeddings,
             _ if ends("/api/embed") => Format::OllamaEmbeddings,
             _ if ends("/chat/completions") => Format::Chat,
@@ -66,7 +68,7 @@ impl Format {
             Some(Format::OllamaEmbeddings) if has("model") && has("input") => path,
             Some(Format::Cohere) if has_messages() && has("model") => path,
             // What it can't do without is a word that anybody may use.
-            Some(Format::Cohere) if has("message") => ["model", "stream", "chat_history"]
+            Some(Format::CohereFirst) if has("message") => ["model", "stream", "chat_history"]
                 .iter()
                 .any(|name| has(name))
                 .then_some(Format::Cohere),
@@ -119,7 +121,8 @@ impl Format {
             | Format::Responses
             | Format::Realtime
             | Format::Ollama
-            | Format::Cohere => "chat",
+            | Format::Cohere
+            | Format::CohereFirst => "chat",
             Format::Completions | Format::OllamaPrompt => "text_completion",
             Format::Embeddings | Format::OllamaEmbeddings | Format::CohereEmbeddings => {
                 "embeddings"
@@ -136,7 +139,7 @@ impl Format {
             | Format::Responses
             | Format::Realtime => "openai",
             Format::Messages => "anthropic",
-            Format::Cohere | Format::CohereEmbeddings => "cohere",
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => "cohere",
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
         }
     }
@@ -158,7 +161,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::request(body)
             }
-            Format::Cohere | Format::CohereEmbeddings => cohere::request(body),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::request(body),
         }
     }
 
@@ -173,7 +176,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::response(body, response)
             }
-            Format::Cohere | Format::CohereEmbeddings => cohere::response(body, response),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::response(body, response),
         }
     }
 
@@ -186,7 +189,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::event(body, response)
             }
-            Format::Cohere | Format::CohereEmbeddings => cohere::event(body, response),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::event(body, response),
         }
     }
 
