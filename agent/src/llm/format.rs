@@ -50,6 +50,12 @@ impl Format {
         })
     }
 
+    /// What is sent there is counted, and no model asked: `…/messages/count_tokens`, `…/responses/input_tokens`.
+    pub fn counts(path: &str) -> bool {
+        let path = path.trim_end_matches('/');
+        path.ends_with("/count_tokens") || path.ends_with("/input_tokens")
+    }
+
     /// What a request is, by its body and what its path says.
     pub fn of_request(path: Option<Format>, body: &Value) -> Option<Format> {
         let has = |name| body.get(name).is_some();

@@ -327,6 +327,9 @@ impl Call {
         }
         let target = String::from_utf8_lossy(head.target.as_deref().unwrap_or_default());
         let path = target.split(['?', '#']).next().unwrap_or_default();
+        if Format::counts(path) {
+            return None;
+        }
         let reader = Reader::new(Layout::Values, ROOM);
         Some(Call::new(
             Format::of_path(path),

@@ -191,6 +191,22 @@ fn the_last_event_says_it_all() {
 }
 
 #[test]
+fn what_counts_tokens_asks_nothing() {
+    for path in [
+        "/v1/responses/input_tokens",
+        "/v1/messages/count_tokens?beta=true",
+    ] {
+        let answer = response(
+            "application/json",
+            r#"{"object":"response.input_tokens","input_tokens":11}"#,
+        );
+        let asked = request(path, ASKED);
+        let found = calls(&[Step::Bytes(Sent, &asked), Step::Bytes(Received, &answer)]);
+        assert_eq!(found.len(), 0, "{path}");
+    }
+}
+
+#[test]
 fn errors_in_mid_stream() {
     let asked = request("/v1/responses", r#"{"model":"gpt-5","input":"Tell"}"#);
     let failed = r#"{"type":"response.failed","response":{"id":"resp_1","status":"failed","error":{"code":"rate_limit_exceeded","message":"Slow down"},"output":[]}}"#;
