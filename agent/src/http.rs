@@ -311,8 +311,8 @@ fn text_of(media: &[u8], body: &Body, is_cut: bool) -> Option<Text> {
     })
 }
 
-/// `grpc-message` is percent-encoded (gRPC over HTTP/2, "Status-Message").
-fn unescaped(text: &[u8]) -> Vec<u8> {
+/// Without its percent-encoding (RFC 3986, section 2.1): a part of a path, or `grpc-message`.
+pub fn unescaped(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let Some((&first, behind)) = rest.split_first() {

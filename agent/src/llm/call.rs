@@ -86,6 +86,9 @@ impl Usage {
     }
 }
 
+/// Most parts of an answer that comes in pieces: none has so many turns from thoughts to words and back.
+pub const PARTS_MAX: usize = 1024;
+
 /// One turn of a conversation.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
@@ -188,14 +191,31 @@ pub struct Tool {
     pub parameters: Option<Text>,
 }
 
-/// Most parts that one answer is put together to: none has so many turns from thoughts to words and back.
-const PARTS_MAX: usize = 1024;
-
 impl Message {
     pub fn of(role: &str) -> Message {
         Message {
             role: Some(Text::of(role)),
             ..Message::default()
+        }
+    }
+
+    /// A part of an answer that comes in pieces, if there is room for it.
+    pub fn push(&mut self, part: Part) -> bool {
+        let has_room = self.parts.len() < PARTS_MAX;
+        if has_room {
+            self.parts.push(part);
+        }
+        has_room
+    }
+
+    /// More of an answer: text goes on where the last part is of its kind.
+    pub fn add(&mut self, part: Part, room: usize) {
+        match part {
+            Part::Text(text) => self.append(Part::Text, &text, room),
+            Part::Reasoning(text) => self.append(Part::Reasoning, &text, room),
+            part => {
+                self.push(part);
+            }
         }
     }
 
@@ -206,11 +226,8 @@ impl Message {
             .parts
             .last()
             .is_some_and(|last| std::mem::discriminant(last) == std::mem::discriminant(&new));
-        if !is_same {
-            if self.parts.len() >= PARTS_MAX {
-                return;
-            }
-            self.parts.push(new);
+        if !is_same && !self.push(new) {
+            return;
         }
         if let Some(Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text)) =
             self.parts.last_mut()

@@ -15,11 +15,16 @@ use crate::protocol::json::{Text, Value};
 pub fn request(body: &Value) -> Request {
     let messages = body.get("messages").map_or(&[][..], Value::list);
     let prompt = body.get("prompt").or_else(|| body.get("input"));
+    let mut prompts = prompt.map(prompts).unwrap_or_default();
+    // What the text that is wanted comes before.
+    if let (Some(last), Some(suffix)) = (prompts.last_mut(), text(body, "suffix")) {
+        last.parts.push(Part::Text(suffix));
+    }
     Request {
         model: text(body, "model"),
         parameters: parameters(body),
         messages: match messages {
-            [] => prompt.map(prompts).unwrap_or_default(),
+            [] => prompts,
             messages => messages.iter().map(message).collect(),
         },
         tools: body.get("tools").map_or_else(Vec::new, tools),
@@ -30,7 +35,7 @@ pub fn request(body: &Value) -> Request {
     }
 }
 
-fn parameters(body: &Value) -> Parameters {
+pub fn parameters(body: &Value) -> Parameters {
     let float = |name| body.get(name).and_then(Value::float);
     let count = |name| body.get(name).and_then(Value::count);
     Parameters {
@@ -99,7 +104,11 @@ pub fn message(value: &Value) -> Message {
         Some(content) => parts.extend(content.list().iter().map(part)),
         None => {}
     }
-    parts.extend(text(value, "refusal").map(Part::Refusal));
+    let refusal = text(value, "refusal").filter(|text| !text.is_empty());
+    parts.extend(refusal.map(Part::Refusal));
+    // OpenRouter's, of models that make some.
+    let images = value.get("images").map_or(&[][..], Value::list);
+    parts.extend(images.iter().map(part));
     let calls = value.get("tool_calls").map_or(&[][..], Value::list);
     parts.extend(calls.iter().map(|call| Part::Call(tool_call(call))));
     // As it was before there were tools.
@@ -131,7 +140,7 @@ pub fn result(content: &Value) -> Text {
     all
 }
 
-fn part(value: &Value) -> Part {
+pub fn part(value: &Value) -> Part {
     let data = |name: &str, key: &str| value.at(&[name, key]).and_then(Value::text).cloned();
     let kind = value.get("type").and_then(Value::str).unwrap_or_default();
     let known = match kind {
@@ -242,7 +251,7 @@ pub fn response(body: &Value, response: &mut Response) {
                 ..Message::of("assistant")
             },
         };
-        answer.finish = text(choice, "finish_reason");
+        answer.finish = finish(choice);
         response.messages.push(answer);
     }
 }
@@ -261,15 +270,20 @@ pub fn event(body: &Value, response: &mut Response) {
         if let Some(delta) = choice.get("delta") {
             add(delta, answer);
         }
-        answer.finish = text(choice, "finish_reason").or(answer.finish.take());
+        answer.finish = finish(choice).or(answer.finish.take());
     }
+}
+
+/// Mistral's models on Bedrock have another name for it.
+fn finish(choice: &Value) -> Option<Text> {
+    text(choice, "finish_reason").or_else(|| text(choice, "stop_reason"))
 }
 
 /// Most answers, and most calls of tools of one, that are told apart.
 const MANY: u64 = 128;
 
 /// The answer with this number.
-fn answer(response: &mut Response, index: u64) -> Option<&mut Message> {
+pub fn answer(response: &mut Response, index: u64) -> Option<&mut Message> {
     if index >= MANY {
         return None;
     }
@@ -291,16 +305,15 @@ fn add(delta: &Value, answer: &mut Message) {
         Some(Value::Text(text)) if !text.is_empty() => answer.append(Part::Text, text, ROOM),
         Some(content) => {
             for piece in content.list().iter().map(part) {
-                match piece {
-                    Part::Text(text) => answer.append(Part::Text, &text, ROOM),
-                    Part::Reasoning(text) => answer.append(Part::Reasoning, &text, ROOM),
-                    piece => answer.parts.push(piece),
-                }
+                answer.add(piece, ROOM);
             }
         }
         None => {}
     }
-    if let Some(refusal) = text(delta, "refusal") {
+    for image in delta.get("images").map_or(&[][..], Value::list) {
+        answer.push(part(image));
+    }
+    if let Some(refusal) = text(delta, "refusal").filter(|text| !text.is_empty()) {
         answer.append(Part::Refusal, &refusal, ROOM);
     }
     let calls = delta.get("tool_calls").map_or(&[][..], Value::list);
@@ -321,14 +334,25 @@ fn piece_of_call(piece: ToolCall, index: u64, answer: &mut Message) {
     });
     let mut calls: Vec<&mut ToolCall> = calls.collect();
     let known = calls.len() as u64;
-    match calls.get_mut(index as usize) {
+    // Some tell every call whole, and all by the same number.
+    let is_other = |call: &ToolCall| match (&call.id, &piece.id) {
+        (Some(known), Some(id)) => !id.is_empty() && known != id && piece.name.is_some(),
+        _ => false,
+    };
+    let at = match calls.get(index as usize) {
+        Some(call) if is_other(call) => known,
+        _ => index,
+    };
+    match calls.get_mut(at as usize) {
         Some(call) => {
             call.id = call.id.take().or(piece.id);
             call.name = call.name.take().or(piece.name);
             call.arguments.append(&piece.arguments, ROOM);
         }
         // Pieces of calls that were never begun: something is missing before them.
-        None if index <= known && known < MANY => answer.parts.push(Part::Call(piece)),
+        None if at <= known && known < MANY => {
+            answer.push(Part::Call(piece));
+        }
         None => {}
     }
 }
@@ -356,22 +380,51 @@ fn common(body: &Value, response: &mut Response) {
     let counts = body.get("usage").or_else(|| body.at(&["x_groq", "usage"]));
     if let Some(counts) = counts {
         usage.update(self::usage(counts));
+    } else if let Some(timings) = body.get("timings") {
+        usage.update(self::timings(timings));
     }
-    if let Some(value) = body.get("error") {
+    // OpenRouter puts it into a choice, too; with vLLM it may be all there is.
+    let choices = body.get("choices").map_or(&[][..], Value::list);
+    let is_error = body.get("object").and_then(Value::str) == Some("error");
+    let failed = body
+        .get("error")
+        .or_else(|| body.at(&["x_groq", "error"]))
+        .or_else(|| choices.iter().find_map(|choice| choice.get("error")))
+        .or_else(|| is_error.then_some(body));
+    if let Some(value) = failed {
         *error = Some(self::error(value));
     }
 }
 
 pub fn usage(value: &Value) -> Usage {
     let count = |path: &[&str]| value.at(path).and_then(Value::count);
+    let input = count(&["prompt_tokens"]);
+    let output = count(&["completion_tokens"]);
+    // xAI and Gemini leave thoughts out of what is completed, but not out of the total.
+    let all = count(&["total_tokens"]).zip(input);
+    let all = all.and_then(|(total, input)| total.checked_sub(input));
     Usage {
-        input: count(&["prompt_tokens"]),
-        output: count(&["completion_tokens"]),
+        input,
+        output: output.max(all.filter(|_| output.is_some())),
         // DeepSeek counts hits by a name of its own.
         cache_read: count(&["prompt_tokens_details", "cached_tokens"])
             .or_else(|| count(&["prompt_cache_hit_tokens"])),
-        cache_creation: None,
+        // OpenRouter's.
+        cache_creation: count(&["prompt_tokens_details", "cache_write_tokens"]),
         reasoning: count(&["completion_tokens_details", "reasoning_tokens"]),
+    }
+}
+
+/// What llama.cpp says where nobody asked for usage: tokens of the prompt that were not cached, those that were, and
+/// those that were made.
+fn timings(value: &Value) -> Usage {
+    let count = |name| value.get(name).and_then(Value::count);
+    let cached = count("cache_n");
+    Usage {
+        input: count("prompt_n").map(|fresh| fresh.saturating_add(cached.unwrap_or(0))),
+        output: count("predicted_n"),
+        cache_read: cached,
+        ..Usage::default()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Which wire format a call is in: by the shape of its path and of its body, not by who is called.
 
 use super::{
+    bedrock::{self, invoke},
     call::{Request, Response},
-    chat, cohere, messages, ollama, responses,
+    chat, cohere, conversations, gemini, messages, ollama, responses,
 };
 use crate::protocol::json::Value;
 
@@ -27,6 +28,14 @@ pub enum Format {
     Cohere,
     CohereFirst,
     CohereEmbeddings,
+    Gemini,
+    GeminiEmbeddings,
+    /// Bedrock's own, for all models; and what their families have, without a word for it.
+    Converse,
+    Invoke,
+    InvokeEmbeddings,
+    /// Mistral's.
+    Conversations,
 }
 
 impl Format {
@@ -45,15 +54,27 @@ impl Format {
             _ if ends("/completions") => Format::Completions,
             _ if ends("/embeddings") => Format::Embeddings,
             _ if ends("/responses") => Format::Responses,
-            _ if ends("/messages") || ends("rawPredict") || ends("RawPredict") => Format::Messages,
+            _ if ends("/messages") => Format::Messages,
+            _ if ends("/converse") || ends("/converse-stream") => Format::Converse,
+            _ if ends("/invoke") || ends("/invoke-with-response-stream") => {
+                let (_, model) = path.rsplit_once("/model/")?;
+                match model.contains("embed") {
+                    true => Format::InvokeEmbeddings,
+                    false => Format::Invoke,
+                }
+            }
+            // Vertex AI has others' models under their own formats.
+            _ if ends(":rawPredict") || ends(":streamRawPredict") => {
+                match path.contains("/publishers/anthropic/") {
+                    true => Format::Messages,
+                    false => Format::Chat,
+                }
+            }
+            _ if ends(":generateContent") || ends(":streamGenerateContent") => Format::Gemini,
+            _ if ends(":embedContent") || ends(":batchEmbedContents") => Format::GeminiEmbeddings,
+            _ if conversations::is_path(path) => Format::Conversations,
             _ => return None,
         })
-    }
-
-    /// What is sent there is counted, and no model asked: `…/messages/count_tokens`, `…/responses/input_tokens`.
-    pub fn counts(path: &str) -> bool {
-        let path = path.trim_end_matches('/');
-        path.ends_with("/count_tokens") || path.ends_with("/input_tokens")
     }
 
     /// What a request is, by its body and what its path says.
@@ -86,9 +107,27 @@ impl Format {
             }
             Some(Format::Responses) if has("input") || has("prompt") => Some(Format::Responses),
             None if has("model") && has_items(body) => Some(Format::Responses),
+            Some(Format::Conversations) if conversations::is_request(body) => path,
+            Some(Format::Gemini) if gemini::is_request(body) => Some(Format::Gemini),
+            Some(Format::GeminiEmbeddings) if gemini::is_embedding(body) => {
+                Some(Format::GeminiEmbeddings)
+            }
+            Some(Format::Invoke | Format::InvokeEmbeddings) if invoke::is_request(body) => path,
+            Some(Format::Converse | Format::Invoke)
+                if has_messages() && bedrock::is_conversation(body) =>
+            {
+                Some(Format::Converse)
+            }
             _ if !has_messages() => None,
             _ if has("anthropic_version") => Some(Format::Messages),
-            _ if has("model") || path == Some(Format::Chat) => Some(Format::Chat),
+            _ if has("model")
+                || matches!(
+                    path,
+                    Some(Format::Chat | Format::Completions | Format::Invoke)
+                ) =>
+            {
+                Some(Format::Chat)
+            }
             _ => None,
         }
     }
@@ -111,10 +150,25 @@ impl Format {
             }
             (Some("response"), _) => Some(Format::Responses),
             (_, Some(kind)) if kind.starts_with("response.") => Some(Format::Responses),
+            (Some("conversation.response"), _) | (_, Some("conversation.response.started")) => {
+                Some(Format::Conversations)
+            }
             (
                 _,
                 Some("message" | "message_start" | "content_block_start" | "content_block_delta"),
             ) => Some(Format::Messages),
+            _ if gemini::is_response(body) => Some(Format::Gemini),
+            _ if body.at(&["output", "message", "content"]).is_some()
+                && body.get("stopReason").is_some() =>
+            {
+                Some(Format::Converse)
+            }
+            _ if ["messageStart", "contentBlockDelta"]
+                .iter()
+                .any(|name| body.get(name).is_some()) =>
+            {
+                Some(Format::Converse)
+            }
             _ => None,
         }
     }
@@ -128,11 +182,16 @@ impl Format {
             | Format::Realtime
             | Format::Ollama
             | Format::Cohere
-            | Format::CohereFirst => "chat",
-            Format::Completions | Format::OllamaPrompt => "text_completion",
-            Format::Embeddings | Format::OllamaEmbeddings | Format::CohereEmbeddings => {
-                "embeddings"
-            }
+            | Format::CohereFirst
+            | Format::Converse
+            | Format::Conversations => "chat",
+            Format::Completions | Format::OllamaPrompt | Format::Invoke => "text_completion",
+            Format::Embeddings
+            | Format::OllamaEmbeddings
+            | Format::CohereEmbeddings
+            | Format::GeminiEmbeddings
+            | Format::InvokeEmbeddings => "embeddings",
+            Format::Gemini => "generate_content",
         }
     }
 
@@ -147,6 +206,9 @@ impl Format {
             Format::Messages => "anthropic",
             Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => "cohere",
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
+            Format::Conversations => "mistral_ai",
+            Format::Gemini | Format::GeminiEmbeddings => "gcp.gemini",
+            Format::Converse | Format::Invoke | Format::InvokeEmbeddings => "aws.bedrock",
         }
     }
 
@@ -167,7 +229,13 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::request(body)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::request(body),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
+                cohere::request(body)
+            }
+            Format::Gemini | Format::GeminiEmbeddings => gemini::request(body),
+            Format::Converse => bedrock::request(body),
+            Format::Conversations => conversations::request(body),
+            Format::Invoke | Format::InvokeEmbeddings => invoke::request(body),
         }
     }
 
@@ -182,7 +250,13 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::response(body, response)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::response(body, response),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
+                cohere::response(body, response)
+            }
+            Format::Gemini | Format::GeminiEmbeddings => gemini::response(body, response),
+            Format::Converse => bedrock::response(body, response),
+            Format::Conversations => conversations::response(body, response),
+            Format::Invoke | Format::InvokeEmbeddings => invoke::response(body, response),
         }
     }
 
@@ -195,7 +269,13 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::event(body, response)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => cohere::event(body, response),
+            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
+                cohere::event(body, response)
+            }
+            Format::Gemini | Format::GeminiEmbeddings => gemini::event(body, response),
+            Format::Converse => bedrock::event(body, response),
+            Format::Conversations => conversations::event(body, response),
+            Format::Invoke | Format::InvokeEmbeddings => invoke::event(body, response),
         }
     }
 

@@ -161,7 +161,7 @@ pub fn event(body: &Value, response: &mut Response) {
         }
         "content_block_start" => {
             if let Some(block) = body.get("content_block") {
-                answer(response).parts.push(begun(block));
+                answer(response).push(begun(block));
             }
         }
         "content_block_delta" => {
@@ -217,7 +217,9 @@ fn add(delta: &Value, index: u64, answer: &mut Message) {
             "input_json_delta" => Part::Call(ToolCall::default()),
             _ => return,
         };
-        answer.parts.push(new);
+        if !answer.push(new) {
+            return;
+        }
     }
     let at = (index as usize).min(answer.parts.len() - 1);
     match (&mut answer.parts[at], kind) {

@@ -7,15 +7,19 @@
 //! Whether an exchange is a call is for its body to say. Its path is a hint, and the name of the server none: local
 //! models and gateways have any.
 
+mod bedrock;
 pub mod call;
 mod chat;
 mod cohere;
+mod conversations;
 mod format;
+mod gemini;
 mod messages;
 mod ollama;
 mod provider;
 mod realtime;
 mod responses;
+mod route;
 pub mod tell;
 
 use std::collections::HashMap;
@@ -25,17 +29,18 @@ use agent_ebpf::Direction;
 use crate::{
     plaintext::Plaintext,
     protocol::{
-        Limit, Side,
+        Limit, Side, eventstream,
         exchange::{Exchange, Half},
         head::{self, Head, media_name},
         json::{self, Layout, Read, Reader, Text, Value},
         sse, websocket,
     },
 };
-use call::{Request, Response};
+use call::{Message, PARTS_MAX, Request, Response};
 pub use format::Format;
 use realtime::Socket;
 pub use realtime::Turn;
+use route::Route;
 
 /// Bytes kept of a request, of a response, and of a text that is put together.
 const ROOM: usize = 1 << 20;
@@ -68,8 +73,7 @@ pub struct Calls {
 /// One call, while it goes on.
 #[derive(Debug)]
 pub struct Call {
-    /// What its path leads to.
-    path: Option<Format>,
+    route: Route,
     asked: Asked,
     answered: Answered,
     pub format: Option<Format>,
@@ -78,6 +82,8 @@ pub struct Call {
     pub pace: Pace,
     pub missing: Missing,
     held: usize,
+    /// Bytes that came since it was weighed.
+    heard: usize,
 }
 
 /// When pieces of a streamed response came, in nanoseconds.
@@ -143,6 +149,8 @@ enum Answered {
     Pieces(Box<Reader>),
     /// In events.
     Events,
+    /// In messages of an event stream.
+    Messages(Box<eventstream::Messages>),
     /// In something that is not read here.
     Otherwise,
 }
@@ -184,6 +192,7 @@ impl Calls {
         let Some(call) = self.open.get_mut(&exchange) else {
             return;
         };
+        call.heard += bytes.len();
         let goes_on = match side {
             Side::Request => call.hears_request(bytes.reveal()),
             Side::Response => call.hears_response(bytes.reveal(), time),
@@ -281,6 +290,11 @@ impl Calls {
         let Some(call) = self.open.get_mut(&exchange) else {
             return;
         };
+        // To weigh takes the longer the more there is, and so is done the more seldom.
+        if goes_on && call.heard < call.held / 16 {
+            return;
+        }
+        call.heard = 0;
         let weight = call.weight();
         let before = std::mem::replace(&mut call.held, weight);
         held.0 = held.0 - before + call.held;
@@ -296,9 +310,9 @@ impl Calls {
 }
 
 impl Call {
-    fn new(path: Option<Format>, asked: Asked) -> Call {
+    fn new(route: Route, asked: Asked) -> Call {
         Call {
-            path,
+            route,
             asked,
             answered: Answered::Not,
             format: None,
@@ -307,6 +321,7 @@ impl Call {
             pace: Pace::default(),
             missing: Missing::default(),
             held: 0,
+            heard: 0,
         }
     }
 
@@ -325,23 +340,21 @@ impl Call {
         if !is_post || !is_json {
             return None;
         }
-        let target = String::from_utf8_lossy(head.target.as_deref().unwrap_or_default());
-        let path = target.split(['?', '#']).next().unwrap_or_default();
-        if Format::counts(path) {
-            return None;
-        }
+        let route = Route::of(head)?;
         let reader = Reader::new(Layout::Values, ROOM);
-        Some(Call::new(
-            Format::of_path(path),
-            Asked::Reading(Box::new(reader)),
-        ))
+        Some(Call::new(route, Asked::Reading(Box::new(reader))))
     }
 
     /// A response whose request was not seen.
     fn unasked() -> Call {
-        let mut call = Call::new(None, Asked::Over);
+        let mut call = Call::new(Route::default(), Asked::Over);
         call.missing.request = true;
         call
+    }
+
+    /// `gen_ai.provider.name`, of whom the name of the server says nothing.
+    pub fn provider(&self) -> Option<&'static str> {
+        self.route.provider.or(self.format.map(Format::provider))
     }
 
     /// How its response comes.
@@ -350,6 +363,12 @@ impl Call {
         else {
             return;
         };
+        self.response.usage.update(bedrock::fields(&head.fields));
+        if let Some(kind) = head.fields.get("x-amzn-errortype") {
+            // A link may follow.
+            let kind = String::from_utf8_lossy(kind);
+            self.response.error = kind.split(':').next().map(Text::of);
+        }
         let media = head.fields.get("content-type").unwrap_or_default();
         self.answered = match media_name(media).as_slice() {
             b"text/event-stream" => Answered::Events,
@@ -358,6 +377,10 @@ impl Call {
             | b"application/json-lines"
             | b"application/stream+json" => {
                 Answered::Pieces(Box::new(Reader::new(Layout::Lines, ROOM)))
+            }
+            b"application/vnd.amazon.eventstream" => Answered::Messages(Box::default()),
+            _ if is_json(media) && self.route.is_list => {
+                Answered::Pieces(Box::new(Reader::new(Layout::Elements, ROOM)))
             }
             _ if is_json(media) => Answered::Whole(Box::new(Reader::new(Layout::Values, ROOM))),
             _ => Answered::Otherwise,
@@ -377,15 +400,15 @@ impl Call {
         let Asked::Reading(reader) = &self.asked else {
             return true;
         };
-        let is_hinted =
-            self.path.is_some() || ["messages", "model"].iter().any(|name| reader.has(name));
+        let is_hinted = self.route.format.is_some()
+            || ["messages", "model"].iter().any(|name| reader.has(name));
         !reader.is_broken() && (is_hinted || reader.members() < MEMBERS_MAX)
     }
 
     fn reads_request(&mut self, read: Read) -> bool {
         self.missing.content |= read.is_cut;
         self.missing.request |= read.is_broken;
-        self.format = Format::of_request(self.path, &read.value);
+        self.format = Format::of_request(self.route.format, &read.value);
         self.asked = Asked::Read(read.value);
         self.format.is_some()
     }
@@ -404,10 +427,21 @@ impl Call {
             && let Some(format) = self.format
         {
             self.request = format.request(&value);
+            let Route { model, stream, .. } = &self.route;
+            let asked = &mut self.request;
+            asked.model = asked.model.take().or_else(|| model.clone());
+            asked.parameters.stream = asked.parameters.stream.or(*stream);
         }
     }
 
     fn hears_response(&mut self, bytes: &[u8], time: u64) -> bool {
+        if let Answered::Messages(messages) = &mut self.answered {
+            let mut found = Vec::new();
+            messages.feed(bytes, &mut |message| found.push(message));
+            return found
+                .into_iter()
+                .all(|message| self.hears_message(message, time));
+        }
         let (Answered::Whole(reader) | Answered::Pieces(reader)) = &mut self.answered else {
             return true;
         };
@@ -431,6 +465,32 @@ impl Call {
         }
     }
 
+    fn hears_message(&mut self, found: eventstream::Found, time: u64) -> bool {
+        let message = match found {
+            eventstream::Found::Message(message) => message,
+            eventstream::Found::TooLong => {
+                self.missing.content = true;
+                return true;
+            }
+            eventstream::Found::Broken => {
+                self.missing.response = true;
+                return true;
+            }
+        };
+        let Some(read) = bedrock::piece(&message) else {
+            // There is something in it, and it can't be read.
+            self.missing.response |= !message.payload.is_empty();
+            return true;
+        };
+        let metrics = bedrock::metrics(&read.value);
+        let goes_on = self.reads_response(read, time);
+        if let Some(usage) = metrics {
+            self.response.usage.update(usage);
+            self.response.is_over = true;
+        }
+        goes_on
+    }
+
     /// A response, or a piece of one.
     fn reads_response(&mut self, read: Read, time: u64) -> bool {
         let Read {
@@ -439,7 +499,7 @@ impl Call {
             is_broken,
         } = read;
         // Who answers knows best what it is.
-        if self.path.is_none() || self.format.is_none() {
+        if self.route.format.is_none() || self.format.is_none() {
             self.format = Format::of_response(&value).or(self.format);
         }
         self.settle();
@@ -475,6 +535,9 @@ impl Call {
             }
             Side::Response => {
                 self.missing.response = true;
+                if let Answered::Messages(messages) = &mut self.answered {
+                    messages.hole();
+                }
                 if let Answered::Whole(reader) | Answered::Pieces(reader) = &mut self.answered {
                     let mut found = Vec::new();
                     reader.hole(&mut |read| found.push(read));
@@ -496,10 +559,15 @@ impl Call {
                 self.reads_response(read, time);
             }
         }
+        if let Answered::Messages(messages) = &mut self.answered {
+            messages.close(&mut |_| self.missing.response = true);
+        }
         self.settle();
         if let Some(format) = self.format {
             format.end(&mut self.response);
         }
+        let is_full = |message: &Message| message.parts.len() >= PARTS_MAX;
+        self.missing.content |= self.response.messages.iter().any(is_full);
         let is_whole = |half: Option<&Half>| half.is_some_and(|half| half.is_whole);
         self.missing.request |= !is_whole(exchange.request());
         self.missing.response |= exchange.response().is_none_or(|half| half.lost > 0);
@@ -523,6 +591,7 @@ impl Call {
         };
         let answered = match &self.answered {
             Answered::Whole(reader) | Answered::Pieces(reader) => reader.held(),
+            Answered::Messages(messages) => messages.held(),
             Answered::Not | Answered::Events | Answered::Otherwise => 0,
         };
         asked + answered + self.response.weight()

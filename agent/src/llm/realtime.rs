@@ -13,6 +13,7 @@ use super::{
     Asked, Call, Format, ROOM,
     call::{self, Message, Modality, Part, Request, text},
     chat, responses,
+    route::Route,
 };
 use crate::protocol::{
     Side,
@@ -367,7 +368,7 @@ impl Socket {
 
 impl Turn {
     fn new(format: Format, request: Request, began: u64) -> Turn {
-        let mut call = Call::new(None, Asked::Over);
+        let mut call = Call::new(Route::default(), Asked::Over);
         call.format = Some(format);
         call.request = request;
         Turn {

@@ -48,7 +48,7 @@ impl Teller<'_> {
         Some(Llm {
             exchange,
             operation: format.operation(),
-            provider: self.provider(&url.full).unwrap_or(format.provider()),
+            provider: self.provider(&url.full).or(call.provider())?,
             api: format.api(),
             model: self.word(&asked.model),
             parameters: crate::record::LlmParameters {

@@ -3,7 +3,13 @@
 //! Bodies are as the providers' documentation has them (read in November 2026), with what it warns of: events that
 //! nobody knows yet, pings, errors in mid-stream, usage in the last piece only.
 
+mod azure;
+mod bedrock;
+mod bounds;
 mod cohere;
+mod compatible;
+mod conversations;
+mod gemini;
 mod ollama;
 mod realtime;
 mod responses;
@@ -14,7 +20,7 @@ use agent_ebpf::Direction::{self, Received, Sent};
 
 use super::{
     Call, Calls, Held,
-    call::{Message, Part},
+    call::{Message, Parameters, Part},
 };
 use crate::{
     plaintext::Plaintext,
@@ -140,7 +146,7 @@ fn told(call: &Call) -> Vec<String> {
     let format = format.unwrap();
     let mut lines = vec![format!(
         "{} {} asks {} answers {} {}",
-        format.provider(),
+        call.provider().unwrap(),
         format.operation(),
         word(&request.model),
         word(&response.model),
@@ -479,7 +485,7 @@ fn embeddings_and_completions() {
     assert_eq!(
         said,
         [
-            "openai embeddings asks text-embedding-3-small answers text-embedding-3-small -",
+            "azure.ai.openai embeddings asks text-embedding-3-small answers text-embedding-3-small -",
             "user: \"a\"",
             "user: \"b\"",
             "->",

@@ -278,6 +278,8 @@ pub struct Reader {
     layout: Layout,
     /// Bytes kept of one value, with what the tree around them takes.
     bound: usize,
+    /// Base64 is kept as any text.
+    is_verbatim: bool,
     state: State,
     stack: Vec<Frame>,
     /// Lists and maps that are too deep to be kept, and which of them are maps does not matter.
@@ -350,10 +352,10 @@ impl std::fmt::Debug for Buffer {
 }
 
 impl Buffer {
-    fn push(&mut self, bytes: &[u8], room: usize) {
+    fn push(&mut self, bytes: &[u8], room: usize, is_verbatim: bool) {
         match &mut self.digest {
             Some(digest) => digest.feed(bytes),
-            None if !self.is_cut && self.kept.len() + bytes.len() >= BLOB_MIN => {
+            None if !is_verbatim && !self.is_cut && self.kept.len() + bytes.len() >= BLOB_MIN => {
                 let missing = BLOB_MIN.saturating_sub(self.kept.len());
                 let (first, rest) = bytes.split_at(missing.min(bytes.len()));
                 let head = [&self.kept, first].concat();
@@ -510,6 +512,7 @@ impl Reader {
         Reader {
             layout,
             bound,
+            is_verbatim: false,
             state: State::Between,
             stack: Vec::new(),
             deeper: 0,
@@ -685,7 +688,8 @@ impl Reader {
         let part = &bytes[..end.unwrap_or(bytes.len())];
         if !part.is_empty() {
             self.flush_surrogate();
-            self.string.push(part, self.room(is_name));
+            let room = self.room(is_name);
+            self.string.push(part, room, self.is_verbatim);
         }
         let Some(end) = end else {
             return bytes.len();
@@ -746,7 +750,8 @@ impl Reader {
             _ => return self.give_up(out),
         };
         self.flush_surrogate();
-        self.string.push(&[one], self.room(is_name));
+        let room = self.room(is_name);
+        self.string.push(&[one], room, self.is_verbatim);
     }
 
     /// A unit of UTF-16.
@@ -773,8 +778,8 @@ impl Reader {
     fn push(&mut self, character: char) {
         let room = self.room(false);
         let mut bytes = [0; 4];
-        self.string
-            .push(character.encode_utf8(&mut bytes).as_bytes(), room);
+        let bytes = character.encode_utf8(&mut bytes).as_bytes();
+        self.string.push(bytes, room, self.is_verbatim);
     }
 
     /// Half a character, and its other half does not follow.
@@ -930,8 +935,20 @@ impl Reader {
 
 /// All of a text that is one value.
 pub fn read(bytes: &[u8], bound: usize) -> Option<Read> {
+    one(bytes, Reader::new(Layout::Values, bound))
+}
+
+/// The same, where base64 is not the end of it: with it as text.
+pub fn read_verbatim(bytes: &[u8], bound: usize) -> Option<Read> {
+    let reader = Reader {
+        is_verbatim: true,
+        ..Reader::new(Layout::Values, bound)
+    };
+    one(bytes, reader)
+}
+
+fn one(bytes: &[u8], mut reader: Reader) -> Option<Read> {
     let mut found = None;
-    let mut reader = Reader::new(Layout::Values, bound);
     let out: Out<'_> = &mut |read| {
         found.get_or_insert(read);
     };

@@ -7,6 +7,7 @@
 pub mod charset;
 pub mod content;
 pub mod deflate;
+pub mod eventstream;
 pub mod exchange;
 pub mod grpc;
 pub mod head;

@@ -1,0 +1,123 @@
+//! Answers that are made to take room: what is kept of them has a bound, and that it was reached is said.
+
+use super::*;
+use crate::{llm::call::PARTS_MAX, protocol::eventstream::encode};
+
+/// More than is kept of anything.
+const MANY: usize = 3 * PARTS_MAX;
+
+fn answered(path: &str, asked: &str, answer: &[u8]) -> Call {
+    let asked = request(path, asked);
+    let mut found = calls(&[Step::Bytes(Sent, &asked), Step::Bytes(Received, answer)]);
+    assert_eq!(found.len(), 1, "{path}");
+    found.remove(0)
+}
+
+fn stream(piece: impl Fn(usize) -> String) -> Vec<u8> {
+    let pieces: Vec<String> = (0..MANY).map(piece).collect();
+    let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+    response("text/event-stream", &events(&pieces))
+}
+
+#[test]
+fn parts_of_an_answer() {
+    let chat = r#"{"model":"m","messages":[{"role":"user","content":"Hi"}]}"#;
+    let cases = [
+        (
+            "/v1beta/models/m:streamGenerateContent",
+            r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#,
+            stream(|at| {
+                format!(
+                    r#"{{"candidates":[{{"content":{{"parts":[{{"functionCall":{{"name":"f{at}","args":{{}}}}}}]}}}}]}}"#
+                )
+            }),
+        ),
+        (
+            "/v1/conversations",
+            r#"{"inputs":"Hi"}"#,
+            stream(|at| {
+                format!(
+                    r#"{{"type":"function.call.delta","tool_call_id":"c{at}","name":"f","arguments":"x"}}"#
+                )
+            }),
+        ),
+        (
+            "/v1/messages",
+            r#"{"max_tokens":1,"messages":[{"role":"user","content":"Hi"}]}"#,
+            stream(|at| {
+                format!(
+                    r#"{{"type":"content_block_start","index":{at},"content_block":{{"type":"text","text":"x"}}}}"#
+                )
+            }),
+        ),
+        (
+            "/v1/chat/completions",
+            chat,
+            stream(|_| {
+                r#"{"choices":[{"index":0,"delta":{"content":[{"type":"image_url","image_url":"x"}]}}]}"#.into()
+            }),
+        ),
+    ];
+    for (path, asked, answer) in cases {
+        let call = answered(path, asked, &answer);
+        assert_eq!(call.response.messages[0].parts.len(), PARTS_MAX, "{path}");
+        assert!(call.missing.content, "{path}");
+        assert_eq!(call.pace.chunks, MANY as u64, "{path}");
+    }
+    let messages: Vec<u8> = (0..MANY)
+        .flat_map(|at| {
+            let payload =
+                format!(r#"{{"start":{{"toolUse":{{"toolUseId":"t{at}","name":"f"}}}}}}"#);
+            let headers = [
+                (":message-type", "event"),
+                (":event-type", "contentBlockStart"),
+            ];
+            encode(&headers, payload.as_bytes())
+        })
+        .collect();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/vnd.amazon.eventstream\r\ncontent-length: {}\r\n\r\n",
+        messages.len()
+    );
+    let call = answered(
+        "/model/m/converse-stream",
+        r#"{"messages":[{"role":"user","content":[{"text":"Hi"}]}]}"#,
+        &[head.as_bytes(), &messages].concat(),
+    );
+    assert_eq!(call.response.messages[0].parts.len(), PARTS_MAX);
+    assert!(call.missing.content);
+}
+
+/// Numbers that a server makes up take no room.
+#[test]
+fn numbers_of_answers() {
+    let call = answered(
+        "/v1beta/models/m:streamGenerateContent",
+        r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#,
+        &stream(|at| {
+            format!(
+                r#"{{"candidates":[{{"index":{},"content":{{"parts":[{{"text":"x"}}]}}}}]}}"#,
+                at * 1_000_000_007
+            )
+        }),
+    );
+    assert_eq!(call.response.messages.len(), 1);
+}
+
+/// Text beyond its room is counted and not kept.
+#[test]
+fn text_of_an_answer() {
+    let (piece, room) = ("x".repeat(1000), crate::llm::ROOM);
+    let call = answered(
+        "/v1beta/models/m:streamGenerateContent",
+        r#"{"contents":[{"parts":[{"text":"Hi"}]}]}"#,
+        &stream(|_| {
+            format!(r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{piece}"}}]}}}}]}}"#)
+        }),
+    );
+    let Part::Text(text) = &call.response.messages[0].parts[0] else {
+        panic!("no text");
+    };
+    assert!(text.kept.len() <= room && text.is_cut);
+    assert_eq!(text.length, (MANY * piece.len()) as u64);
+}
