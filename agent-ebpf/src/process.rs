@@ -2,7 +2,7 @@
 
 use core::ffi::c_void;
 
-use agent_ebpf::{Absence, MEMBER, Process, WANTED, control, counter, filter, unmatched};
+use agent_ebpf::{Absence, MEMBER, OURS, Process, WANTED, control, counter, filter, unmatched};
 use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, generated},
     macros::raw_tracepoint,
@@ -48,8 +48,8 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
         let _ = ABSENCES.remove(&tgid);
     }
     let inherited = match control(control::FILTER) & filter::FOLLOW {
-        0 => MEMBER,
-        _ => MEMBER | WANTED,
+        0 => MEMBER | OURS,
+        _ => MEMBER | WANTED | OURS,
     };
     let flags = match PROCESSES.get_ptr(&parent) {
         // SAFETY: a map value.

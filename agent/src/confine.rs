@@ -122,13 +122,16 @@ pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineErr
     give_up(mode, Reach::Held)
 }
 
-/// The same for the process that delivers: it may make connections, and nothing else that the pipeline may not.
-pub fn lock_in_with_network(
-    identity: Identity,
-    mode: Mode,
-    network: &Network,
-) -> Result<Confinement, ConfineError> {
+/// For who starts the process that delivers, and reads nothing: another user, and no right of root's. It may still
+/// fork, and who is forked is to be locked in.
+pub fn resign(identity: Identity) -> Result<(), ConfineError> {
     become_nobody(identity)?;
+    give_up_rights()
+}
+
+/// Locks in who was forked by that: it may make connections, and nothing else that the pipeline may not.
+pub fn lock_in_with_network(mode: Mode, network: &Network) -> Result<Confinement, ConfineError> {
+    check_threads()?;
     give_up(mode, Reach::Network(network))
 }
 
@@ -170,14 +173,18 @@ fn stay() -> Result<(), ConfineError> {
 /// Every right but those of `reach`.
 fn give_up(mode: Mode, reach: Reach<'_>) -> Result<Confinement, ConfineError> {
     use_up_first_times();
+    give_up_rights()?;
+    let landlock = forbid_files(reach)?;
+    forbid_system_calls(mode, reach)?;
+    Ok(Confinement { landlock })
+}
+
+fn give_up_rights() -> Result<(), ConfineError> {
     set_capabilities(None, NO_CAPABILITIES).map_err(step("drop all capabilities"))?;
     set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     // Once more: a change of uid sets it to what the sysctl fs.suid_dumpable says.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(step("make the process undumpable"))?;
-    let landlock = forbid_files(reach)?;
-    forbid_system_calls(mode, reach)?;
-    Ok(Confinement { landlock })
+        .map_err(step("make the process undumpable"))
 }
 
 /// What a locked-in process may get beside what it holds.
@@ -989,7 +996,7 @@ mod tests {
         check(|| {
             let ports = vec![known.port()];
             let network = Network { ports };
-            let confined = lock_in_with_network(Identity::default(), Mode::Enforce, &network)?;
+            let confined = lock_in_with_network(Mode::Enforce, &network)?;
             TcpStream::connect(known)?;
             anyhow::ensure!(("localhost", 1).to_socket_addrs()?.count() > 0);
             File::open("/etc/hosts")?;

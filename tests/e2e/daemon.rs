@@ -387,7 +387,7 @@ fn daemon_follows_another_policy() {
     if bare() {
         return;
     }
-    let Some((group, id)) = group(TEST, 7) else {
+    let Some((group, id)) = group(TEST, 9) else {
         return;
     };
     let server = server(&lab, "server", &group);
@@ -648,6 +648,7 @@ fn daemon_is_told_from_its_helpers() {
         "vortex-keeper\n",
         "vortex-metadata\n",
         "vortex-reader\n",
+        "vortex-starter\n",
     ];
     assert_eq!(names, expected);
     daemon.stop().success();

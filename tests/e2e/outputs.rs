@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Lab, argv, bare, scaled, seconds, wait_for};
+use crate::harness::{Lab, argv, bare, free_port, scaled, seconds, wait_for};
+use crate::proc::tree;
 use crate::records::{Records, compare};
 
 /// A file, text, a full disk and a reader that stands still: each has its own, and no other's troubles.
@@ -367,6 +368,75 @@ fn files_on_a_full_disk_recover() {
         assert!(numbers.is_sorted_by(|one, other| one < other), "{name}");
         assert_eq!(numbers.last(), Some(&(all.0.len() as u64 - 1)), "{name}");
     }
+}
+
+/// Who delivers is killed in mid-traffic: another takes its place, and each record is sent or dropped.
+#[test]
+fn who_delivers_is_started_again() {
+    let Some(lab) = Lab::with("who_delivers_is_started_again", &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let server = lab.server(&[]);
+    let (all, stop, port) = (lab.path("all"), lab.path("stop"), free_port());
+    let kinds = "emit = [\"http\", \"grpc\", \"coverage\", \"stats\"]";
+    let config = format!(
+        "stats-interval = \"200ms\"\n[[sink]]\nname = \"all\"\ntype = \"file\"\npath = \"{}\"\n{kinds}\n\
+         [[sink]]\nname = \"page\"\ntype = \"prometheus\"\nlisten = \"127.0.0.1:{port}\"\n",
+        all.display()
+    );
+    let script = "while ! [ -e \"$1\" ]; do curl -sk --http1.1 -o /dev/null \"$2\"; done";
+    let url = server.url("/bytes/100000");
+    let running = lab
+        .agent()
+        .config(&config)
+        .start(argv!["sh", "-c", script, "sh", &stop, url]);
+    let agent = running.process.pid();
+    let delivering = || {
+        let comm = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let mut pids = tree(agent).into_iter();
+        pids.find(|pid| comm(pid) == "vortex-deliver\n")
+    };
+    let page = || {
+        let url = format!("http://127.0.0.1:{port}/metrics");
+        lab.finish(lab.command(argv!["curl", "-sf", url]), "page")
+            .out()
+    };
+    let mut before = wait_for("who delivers", seconds(20), delivering);
+    for round in 1..=3 {
+        wait_for("records on the page", seconds(20), || {
+            page().contains("vortex_").then_some(())
+        });
+        let pid = rustix::process::Pid::from_raw(before as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        wait_for("that it is said", seconds(20), || {
+            let again = running
+                .process
+                .err()
+                .matches("is delivered to again")
+                .count();
+            (again == round).then_some(())
+        });
+        let after = wait_for("another", seconds(20), delivering);
+        assert_ne!(after, before);
+        before = after;
+    }
+    fs::write(&stop, "").unwrap();
+    let run = running.finish(seconds(60));
+    run.success();
+    let all = Records::parse(&fs::read_to_string(&all).unwrap(), true).unwrap();
+    let stats = all.last_stats().unwrap();
+    let sinks = stats["sinks"].as_array().unwrap();
+    let of = |name: &str| {
+        let sink = sinks.iter().find(|sink| sink["name"] == name).unwrap();
+        ["sent", "dropped"].map(|count| sink[count].as_u64().unwrap())
+    };
+    let ([sent, dropped], [_, none]) = (of("page"), of("all"));
+    assert!(none == 0 && sent > 0, "{stats}");
+    // The last record is the one that counts.
+    assert_eq!(sent + dropped + 1, all.0.len() as u64, "{stats}");
 }
 
 /// Somebody removes the file that is written: another one takes its name, and that is said.

@@ -5,8 +5,8 @@
 //!        counts ◄── thread ◄── reports ◄──────────────────────────────── socket ◄────┘
 //! ```
 //! The pipeline never waits. Of each lane, every record is sent, dropped or on its way; if deliver is gone, whatever
-//! it did not say was sent is dropped. So `sent` is never too high, and sent and dropped together are all that was
-//! taken, also when deliver was killed.
+//! it did not say was sent is dropped, and so is what comes until another one is there. So `sent` is never too high, and
+//! sent and dropped together are all that was taken, also when deliver was killed.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,10 @@ use std::{
     net::Shutdown,
     os::unix::{net::UnixStream, process::CommandExt as _},
     process::{Child, Command, Stdio},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Instant,
 };
@@ -24,7 +27,7 @@ use std::{
 use super::{
     Settings,
     settings::{Kinds, Lane},
-    wire::{self, Ends, Report},
+    wire::{self, Count, Ends, Report},
 };
 use crate::{
     record::{Kind, Record, SinkCount},
@@ -46,6 +49,8 @@ pub struct Starting {
     metered: Kinds,
     child: Child,
     socket: UnixStream,
+    /// Of the first one that delivers, and its number.
+    first: Option<(UnixStream, u32)>,
 }
 
 /// Starts the process. Before the lock-in, which takes away the right to.
@@ -72,10 +77,14 @@ pub(super) fn start_as(mut command: Command, settings: &Settings) -> Result<Star
         metered: settings.metered(),
         child,
         socket,
+        first: None,
     };
     starting.tell(settings).map_err(StartError::Start)?;
     match wire::read(&mut starting.socket) {
-        Ok((wire::READY, why)) if why.is_empty() => Ok(starting),
+        Ok((wire::READY, why)) if why.is_empty() => {
+            starting.first = wire::receive_socket(&starting.socket).map_err(StartError::Start)?;
+            Ok(starting)
+        }
         Ok((_, why)) => Err(StartError::Refused(
             String::from_utf8_lossy(&why).into_owned(),
         )),
@@ -91,9 +100,10 @@ impl Starting {
         self.socket.write_all(&settings)
     }
 
-    /// Nothing of it is ever captured.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+    /// The one that starts, and the first that delivers. Nothing of them and of their children is ever captured.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        let first = self.first.as_ref().map(|(_, pid)| *pid);
+        [self.child.id()].into_iter().chain(first)
     }
 
     /// Starts the two threads. After the lock-in, which is for one.
@@ -103,18 +113,22 @@ impl Starting {
             metered,
             child,
             socket,
+            first,
         } = self;
         let shared = Arc::new(Shared::default());
         let (writing, reading) = (Arc::clone(&shared), Arc::clone(&shared));
-        let (to, mut from) = (socket.try_clone()?, socket);
+        let (first, _) = first.ok_or(io::ErrorKind::UnexpectedEof)?;
+        shared.lock().to = Some(first.try_clone()?);
         thread::Builder::new()
             .name("courier".to_owned())
-            .spawn(move || writing.write(to))?;
+            .spawn(move || writing.write())?;
         thread::Builder::new()
             .name("reports".to_owned())
-            .spawn(move || reading.read(&mut from))?;
+            .spawn(move || reading.read(first, &socket))?;
         Ok(Courier {
             kept: vec![Kept::default(); lanes.len()],
+            base: vec![Count::default(); lanes.len()],
+            base_cpu: 0,
             batch: Vec::new(),
             lanes,
             metered,
@@ -126,7 +140,7 @@ impl Starting {
     }
 }
 
-/// What was taken of one lane, and what was dropped before deliver had it.
+/// What was taken of one lane, and what was dropped before the deliver that is there now had it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kept {
     taken: u64,
@@ -137,6 +151,9 @@ struct Kept {
 pub struct Courier {
     lanes: Vec<Lane>,
     kept: Vec<Kept>,
+    /// What became of records while others delivered that are gone, and the CPU time of these.
+    base: Vec<Count>,
+    base_cpu: u64,
     /// Wanted although no lane takes them.
     metered: Kinds,
     encoder: Encoder,
@@ -154,6 +171,8 @@ struct Shared {
     work: Condvar,
     /// A report came, or deliver went.
     news: Condvar,
+    /// Another deliver is there.
+    is_offered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -165,6 +184,15 @@ struct Queue {
     made: Vec<Ends>,
     is_closed: bool,
     is_gone: bool,
+    /// And there will be no other.
+    is_over: bool,
+    /// Of another one that is there.
+    offered: Option<UnixStream>,
+    /// Where frames go from here on, until the thread has it.
+    to: Option<UnixStream>,
+    /// How many there were before it.
+    number: u64,
+    troubles: Vec<String>,
 }
 
 impl Queue {
@@ -203,6 +231,7 @@ impl Courier {
         if lanes == 0 && !self.metered.holds(kind) {
             return;
         }
+        self.take_offer();
         let has_room = self.batch.len() < BATCH || self.hand_over(QUEUE);
         for (at, kept) in self.kept.iter_mut().enumerate() {
             let one = u64::from(lanes >> at & 1);
@@ -236,12 +265,14 @@ impl Courier {
 
     /// Hands over what there is. For when the pipeline goes idle.
     pub fn flush(&mut self) {
+        self.take_offer();
         self.hand_over(QUEUE);
     }
 
     /// Waits until every record so far is sent or dropped. False if `deadline` came first, as it does where a
     /// collector is away.
     pub fn drain(&mut self, deadline: Instant) -> bool {
+        self.take_offer();
         self.hand_over(usize::MAX);
         self.barrier += 1;
         let barrier = self.barrier;
@@ -266,12 +297,13 @@ impl Courier {
         let lanes = self.lanes.iter().zip(&self.kept).enumerate();
         let count = |(at, (lane, kept)): (usize, (&Lane, &Kept))| {
             let told = queue.report.lanes.get(at).copied().unwrap_or_default();
+            let sent = self.base[at].sent + told.sent;
             SinkCount {
                 name: lane.name.clone(),
-                sent: told.sent,
+                sent,
                 dropped: match queue.is_gone {
-                    true => kept.taken - told.sent,
-                    false => kept.dropped + told.dropped,
+                    true => kept.taken - sent,
+                    false => self.base[at].dropped + kept.dropped + told.dropped,
                 },
             }
         };
@@ -281,7 +313,8 @@ impl Courier {
     /// CPU time in microseconds and memory in bytes, as deliver said last.
     pub fn usage(&self) -> (u64, u64) {
         let queue = self.shared.lock();
-        (queue.report.cpu_micros, queue.report.memory_bytes)
+        let cpu = self.base_cpu + queue.report.cpu_micros;
+        (cpu, queue.report.memory_bytes)
     }
 
     /// Both ends of each connection that was made since the last time: nothing of the other end is to be told.
@@ -289,9 +322,49 @@ impl Courier {
         mem::take(&mut self.shared.lock().made)
     }
 
-    /// Deliver went: nothing more is sent.
+    /// Deliver went, and nobody starts another: nothing more is sent.
     pub fn failure(&self) -> Option<Gone> {
-        self.shared.lock().is_gone.then_some(Gone)
+        self.shared.lock().is_over.then_some(Gone)
+    }
+
+    /// What went wrong, and right again, since the last question.
+    pub fn troubles(&self) -> Vec<String> {
+        mem::take(&mut self.shared.lock().troubles)
+    }
+
+    /// Another deliver gets what comes from here on, if there is one. All that came before and was not said to be sent is
+    /// dropped.
+    fn take_offer(&mut self) {
+        if !self.shared.is_offered.load(Ordering::Relaxed) {
+            return;
+        }
+        let before = self.counts();
+        let mut queue = self.shared.lock();
+        let Some(to) = queue.offered.take() else {
+            return;
+        };
+        self.shared.is_offered.store(false, Ordering::Relaxed);
+        let report = mem::take(&mut queue.report);
+        self.base_cpu += report.cpu_micros;
+        for (at, count) in before.into_iter().enumerate() {
+            let SinkCount {
+                name,
+                sent,
+                dropped,
+            } = count;
+            queue.troubles.push(format!(
+                "{name} is delivered to again; {dropped} of its records were dropped so far"
+            ));
+            self.base[at] = Count { sent, dropped };
+            self.kept[at].dropped = 0;
+        }
+        self.batch.clear();
+        queue.to = Some(to);
+        queue.number += 1;
+        queue.is_gone = false;
+        drop(queue);
+        self.shared.news.notify_all();
+        self.shared.work.notify_one();
     }
 
     /// Sends what there is and ends the process. What isn't sent by `deadline` is dropped.
@@ -342,48 +415,95 @@ impl Drop for Courier {
 }
 
 impl Shared {
-    /// The thread that writes.
-    fn write(&self, mut to: UnixStream) {
-        while let Some((letter, bytes)) = self.next() {
+    /// The thread that writes, to one deliver after the other.
+    fn write(&self) {
+        let mut to = None;
+        while let Some((number, letter, bytes)) = self.next(&mut to) {
             let head = wire::head(letter, bytes.len());
-            let written = to.write_all(&head).and_then(|()| to.write_all(&bytes));
+            let written = to.as_ref().map(|mut to: &UnixStream| {
+                to.write_all(&head)?;
+                to.write_all(&bytes)
+            });
             // That deliver went, who reads notices.
-            if written.is_err() {
-                break;
+            if !matches!(written, Some(Ok(()))) {
+                to = None;
             }
-            if letter == wire::RECORDS {
-                self.lock().bytes -= bytes.len();
+            let mut queue = self.lock();
+            if letter == wire::RECORDS && queue.number == number && !queue.is_gone {
+                queue.bytes -= bytes.len();
             }
         }
-        let _ = to.shutdown(Shutdown::Write);
+        if let Some(to) = to {
+            let _ = to.shutdown(Shutdown::Write);
+        }
     }
 
-    fn next(&self) -> Option<(u8, Vec<u8>)> {
+    /// The next frame, and how many delivers there were before the one that it is for: `to` is its socket.
+    fn next(&self, to: &mut Option<UnixStream>) -> Option<(u64, u8, Vec<u8>)> {
         let is_idle = |queue: &mut Queue| queue.frames.is_empty() && !queue.is_closed;
         let queue = self.work.wait_while(self.lock(), is_idle);
         let mut queue = queue.unwrap_or_else(PoisonError::into_inner);
-        queue.frames.pop_front().filter(|_| !queue.is_gone)
+        if let Some(next) = queue.to.take() {
+            *to = Some(next);
+        }
+        let (letter, bytes) = queue.frames.pop_front()?;
+        Some((queue.number, letter, bytes))
     }
 
-    /// The thread that reads.
-    fn read(&self, from: &mut UnixStream) {
-        while let Ok((letter, bytes)) = wire::read(from) {
-            if !self.lock().heard(letter, &bytes) {
-                break;
+    /// The thread that reads, of one deliver after the other.
+    fn read(&self, first: UnixStream, control: &UnixStream) {
+        let mut from = first;
+        loop {
+            while let Ok((letter, bytes)) = wire::read(&mut from) {
+                if !self.lock().heard(letter, &bytes) {
+                    break;
+                }
+                self.news.notify_all();
             }
-            self.news.notify_all();
+            // One that says nonsense is told to end.
+            let _ = from.shutdown(Shutdown::Both);
+            self.is_gone();
+            match wire::receive_socket(control) {
+                Ok(Some((next, _))) if self.offer(&next) => from = next,
+                _ => break,
+            }
         }
+        self.lock().is_over = true;
+        self.news.notify_all();
+    }
+
+    fn is_gone(&self) {
         let mut queue = self.lock();
         queue.is_gone = true;
         queue.frames.clear();
         queue.bytes = 0;
+        queue.troubles.push(
+            "the process that delivers ended: what it did not report as sent is dropped, and what comes until another \
+             one is there"
+                .to_owned(),
+        );
         drop(queue);
         self.news.notify_all();
+    }
+
+    /// Waits until the pipeline takes it, which is between two records. False: it never will.
+    fn offer(&self, socket: &UnixStream) -> bool {
+        let Ok(to) = socket.try_clone() else {
+            return false;
+        };
+        let mut queue = self.lock();
+        queue.offered = Some(to);
+        self.is_offered.store(true, Ordering::Relaxed);
+        let waits = |queue: &mut Queue| queue.offered.is_some() && !queue.is_closed;
+        let queue = self.news.wait_while(queue, waits);
+        let queue = queue.unwrap_or_else(PoisonError::into_inner);
+        queue.offered.is_none()
     }
 
     fn close(&self) {
         self.lock().is_closed = true;
         self.work.notify_one();
+        self.news.notify_all();
     }
 
     /// Nothing panics under the lock, and counts stay right if something does.

@@ -10,8 +10,9 @@
 //! (pipeline)         └─► meter ─┬─► metric ─► OTLP ─► client ─► collector
 //!                               └─► page ◄─ Prometheus
 //! ```
-//! It ends when its socket does. Nothing restarts it: the pipeline can't start a process any more. If it dies, all
-//! that it did not report as sent is counted as dropped, and said once.
+//! It ends when its socket does. Should it die, its parent starts another: the pipeline can't start a process any more,
+//! so that one is left behind for it before the lock-in. It holds all that was opened, forks whoever delivers, and gives
+//! the pipeline a new socket; it reads nothing. What the dead one did not report as sent is counted as dropped.
 
 mod courier;
 mod lane;
@@ -55,9 +56,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{Mode, OFlags, open},
-    io::fcntl_dupfd_cloexec,
+    io::{fcntl_dupfd_cloexec, retry_on_intr},
     net::{SocketType, sockopt::socket_type},
+    process::{Pid, WaitOptions, waitpid},
     stdio::{dup2_stdin, stdin},
     time::ClockId,
 };
@@ -81,7 +84,7 @@ use self::{
 use crate::{
     clock::nanoseconds,
     complain::complain,
-    confine::{Identity, Mode as SeccompMode, Network, harden, lock_in_with_network},
+    confine::{Identity, Mode as SeccompMode, Network, harden, lock_in_with_network, resign},
     helper::call_ourselves,
     launch::ignore_signals,
     run::own_memory,
@@ -94,7 +97,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The whole process.
 pub fn deliver() -> ExitCode {
-    call_ourselves(c"vortex-deliver");
+    call_ourselves(c"vortex-starter");
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,15 +116,12 @@ fn run() -> Result<()> {
         bail!("`deliver` is started by `vortex-agent run`: stdin is no socket of an agent");
     }
     let settings: Settings = serde_json::from_slice(&settings).context("read the settings")?;
+    let ports = settings.otlp.iter().map(|otlp| otlp.endpoint.port);
+    let network = Network {
+        ports: ports.collect(),
+    };
     let ready = prepare(&settings).and_then(|work| {
-        let network = Network {
-            ports: settings
-                .otlp
-                .iter()
-                .map(|otlp| otlp.endpoint.port)
-                .collect(),
-        };
-        lock_in_with_network(Identity::default(), SeccompMode::Enforce, &network)?;
+        resign(Identity::default())?;
         Ok(work)
     });
     let (work, why) = match ready {
@@ -134,12 +134,68 @@ fn run() -> Result<()> {
     let Some(work) = work else {
         return Ok(());
     };
+    start_again(socket, work, &network)
+}
+
+/// How long nobody delivers after one has died, at first and at most: twice as long each time.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Forks who delivers, and another one whenever it has died, until the pipeline has gone. `control` is how the pipeline
+/// gets the socket of each.
+fn start_again(control: UnixStream, work: Work, network: &Network) -> Result<()> {
+    let mut pause = PAUSE_FIRST;
+    loop {
+        let began = std::time::Instant::now();
+        let (socket, theirs) = UnixStream::pair().context("make a socket")?;
+        // SAFETY: this process has one thread, so the child may do anything.
+        let pid = match unsafe { libc::fork() } {
+            0 => {
+                drop((control, theirs));
+                call_ourselves(c"vortex-deliver");
+                let ended = serve(socket, work, network);
+                if let Err(error) = &ended {
+                    complain(format_args!("{error:#}"));
+                }
+                // SAFETY: ends this process, and runs nothing of its parent's.
+                unsafe { libc::_exit(ended.is_err().into()) }
+            }
+            pid => Pid::from_raw(pid),
+        };
+        drop(socket);
+        let Some(pid) = pid else {
+            bail!("fork: {}", io::Error::last_os_error());
+        };
+        let number = pid.as_raw_pid().unsigned_abs();
+        wire::send_socket(&control, &theirs, number).context("tell the pipeline")?;
+        drop(theirs);
+        let ended = retry_on_intr(|| waitpid(Some(pid), WaitOptions::empty()))?;
+        // The pipeline has closed its end.
+        if ended.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
+            return Ok(());
+        }
+        if began.elapsed() > PAUSE_MAX {
+            pause = PAUSE_FIRST;
+        }
+        let time = Timespec::try_from(pause).expect("a minute at most");
+        let mut gone = [PollFd::new(&control, PollFlags::IN)];
+        if retry_on_intr(|| poll(&mut gone, Some(&time)))? > 0 {
+            return Ok(());
+        }
+        pause = PAUSE_MAX.min(pause * 2);
+    }
+}
+
+/// The process that delivers.
+fn serve(socket: UnixStream, work: Work, network: &Network) -> Result<()> {
+    let statm = File::open("/proc/self/statm").context("open /proc/self/statm")?;
+    lock_in_with_network(SeccompMode::Enforce, network)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start the event loop")?;
     socket.set_nonblocking(true)?;
-    let ended = runtime.block_on(work.serve(socket));
+    let ended = runtime.block_on(work.serve(socket, statm));
     // Who still waits for a name server is not waited for.
     runtime.shutdown_background();
     ended
@@ -171,7 +227,6 @@ struct Work {
     #[cfg(feature = "otlp")]
     made: tokio::sync::mpsc::Receiver<client::Told>,
     settled: Arc<Notify>,
-    statm: File,
 }
 
 /// Where records go.
@@ -208,7 +263,6 @@ fn prepare(settings: &Settings) -> Result<Work> {
         #[cfg(feature = "otlp")]
         made,
         settled: Arc::new(Notify::new()),
-        statm: File::open("/proc/self/statm").context("open /proc/self/statm")?,
     };
     let mut lanes = settings.lanes().into_iter();
     for otlp in &settings.otlp {
@@ -287,7 +341,7 @@ impl Work {
     }
 
     /// Until the pipeline closes its end.
-    async fn serve(self, socket: UnixStream) -> Result<()> {
+    async fn serve(self, socket: UnixStream, statm: File) -> Result<()> {
         let socket = tokio::net::UnixStream::from_std(socket).context("watch the socket")?;
         let (from, to) = socket.into_split();
         let to = Arc::new(tokio::sync::Mutex::new(to));
@@ -313,7 +367,7 @@ impl Work {
             lanes: self.lanes.lanes.clone(),
             barriers: Arc::clone(&barriers),
             settled: Arc::clone(&self.settled),
-            statm: self.statm,
+            statm,
         };
         tokio::spawn(reporter.run(to));
         self.lanes.take(from, &barriers, &self.settled).await;

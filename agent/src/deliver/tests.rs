@@ -27,7 +27,7 @@ use opentelemetry_proto::tonic::{
     logs::v1::LogRecord,
 };
 use prost::Message;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tokio::sync::oneshot;
 use tonic::codec::CompressionEncoding;
 
@@ -72,7 +72,7 @@ fn this(settings: &Settings) -> Result<Starting, StartError> {
 
 fn begin(settings: &Settings) -> (Courier, u32) {
     let starting = this(settings).unwrap();
-    let pid = starting.pid();
+    let pid = starting.pids().next().unwrap();
     (starting.begin(&sample::origin()).unwrap(), pid)
 }
 
@@ -513,7 +513,14 @@ fn what_a_killed_process_did_not_report_is_dropped() {
     kill_process_group(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
     write(&mut courier, 3000..5000);
     assert!(courier.drain(soon()));
-    assert!(courier.failure().is_some());
+    let until = soon();
+    while courier.failure().is_none() {
+        assert!(
+            Instant::now() < until,
+            "nobody is left to start another one"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
     let (sent, dropped) = count(&courier.counts());
     assert!(sent >= 1000, "{sent}");
     assert_eq!(sent + dropped, 5000);
@@ -523,6 +530,84 @@ fn what_a_killed_process_did_not_report_is_dropped() {
     );
     write(&mut courier, 5000..5010);
     assert_eq!(count(&courier.close(soon())), (sent, dropped + 10));
+}
+
+/// It dies in the middle, three times, and its parent starts another: what is said to be sent has arrived, and nothing is
+/// counted twice or not at all.
+#[test]
+fn another_takes_the_place_of_a_killed_one() {
+    let seen = Arc::default();
+    let receiver = Grpc::start(&seen);
+    let starting = this(&only(otlp(receiver.port, "batch-records = 50"))).unwrap();
+    let parent = starting.pids().next().unwrap();
+    let mut pid = starting.pids().last().unwrap();
+    assert_ne!(pid, parent);
+    let mut courier = starting.begin(&sample::origin()).unwrap();
+    let mut next = 0;
+    let mut take = |courier: &mut Courier, count| {
+        write(courier, next..next + count);
+        next += count;
+        next
+    };
+    take(&mut courier, 1000);
+    assert!(courier.drain(soon()));
+    assert_eq!(count(&courier.counts()), (1000, 0));
+    for round in 1..=3 {
+        take(&mut courier, 2000);
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+        let mut wait = |what: &str, holds: &dyn Fn(&Courier) -> bool| {
+            let until = soon();
+            while !holds(&courier) {
+                assert!(Instant::now() < until, "{what}");
+                take(&mut courier, 1);
+                courier.flush();
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        wait("it is noticed", &|courier| courier.state() == State::Failed);
+        wait("another", &|courier| courier.state() != State::Failed);
+        let began = take(&mut courier, 500) - 500;
+        assert!(courier.drain(soon()));
+        let taken = take(&mut courier, 0);
+        let (sent, dropped) = count(&courier.counts());
+        assert_eq!(sent + dropped, taken, "round {round}");
+        assert!(courier.failure().is_none());
+        let arrived = seen.numbers();
+        assert!(arrived.len() as u64 >= sent, "{} of {sent}", arrived.len());
+        assert!((began..taken).all(|number| arrived.contains(&number)));
+        let troubles = courier.troubles();
+        assert_eq!(troubles.len(), 2, "{troubles:?}");
+        let again = format!("{dropped} of its records were dropped");
+        assert!(troubles[1].contains(&again), "{troubles:?}, {again}");
+        pid = child_of(pid, parent);
+    }
+    let (sent, dropped) = count(&courier.counts());
+    assert_eq!(count(&courier.close(soon())), (sent, dropped));
+}
+
+/// The process that a forked one of `parent` has now, after `before`: a zombie is none.
+fn child_of(before: u32, parent: u32) -> u32 {
+    let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    let parent_of = |pid: u32| -> Option<u32> {
+        let stat = status(pid)?;
+        let mut rest = stat.rsplit(") ").next()?.split(' ');
+        (rest.next()? != "Z").then_some(())?;
+        rest.next()?.parse().ok()
+    };
+    let is_below = |pid: u32| {
+        let mut above = parent_of(pid);
+        while let Some(pid) = above.filter(|pid| *pid > 1 && *pid != parent) {
+            above = parent_of(pid);
+        }
+        above == Some(parent)
+    };
+    let pids = std::fs::read_dir("/proc").unwrap();
+    let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let below: Vec<u32> = pids.filter(|pid| is_below(*pid)).collect();
+    let is_leaf = |pid: &&u32| below.iter().all(|one| parent_of(*one) != Some(**pid));
+    let leaf = below.iter().find(is_leaf).copied().unwrap();
+    assert_ne!(leaf, before);
+    leaf
 }
 
 #[test]

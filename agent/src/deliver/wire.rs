@@ -2,10 +2,19 @@
 //! bytes. Records go as the lines that a JSON output has; what is said rarely is JSON itself.
 
 use std::{
-    io::{self, ErrorKind, Read},
+    io::{self, ErrorKind, IoSlice, IoSliceMut, Read},
+    mem::MaybeUninit,
     net::SocketAddr,
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
 };
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -67,6 +76,35 @@ fn parse(head: [u8; HEAD]) -> io::Result<(u8, usize)> {
         return Err(ErrorKind::InvalidData.into());
     }
     Ok((letter, length))
+}
+
+/// Deliver, over the socket that it was started with: the one of a process that delivers from here on, and its number.
+pub fn send_socket(over: &UnixStream, socket: &UnixStream, pid: u32) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [socket.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    let flags = SendFlags::NOSIGNAL;
+    let pid = pid.to_le_bytes();
+    sendmsg(over, &[IoSlice::new(&pid)], &mut ancillary, flags)?;
+    Ok(())
+}
+
+/// The pipeline: waits for that. `None`: there will be none any more.
+pub fn receive_socket(over: &UnixStream) -> io::Result<Option<(UnixStream, u32)>> {
+    let mut pid = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut into = [IoSliceMut::new(&mut pid)];
+    rustix::io::retry_on_intr(|| {
+        recvmsg(over, &mut into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    let sockets = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    let socket = sockets.last();
+    Ok(socket.map(|socket: OwnedFd| (socket.into(), u32::from_le_bytes(pid))))
 }
 
 /// The next frame, waited for by a thread.

@@ -137,6 +137,8 @@ struct Half<'a> {
     band: SideBand,
     /// The agent's own processes are never looked at.
     own: HashSet<u32>,
+    /// Of these whose children are the agent's, too.
+    helpers: HashSet<u32>,
     filter: Filter,
     /// Before the filter is known nobody is looked at.
     is_filter_set: bool,
@@ -315,6 +317,7 @@ impl<'a> Half<'a> {
             kernel,
             band,
             own: own.into(),
+            helpers: HashSet::new(),
             filter: Filter::default(),
             is_filter_set: false,
             files: HashMap::new(),
@@ -444,6 +447,12 @@ impl<'a> Half<'a> {
                 self.forget(pid);
                 self.check_member(pid)?;
             }
+            // Who delivers may have died, and has a successor.
+            Happening::Fork { pid, parent } if self.helpers.contains(&parent) => {
+                self.own.insert(pid);
+                self.helpers.insert(pid);
+                self.mark(pid, OURS)?;
+            }
             Happening::Fork { pid, parent } => {
                 // A child can be born into another group (CLONE_INTO_CGROUP).
                 self.check_member(pid)?;
@@ -457,6 +466,9 @@ impl<'a> Half<'a> {
                 }
             }
             Happening::Exit { pid } => {
+                if self.helpers.remove(&pid) {
+                    self.own.remove(&pid);
+                }
                 self.ended(pid);
             }
             Happening::Renamed { pid, comm } => {
@@ -589,6 +601,7 @@ impl<'a> Half<'a> {
 
     fn set_filter(&mut self, filter: Filter) -> Result<()> {
         self.own.extend(&filter.own);
+        self.helpers.extend(&filter.own);
         for pid in self.own.clone() {
             self.mark(pid, OURS)?;
         }

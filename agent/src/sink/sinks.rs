@@ -71,7 +71,7 @@ impl Ready {
         let targets = self.outputs.iter().map(|(_, target)| target);
         let helpers = targets.filter_map(Target::keeper);
         #[cfg(any(feature = "otlp", feature = "prometheus"))]
-        let helpers = helpers.chain(self.deliver.as_ref().map(Starting::pid));
+        let helpers = helpers.chain(self.deliver.iter().flat_map(Starting::pids));
         helpers.collect()
     }
 }
@@ -230,7 +230,10 @@ impl Sinks {
 
     /// What went wrong with some since the last question, which are written on.
     pub fn troubles(&self) -> impl Iterator<Item = String> {
-        self.outputs.iter().flat_map(|one| one.sink.troubles())
+        let troubles = self.outputs.iter().flat_map(|one| one.sink.troubles());
+        #[cfg(any(feature = "otlp", feature = "prometheus"))]
+        let troubles = troubles.chain(self.courier.iter().flat_map(Courier::troubles));
+        troubles
     }
 
     /// Those to which nothing can be written now, and why.
