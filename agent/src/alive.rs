@@ -113,9 +113,9 @@ pub struct Door {
 impl Door {
     /// Makes the socket, in the place of one whose daemon is dead. `uid` may ask beside root.
     pub fn open(path: &Path, uid: u32) -> Result<Door, DoorError> {
-        let wrong = |source: Errno| DoorError::Make {
+        let wrong = |errno: Errno| DoorError::Make {
             path: path.to_owned(),
-            source: source.into(),
+            error: errno.into(),
         };
         make_directory(path)?;
         let lock = path.with_extension("lock");
@@ -182,14 +182,14 @@ fn make_directory(path: &Path) -> Result<(), DoorError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(DoorError::Make {
                 path: directory.to_owned(),
-                source: error,
+                error,
             });
         }
         _ => {}
     }
-    let metadata = fs::metadata(directory).map_err(|source| DoorError::Make {
+    let metadata = fs::metadata(directory).map_err(|error| DoorError::Make {
         path: directory.to_owned(),
-        source,
+        error,
     })?;
     if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(DoorError::Open(directory.to_owned()));
@@ -253,8 +253,8 @@ fn connect(path: &Path, until: Instant) -> Result<UnixStream, AskError> {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DoorError {
-    #[error("make {}: {source}", path.display())]
-    Make { path: PathBuf, source: io::Error },
+    #[error("make {}: {error}", path.display())]
+    Make { path: PathBuf, error: io::Error },
     #[error("{} can be written to by others, or is another user's: give it to root alone", .0.display())]
     Open(PathBuf),
     #[error(
@@ -311,6 +311,13 @@ mod tests {
         fn socket(&self) -> PathBuf {
             self.0.join("agent.sock")
         }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = Door::open(Path::new("/proc/no-such/agent.sock"), 0).unwrap_err();
+        let said = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(said.matches("(os error").count(), 1, "{said}");
     }
 
     impl Drop for Scratch {

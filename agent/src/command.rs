@@ -123,7 +123,7 @@ impl Program {
     ///
     /// Before the first thread: what another thread has locked stays locked in the child.
     pub fn hold(&self, core: Rlimit) -> Result<Child, CommandError> {
-        let fork = |what| move |source: Errno| CommandError::Fork { what, source };
+        let fork = |what| move |errno: Errno| CommandError::Fork { what, errno };
         let (gate, barrier) = pipe_with(PipeFlags::CLOEXEC).map_err(fork("make a pipe"))?;
         let (report, failure) = pipe_with(PipeFlags::CLOEXEC).map_err(fork("make a pipe"))?;
         let plan = Plan::new(self, core, gate.as_raw_fd(), failure.as_raw_fd());
@@ -253,7 +253,7 @@ impl Ended {
             Self::NotRun { name, errno } => Some(CommandError::NotRun { name, errno }),
             Self::NotItsUser { errno } => Some(CommandError::Fork {
                 what: "become the calling user",
-                source: errno,
+                errno,
             }),
         }
     }
@@ -471,8 +471,8 @@ pub enum CommandError {
     Empty,
     #[error("run {name:?}: {errno}")]
     NotRun { name: OsString, errno: Errno },
-    #[error("start CMD: {what}: {source}")]
-    Fork { what: &'static str, source: Errno },
+    #[error("start CMD: {what}: {errno}")]
+    Fork { what: &'static str, errno: Errno },
 }
 
 impl CommandError {
@@ -577,6 +577,13 @@ mod tests {
         program.user = user;
         assert_eq!(run(&program), Ended::Exited(0));
         fs::read_to_string(out).unwrap()
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = Ended::NotItsUser { errno: Errno::PERM }.error().unwrap();
+        let said = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(said.matches("(os error").count(), 1, "{said}");
     }
 
     #[test]

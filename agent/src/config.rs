@@ -367,7 +367,7 @@ fn uid(owner: Owner) -> Result<u32, ConfigError> {
     match User::named(&name) {
         Ok(Some(user)) => Ok(user.uid),
         Ok(None) => Err(ConfigError::NoUser(name)),
-        Err(source) => Err(ConfigError::User { name, source }),
+        Err(error) => Err(ConfigError::User { name, error }),
     }
 }
 
@@ -636,9 +636,9 @@ impl Settings {
     }
 
     pub fn text(path: &Path) -> Result<String, ConfigError> {
-        fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        fs::read_to_string(path).map_err(|error| ConfigError::Read {
             path: path.to_owned(),
-            source,
+            error,
         })
     }
 
@@ -1033,10 +1033,10 @@ fn value<T: ValueEnum>(text: &str) -> Result<T, String> {
 /// Misuse: the caller has to write something else.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("read the configuration {}: {source}", path.display())]
+    #[error("read the configuration {}: {error}", path.display())]
     Read {
         path: PathBuf,
-        source: std::io::Error,
+        error: std::io::Error,
     },
     #[error("{}, line {line}: {why}", path.display())]
     Parse {
@@ -1061,11 +1061,8 @@ pub enum ConfigError {
     LongComm { name: String, kept: String },
     #[error("--uid {0}: there is no such user")]
     NoUser(String),
-    #[error("--uid {name}: look up the user: {source}")]
-    User {
-        name: String,
-        source: std::io::Error,
-    },
+    #[error("--uid {name}: look up the user: {error}")]
+    User { name: String, error: std::io::Error },
     #[error("--cgroup {}: write the path as in /proc/PID/cgroup, such as /system.slice", .0.display())]
     Cgroup(PathBuf),
     #[error("--label {0}: write it as KEY=VALUE")]
@@ -1238,6 +1235,17 @@ mod tests {
                 "[[signature]]\nlibrary = \"a\"\nread = [{{ name = \"r\", offset = 1, count = \"{count}\" }}]"
             );
             parse(&text).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let missing = Settings::read(Path::new("/no/such/file")).unwrap_err();
+        let error = std::io::Error::from_raw_os_error(5);
+        let name = "a".to_owned();
+        for error in [missing, ConfigError::User { name, error }] {
+            let said = format!("{:#}", anyhow::Error::from(error));
+            assert_eq!(said.matches("(os error").count(), 1, "{said}");
         }
     }
 

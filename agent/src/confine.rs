@@ -604,9 +604,10 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_getrlimit,
 ];
 
+/// Without their causes, which their chain has.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
-    #[error("lock in the pipeline: {what}: {source}")]
+    #[error("lock in the pipeline: {what}")]
     Step {
         what: &'static str,
         source: io::Error,
@@ -617,11 +618,11 @@ pub enum ConfineError {
     Right(&'static str),
     #[error("lock in the pipeline: {0} threads run already, they would keep their rights")]
     Threads(usize),
-    #[error("lock in the pipeline: Landlock: {0}")]
+    #[error("lock in the pipeline: Landlock")]
     Landlock(#[from] RulesetError),
-    #[error("lock in the pipeline: make a seccomp filter: {0}")]
+    #[error("lock in the pipeline: make a seccomp filter")]
     Filter(#[from] seccompiler::BackendError),
-    #[error("lock in the pipeline: install a seccomp filter: {0}")]
+    #[error("lock in the pipeline: install a seccomp filter")]
     Seccomp(#[from] seccompiler::Error),
 }
 
@@ -986,6 +987,28 @@ mod tests {
             assert!(text.contains("first words"), "{text}");
             assert!(text.contains("last words"), "{text}");
         }
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let error = step("drop all capabilities")(Errno::PERM);
+        let said = format!("{:#}", anyhow::Error::from(error));
+        let expected =
+            "lock in the pipeline: drop all capabilities: Operation not permitted (os error 1)";
+        assert_eq!(said, expected);
+        let filter = SeccompFilter::new(
+            BTreeMap::new(),
+            SeccompAction::Allow,
+            SeccompAction::Allow,
+            std::env::consts::ARCH.try_into().unwrap(),
+        );
+        let cause = filter.unwrap_err();
+        let said = cause.to_string();
+        let error = anyhow::Error::from(ConfineError::from(cause));
+        assert_eq!(format!("{error:#}").matches(&said).count(), 1, "{error:#}");
+        // And it can still be looked for.
+        let error = anyhow::Error::from(step("x")(Errno::PERM));
+        assert!(error.chain().any(|cause| cause.is::<io::Error>()));
     }
 
     #[test]

@@ -55,9 +55,9 @@ pub fn daemon(arguments: &Daemon) -> ExitCode {
 /// Whom the pipeline becomes. A daemon has no CMD to signal.
 fn identity(name: Option<&str>) -> Result<Identity, ConfigError> {
     let find = |name: &str| {
-        User::named(name).map_err(|source| ConfigError::User {
+        User::named(name).map_err(|error| ConfigError::User {
             name: name.to_owned(),
-            source,
+            error,
         })
     };
     let user = match name {

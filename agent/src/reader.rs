@@ -187,7 +187,7 @@ impl Watch {
         if text.len() > TEXT_MAX {
             return Err(ConfigError::Read {
                 path: self.path.clone(),
-                source: io::Error::other("it is larger than 48 KiB"),
+                error: io::Error::other("it is larger than 48 KiB"),
             });
         }
         self.text = text;
