@@ -201,18 +201,15 @@ impl Governor {
         Pause { file, seconds, why }
     }
 
-    /// The probes of a file are out, as was ordered. Why, if so.
-    pub fn paused(&mut self, file: FileId, now: u64) -> Option<String> {
-        let known = self.files.get_mut(&file)?;
-        match std::mem::replace(&mut known.state, State::Paused { since: now }) {
-            State::Ordered { why, .. } => {
-                self.pauses += 1;
-                Some(why)
-            }
-            other => {
-                known.state = other;
-                None
-            }
+    /// The probes of a file are out, as was ordered, however long ago. Why.
+    pub fn paused(&mut self, file: FileId, now: u64) -> String {
+        let state = State::Paused { since: now };
+        let doubled = self.files.get(&file).map_or(0, |known| known.doubled);
+        let known = self.files.insert(file, Known { state, doubled });
+        self.pauses += 1;
+        match known.map(|known| known.state) {
+            Some(State::Ordered { why, .. }) => why,
+            _ => "paused by the governor: its probes cost too much".to_owned(),
         }
     }
 
@@ -328,7 +325,7 @@ mod tests {
             let pauses = self.governor.counted(self.now, calls);
             let paused = pauses.into_iter().map(|pause| {
                 let why = self.governor.paused(pause.file, self.now);
-                assert_eq!(why, Some(pause.why));
+                assert_eq!(why, pause.why);
                 (pause.file, pause.seconds)
             });
             paused.collect()
@@ -462,8 +459,12 @@ mod tests {
         }
         assert_eq!(orders, 3);
         assert_eq!(machine.governor.told(0).unwrap().pauses, 0);
-        // Nor is one followed that was not given.
-        assert_eq!(machine.governor.paused(7, 0), None);
+        // The half was busy, and follows after all.
+        machine.governor.forget(100 * SECOND);
+        let why = machine.governor.paused(1, 100 * SECOND);
+        assert!(why.starts_with("paused by the governor"), "{why}");
+        let told = machine.governor.told(101 * SECOND).unwrap();
+        assert_eq!((told.paused, told.pauses, told.paused_seconds), (1, 1, 1.0));
         machine.governor.settled(7, 0);
     }
 

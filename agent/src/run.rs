@@ -1128,9 +1128,8 @@ impl Session {
                 self.line.tell(Input::Failed { file, why: &why }, now);
             }
             (Report::Paused { file }, 0) => {
-                if let Some(why) = self.governor.paused(file, now) {
-                    self.line.tell(Input::Failed { file, why: &why }, now);
-                }
+                let why = self.governor.paused(file, now);
+                self.line.tell(Input::Failed { file, why: &why }, now);
             }
             (Report::Interrupted, 0) => {
                 if let Some(shared) = &self.shared {
