@@ -27,7 +27,14 @@ const TARGETS: [Target; 11] = [
     Target::of("sse", &["protocol/sse.rs"]),
     Target::of("grpc", &["protocol/grpc.rs"]),
     Target::of("content", &["protocol/content.rs"]),
-    Target::of("protocol", &["protocol/mod.rs", "protocol/exchange.rs"]),
+    Target::of(
+        "protocol",
+        &[
+            "protocol/mod.rs",
+            "protocol/exchange.rs",
+            "protocol/lines.rs",
+        ],
+    ),
     Target::of(
         "pipeline",
         &[

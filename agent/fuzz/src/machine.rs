@@ -56,8 +56,8 @@ const SAYINGS: [&[u8]; 20] = [
     b"HTTP/1.1 200 OK\r\nContent-Type: application/jsonl\r\nContent-Length: 33\r\n\r\n\
       {\"password\":\"hunter2\"}\n\"quokka\"\n{",
     // A call of a model and its answer.
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 156\r\n\r\n\
-      {\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"quokka, password=hunter2\"}],\
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 165\r\n\r\n\
+      {\"model\":\"m\",\"messages\":[{\"role\":\"user\",\"content\":\"quokka, password=0123456789abcdef\"}],\
       \"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"description\":\"quokka\"}}]}",
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 311\r\n\r\n\
       {\"object\":\"chat.completion\",\"id\":\"c\",\"model\":\"m\",\"choices\":[{\"index\":0,\

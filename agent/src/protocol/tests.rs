@@ -450,7 +450,7 @@ fn lines_of_a_response() {
     // Its end is not seen.
     let mut play = Play::new(true);
     play.feed(Sent, ASKED);
-    play.feed(Received, answered[..answered.len() - 13].as_bytes());
+    play.feed(Received, &answered.as_bytes()[..answered.len() - 13]);
     assert_eq!(
         play.close()[..3],
         ["line 0 one", "line 1 two", "line 2 th cut"]
