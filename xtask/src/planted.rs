@@ -27,7 +27,8 @@ pub(crate) fn run() -> Result<()> {
         let built = test::build_agent(&["--features", feature])?;
         // Where it was built the tests' own build puts another one, without the mistake.
         let agent = sh::target().join(format!("vm/vortex-agent-{feature}"));
-        fs::copy(&built, &agent).with_context(|| format!("could not copy to {}", agent.display()))?;
+        fs::copy(&built, &agent)
+            .with_context(|| format!("could not copy to {}", agent.display()))?;
         let rig = Rig::with_agent(&agent, false)?;
         let mut machines = Vec::new();
         for kernel in kernels {
