@@ -1,7 +1,7 @@
 //! Content codings: any body of any codings, and bodies that are known.
 //!
 //! An input is four bytes that say how the body is cut, one that says what the rest is, one of codings, and the
-//! rest: a body, or choices that make one.
+//! rest: a body, or choices that make one. Some are bodies of gRPC-Web as text.
 #![no_main]
 
 use std::io::Write as _;
@@ -28,20 +28,23 @@ const KEPT_MAX: usize = 48 << 20;
 fuzz_target!(|input: &[u8]| {
     let mut choices = Choices(input);
     let cuts = choices.array();
-    match choices.byte() {
-        0 => anything(&mut choices, cuts),
-        _ => known(&mut choices, cuts),
+    let what = choices.byte();
+    let is_text = what & 2 != 0;
+    match what & !2 {
+        0 => anything(&mut choices, is_text, cuts),
+        _ => known(&mut choices, is_text, cuts),
     }
 });
 
-fn anything(choices: &mut Choices<'_>, cuts: [u8; 4]) {
+fn anything(choices: &mut Choices<'_>, is_text: bool, cuts: [u8; 4]) {
     let mut names = vec![choices.of(&NAMES)];
     while choices.below(4) == 1 && names.len() < 6 {
         names.push(choices.of(&NAMES));
     }
     let body = choices.0;
-    let whole = play(&names, [body]);
-    let cut = play(&names, pieces(body, cuts));
+    let fields = fields(&names, is_text);
+    let whole = play(&fields, [body]);
+    let cut = play(&fields, pieces(body, cuts));
     // These two keep what they have made in a call that ends with a fault.
     let keeps = names.iter().any(|name| matches!(*name, "br" | "zstd"));
     match keeps && whole.1 == Some(Unreadable::Malformed) {
@@ -51,15 +54,23 @@ fn anything(choices: &mut Choices<'_>, cuts: [u8; 4]) {
     assert!(whole.0.len() as u64 <= LIMIT.max(body.len() as u64));
 }
 
-/// What can be read, and why no more.
-fn play<'a>(
-    names: &[&str],
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-) -> (Vec<u8>, Option<Unreadable>) {
+/// Of a body in these codings, and first, if it `is_text`, in base64.
+fn fields(names: &[&str], is_text: bool) -> Fields {
     let mut fields = Fields::default();
     fields.push(b"Content-Encoding", names.join(", ").as_bytes());
+    if is_text {
+        fields.push(b"Content-Type", b"application/grpc-web-text+proto");
+    }
+    fields
+}
+
+/// What can be read, and why no more.
+fn play<'a>(
+    fields: &Fields,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<u8>, Option<Unreadable>) {
     let before = memory::live();
-    let mut content = Content::of(&fields, LIMIT);
+    let mut content = Content::of(fields, LIMIT);
     let mut decoded = Vec::new();
     for piece in pieces {
         content.feed(piece, &mut |bytes| decoded.extend_from_slice(bytes));
@@ -69,26 +80,28 @@ fn play<'a>(
     (decoded, content.unreadable())
 }
 
-fn known(choices: &mut Choices<'_>, cuts: [u8; 4]) {
+fn known(choices: &mut Choices<'_>, is_text: bool, cuts: [u8; 4]) {
     let ahead = choices.ahead();
-    // Some that is much more than it takes to say.
+    // Some that is much more than it takes to say, and than a window holds.
     let plain = match choices.below(3) {
-        0 => vec![choices.byte(); choices.below(12 << 10)],
+        0 => vec![choices.byte(); choices.below(40 << 10)],
         _ => choices.bytes(400),
     };
     let (mut names, mut body) = (Vec::new(), plain.clone());
+    if is_text {
+        body = base64(choices, &body);
+    }
     for _ in 0..1 + choices.below(3) {
         let name = choices.of(&["gzip", "deflate", "br", "zstd", "deflate", "gzip"]);
         body = coded(choices, name, &body);
         names.push(name);
     }
     let truth = (plain.clone(), None);
-    assert_eq!(play(&names, [&body[..]]), truth, "{names:?}");
-    assert_eq!(play(&names, pieces(&body, cuts)), truth, "{names:?} cut");
+    let fields = fields(&names, is_text);
+    assert_eq!(play(&fields, [&body[..]]), truth, "{names:?}");
+    assert_eq!(play(&fields, pieces(&body, cuts)), truth, "{names:?} cut");
 
     let hole = Choices(&ahead).range(body.len());
-    let mut fields = Fields::default();
-    fields.push(b"Content-Encoding", names.join(", ").as_bytes());
     let (mut content, mut decoded) = (Content::of(&fields, LIMIT), Vec::new());
     content.feed(&body[..hole.start], &mut |bytes| {
         decoded.extend_from_slice(bytes)
@@ -132,6 +145,24 @@ fn coded(choices: &mut Choices<'_>, name: &str, plain: &[u8]) -> Vec<u8> {
         "zstd" => zstd::encode_all(plain, 1).expect("memory"),
         _ => brotli(plain),
     }
+}
+
+/// In two parts, each of which is padded.
+fn base64(choices: &mut Choices<'_>, plain: &[u8]) -> Vec<u8> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let (first, second) = plain.split_at(choices.below(plain.len() + 1));
+    let mut coded = Vec::new();
+    for group in first.chunks(3).chain(second.chunks(3)) {
+        let mut three = [0; 3];
+        three[..group.len()].copy_from_slice(group);
+        let [a, b, c] = three.map(u32::from);
+        let bits = a << 16 | b << 8 | c;
+        for at in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * at) & 63) as usize];
+            coded.push(if at > group.len() { b'=' } else { digit });
+        }
+    }
+    coded
 }
 
 /// Stored meta-blocks (RFC 7932, section 9.2): a window of 64 KiB, then for each that it is not the last, four

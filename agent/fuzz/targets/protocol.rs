@@ -60,56 +60,61 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
     let mut streams = [Stream::default(), Stream::default()];
     let (mut said, mut is_astray, mut ids) = (Vec::new(), false, Vec::new());
     let mut lines: HashMap<u64, Vec<Vec<u8>>> = HashMap::new();
+    let mut is_closed = false;
     for step in steps.iter().map(Some).chain([None]) {
         if let Some(Step::Bytes(side, bytes)) = step {
             streams[*side as usize].bytes.extend_from_slice(bytes);
         }
         let known = streams.each_ref().map(|stream| stream.bytes.len());
-        let note = &mut |what: Said<'_>| match what {
-            Said::Data {
-                direction,
-                offset,
-                bytes,
-                is_stray,
-                ..
-            } => {
-                is_astray |= is_stray;
-                let Stream { bytes: all, told } = &mut streams[side_of(direction) as usize];
-                let (start, end) = (offset as usize, offset as usize + bytes.len());
-                assert!(*told <= start, "bytes are told twice");
-                let there = all.get(start..end).map(Plaintext::new);
-                assert!(there == Some(bytes), "other bytes are at {start}..{end}");
-                *told = end;
-            }
-            Said::Exchange(exchange) => {
-                assert!(!ids.contains(&exchange.id), "an exchange is told twice");
-                ids.push(exchange.id);
-                if let Some(lines) = lines.remove(&exchange.id) {
-                    check_lines(&lines, exchange);
+        let note = &mut |what: Said<'_>| {
+            assert!(!is_closed, "behind the end of the connection");
+            match what {
+                Said::Data {
+                    direction,
+                    offset,
+                    bytes,
+                    is_stray,
+                    ..
+                } => {
+                    is_astray |= is_stray;
+                    let Stream { bytes: all, told } = &mut streams[side_of(direction) as usize];
+                    let (start, end) = (offset as usize, offset as usize + bytes.len());
+                    assert!(*told <= start, "bytes are told twice");
+                    let there = all.get(start..end).map(Plaintext::new);
+                    assert!(there == Some(bytes), "other bytes are at {start}..{end}");
+                    *told = end;
                 }
-                said.push(format!("{} {:?}", exchange.id, Told::of(exchange)));
+                Said::Exchange(exchange) => {
+                    assert!(!ids.contains(&exchange.id), "an exchange is told twice");
+                    ids.push(exchange.id);
+                    if let Some(lines) = lines.remove(&exchange.id) {
+                        check_lines(&lines, exchange);
+                    }
+                    said.push(format!("{} {:?}", exchange.id, Told::of(exchange)));
+                }
+                Said::Event { event, number, .. } => {
+                    said.push(format!("{number} {:?} {:?}", event.name, event.data));
+                }
+                Said::Line { exchange, line, .. } => {
+                    let lines = lines.entry(exchange.id).or_default();
+                    assert_eq!(line.number, lines.len() as u64);
+                    lines.push(line.bytes.to_vec());
+                    said.push(format!("{} {line:?}", exchange.id));
+                }
+                Said::Message { direction, message } => said.push(format!(
+                    "{direction:?} {:?} {:?} {}",
+                    message.kind, message.bytes, message.is_cut
+                )),
+                Said::Limit(limit) => said.push(format!("{limit:?}")),
+                // When it is said depends on the calls.
+                Said::Asked(_)
+                | Said::Open(_)
+                | Said::Part { .. }
+                | Said::Head { .. }
+                | Said::Body { .. }
+                | Said::Hole { .. } => {}
+                Said::Closed => is_closed = true,
             }
-            Said::Event { event, number, .. } => {
-                said.push(format!("{number} {:?} {:?}", event.name, event.data));
-            }
-            Said::Line { exchange, line, .. } => {
-                let lines = lines.entry(exchange.id).or_default();
-                assert_eq!(line.number, lines.len() as u64);
-                lines.push(line.bytes.to_vec());
-                said.push(format!("{} {line:?}", exchange.id));
-            }
-            Said::Message { direction, message } => said.push(format!(
-                "{direction:?} {:?} {:?} {}",
-                message.kind, message.bytes, message.is_cut
-            )),
-            Said::Limit(limit) => said.push(format!("{limit:?}")),
-            // When it is said depends on the calls.
-            Said::Asked(_)
-            | Said::Open(_)
-            | Said::Part { .. }
-            | Said::Head { .. }
-            | Said::Body { .. }
-            | Said::Hole { .. } => {}
         };
         match step {
             Some(Step::Bytes(side, bytes)) => {

@@ -1,7 +1,7 @@
 //! The redact stage: two streams of anything, with gaps, and secrets of known kinds planted in them.
 //!
 //! It never panics, accounts for each byte, shows the same however the streams are cut, and shows no planted
-//! secret, also where they pause.
+//! secret, also where they pause, nor where the same is a text by itself: of a body, a head or a command line.
 //!
 //! An input is a number of eight bytes, which the cuts and the pauses come from, and then the streams: text, in
 //! which 0xFE and one more byte are a step (see [`steps`]).
@@ -49,7 +49,40 @@ fuzz_target!(|input: &[u8]| {
     for shown in whole.iter().chain(&paused) {
         assert!(!shown.contains(&secret), "{secret} is in {shown:?}");
     }
+    for step in &steps {
+        if let Step::Bytes(_, bytes) = step {
+            check_text(bytes, &secret);
+        }
+    }
 });
+
+/// Neither a string nor a body, whole, with a hole or cut, shows the secret.
+fn check_text(bytes: &[u8], secret: &str) {
+    let redactor = Redactor::new(Policy::Redacted, Key::new([7; 32]));
+    let text = String::from_utf8_lossy(bytes);
+    let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
+    let mut strings = redactor.arguments(&words);
+    strings.extend([redactor.string(&text), redactor.hidden(&text)]);
+    strings.extend(text.lines().map(|line| redactor.header("x-note", line)));
+    for shown in strings {
+        assert!(!shown.contains(secret), "{secret} is in {shown:?}");
+    }
+    let plain = Plaintext::new(bytes);
+    let hole = (bytes.len() / 2, 9);
+    let bodies = [
+        redactor.whole(plain, &[], false),
+        redactor.whole(plain, &[], true),
+        redactor.whole(plain, &[hole], false),
+    ];
+    let contents = bodies.iter().map(|body| body.content());
+    for content in contents.chain([redactor.stray(plain)]) {
+        match content.shown() {
+            Shown::Text(text, _) => assert!(!text.contains(secret), "{secret} is in {text:?}"),
+            Shown::Encoded => {}
+            Shown::Nothing | Shown::Raw(_) => panic!("not by this policy"),
+        }
+    }
+}
 
 /// 0xFE and a number: 0 is the other stream from here on, 1 a piece of its own, up to 31 a gap of so many
 /// bytes, all else a token in some place.
