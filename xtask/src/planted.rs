@@ -26,7 +26,7 @@ pub(crate) fn run() -> Result<()> {
     for (feature, kernels) in PLANTED {
         let built = test::build_agent(&["--features", feature])?;
         // Where it was built the tests' own build puts another one, without the mistake.
-        let agent = sh::target().join(format!("vm/vortex-agent-{feature}"));
+        let agent = sh::target().join(format!("vortex-agent-{feature}"));
         fs::copy(&built, &agent)
             .with_context(|| format!("could not copy to {}", agent.display()))?;
         let rig = Rig::with_agent(&agent, false)?;
