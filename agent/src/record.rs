@@ -8,6 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
+use crate::llm::call::Usage;
 use crate::locate::Instruction;
 pub use crate::redact::{Clear, Content, OwnedContent, View};
 use crate::shed::{Account, Level};
@@ -498,7 +499,7 @@ pub struct Llm {
     pub request_tier: Option<Clear>,
     pub response_tier: Option<Clear>,
     pub fingerprint: Option<Clear>,
-    pub usage: LlmUsage,
+    pub usage: Usage,
     pub error: Option<Clear>,
     pub conversation: Option<Clear>,
     pub instructions: Vec<LlmPart>,
@@ -531,16 +532,6 @@ pub struct LlmParameters {
     pub stop_sequences: Vec<Clear>,
     pub encoding_formats: Vec<Clear>,
     pub dimensions: Option<u64>,
-}
-
-/// Tokens. Those of a cache are among the input, those of thoughts among the output.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LlmUsage {
-    pub input: Option<u64>,
-    pub output: Option<u64>,
-    pub cache_read: Option<u64>,
-    pub cache_creation: Option<u64>,
-    pub reasoning: Option<u64>,
 }
 
 /// One turn of a conversation.

@@ -257,8 +257,15 @@ impl Speaker<'_> {
                 direction,
                 line,
             } if self.voice.wanted.live => self.line(exchange, direction, line),
-            Said::Asked(_) | Said::Open(_) | Said::Part { .. } | Said::Line { .. } => {}
-            Said::Head { exchange, side } => self.calls.head(exchange, side),
+            // What is read no further if nobody wants it: JSON, and all of it.
+            Said::Head { exchange, side } if self.voice.wanted.emit.contains(&Kind::Llm) => {
+                self.calls.head(exchange, side);
+            }
+            Said::Asked(_)
+            | Said::Open(_)
+            | Said::Part { .. }
+            | Said::Line { .. }
+            | Said::Head { .. } => {}
             Said::Body {
                 exchange,
                 side,

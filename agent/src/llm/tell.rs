@@ -4,7 +4,7 @@
 
 use super::{
     Call, Turn,
-    call::{Message, Part, Tool, Usage},
+    call::{Message, Part, Tool},
     provider,
 };
 use crate::{
@@ -89,7 +89,7 @@ impl Teller<'_> {
             request_tier: self.word(&asked.service_tier),
             response_tier: self.word(&answered.service_tier),
             fingerprint: self.word(&answered.fingerprint),
-            usage: usage(answered.usage),
+            usage: answered.usage,
             error: self.word(&answered.error),
             conversation: self
                 .word(&answered.conversation)
@@ -210,15 +210,5 @@ impl Teller<'_> {
     fn clear(&self, text: &Text) -> Clear {
         let end = text.kept.floor_char_boundary(WORD_MAX);
         self.redactor.string(&text.kept[..end])
-    }
-}
-
-fn usage(usage: Usage) -> crate::record::LlmUsage {
-    crate::record::LlmUsage {
-        input: usage.input,
-        output: usage.output,
-        cache_read: usage.cache_read,
-        cache_creation: usage.cache_creation,
-        reasoning: usage.reasoning,
     }
 }

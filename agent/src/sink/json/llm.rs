@@ -3,7 +3,10 @@
 //! Messages are as its JSON schemas have them, but that of a blob there is its size and hash.
 
 use super::{Object, braces, quoted};
-use crate::record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool, LlmUsage};
+use crate::{
+    llm::call::Usage,
+    record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool},
+};
 
 impl Object<'_> {
     /// A call to a model, by the names of OpenTelemetry's conventions for generative AI.
@@ -70,7 +73,7 @@ impl Object<'_> {
             member.optional_float("time_to_first_chunk", llm.first_chunk);
         });
         let usage = &llm.usage;
-        if *usage != LlmUsage::default() {
+        if *usage != Usage::default() {
             self.object("usage", |member| {
                 member.optional_number("input_tokens", usage.input);
                 member.optional_number("output_tokens", usage.output);
