@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use serde_json::Value;
 
-use crate::harness::{End, Lab, PYTHON, Running, argv, bare, seconds, wait_for};
+use crate::harness::{End, Lab, PYTHON, Run, Running, argv, bare, seconds, wait_for};
 use crate::proc::{breakpoints, wait_for_running};
 
 /// Much less than a flood costs, and more than an idle agent does.
@@ -107,16 +107,24 @@ fn covered(running: &Running) -> Option<(String, String)> {
     Some((said("status"), said("reason")))
 }
 
+/// Waits until its status is that one. Why it is.
 #[track_caller]
-fn wait_for_governor(running: &Running, what: &str, is_right: impl Fn(&Value) -> bool) {
+fn wait_for_covered(running: &Running, what: &str, status: &str) -> String {
     wait_for(what, seconds(60), || {
         if let Some(end) = running.process.ended() {
             panic!("the agent ended: {end:?}\n{}", running.process.err());
         }
-        let text = running.records();
-        let stats = text.kind("stats").last()?;
-        is_right(&stats["governor"]).then_some(())
-    });
+        let (said, reason) = covered(running)?;
+        (said == status).then_some(reason)
+    })
+}
+
+/// How often the agent said that it pauses the private library. It places probes ahead in the machine's own libraries,
+/// too, which other tests may call so often that those are paused as well.
+fn pauses_said(run: &Run) -> usize {
+    let said = run.process.err();
+    let of_it = |line: &&str| line.contains("paused by the governor") && line.contains("/private/");
+    said.lines().filter(of_it).count()
 }
 
 /// While a program calls as often as it can nothing of it is probed; then it is seen again, and everybody is told.
@@ -137,9 +145,7 @@ fn probes_that_cost_too_much_are_paused() {
     let agent = agent.env("LD_LIBRARY_PATH", private);
     let running = agent.start(argv![&spin]);
     let client = wait_for_running(&spin);
-    wait_for_governor(&running, "a pause", |governor| governor["paused"] == 1);
-    let (status, reason) = covered(&running).unwrap();
-    assert_eq!(status, "refused");
+    let reason = wait_for_covered(&running, "a pause", "refused");
     assert!(
         reason.starts_with("paused by the governor: its probes cost"),
         "{reason}"
@@ -148,12 +154,8 @@ fn probes_that_cost_too_much_are_paused() {
         breakpoints(client, &library).is_empty().then_some(())
     });
     lab.file("stop", "");
-    wait_for_governor(&running, "the end of the pause", |governor| {
-        governor["paused"] == 0
-    });
+    let reason = wait_for_covered(&running, "the end of the pause", "partly");
     assert_ne!(breakpoints(client, &library), []);
-    let (status, reason) = covered(&running).unwrap();
-    assert_eq!(status, "partly");
     assert!(
         reason.starts_with("its probes were out for a while"),
         "{reason}"
@@ -171,9 +173,9 @@ fn probes_that_cost_too_much_are_paused() {
     let entries = calls["entries"].as_u64().unwrap();
     assert!((10_000..10_000_000).contains(&entries), "{calls}");
     assert_eq!(governor["limit"], 0.05, "{governor}");
-    assert_eq!(governor["pauses"], 1, "{governor}");
+    assert!(governor["pauses"].as_u64().unwrap() >= 1, "{governor}");
     let paused = governor["paused_seconds"].as_f64().unwrap();
-    assert!((10.0..60.0).contains(&paused), "{governor}");
+    assert!(paused >= 10.0, "{governor}");
     let mut shown: Vec<_> = records
         .kind("data")
         .map(|data| {
@@ -192,8 +194,7 @@ fn probes_that_cost_too_much_are_paused() {
     // At each end.
     assert_eq!(shown, each.map(|one| [one; 2]).as_flattened());
     assert_eq!(records.kind("gap").count(), 0);
-    let said = run.process.err();
-    assert_eq!(said.matches("paused by the governor").count(), 1, "{said}");
+    assert_eq!(pauses_said(&run), 1, "{}", run.process.err());
 }
 
 /// Whom nobody watches pays for the probes of a file that he shares, and is spared as well.
@@ -227,8 +228,7 @@ fn probes_cost_bystanders_no_more() {
         .env("E2E_DIR", &other)
         .env("LD_LIBRARY_PATH", &private);
     let bystander = lab.spawn(bystander, "bystander");
-    wait_for_governor(&running, "a pause", |governor| governor["paused"] == 1);
-    assert_eq!(covered(&running).unwrap().0, "refused");
+    wait_for_covered(&running, "a pause", "refused");
     wait_for("the probes to go", seconds(5), || {
         breakpoints(bystander.pid(), &library)
             .is_empty()
@@ -244,9 +244,9 @@ fn probes_cost_bystanders_no_more() {
     let records = run.records();
     records.check_ledger().unwrap();
     let stats = records.last_stats().unwrap();
-    let (calls, governor) = (&stats["ledger"]["calls"], &stats["governor"]);
+    let calls = &stats["ledger"]["calls"];
     assert!(calls["filtered"].as_u64().unwrap() > 10_000, "{calls}");
-    assert_eq!(governor["pauses"], 1, "{governor}");
+    assert_eq!(pauses_said(&run), 1, "{}", run.process.err());
     let texts = records.kind("data").map(|data| data["text"].as_str());
     let mut texts: Vec<_> = texts.map(Option::unwrap).collect();
     texts.sort_unstable();

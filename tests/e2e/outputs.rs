@@ -511,6 +511,8 @@ fn rotated_files_survive_a_kill() {
     running.process.wait(seconds(10));
     wait_for_copies(&path, "Z.gz");
     let before = files(&path);
+    // None if it was killed between the end of one file and its first record in the next.
+    let unfinished = usize::from(fs::read(&path).is_ok_and(|bytes| !bytes.is_empty()));
 
     // As if it had been killed at these moments, too.
     let copy = before[0].to_str().unwrap();
@@ -539,7 +541,7 @@ fn rotated_files_survive_a_kill() {
     let is_copy = |file: &&PathBuf| file.extension().is_some_and(|it| it == "gz");
     let old: Vec<_> = after.iter().filter(is_copy).collect();
     // All of the first run, and what it was writing when it was killed.
-    assert_eq!(old.len(), before.len());
+    assert_eq!(old.len(), before.len() - 1 + unfinished);
     let text: String = old.iter().map(|file| content(file)).collect();
     let records = Records::parse(&text, false).unwrap();
     let all: Vec<u64> = (0..records.0.len() as u64).collect();
