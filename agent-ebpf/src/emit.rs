@@ -761,22 +761,16 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
         (*data).cookie = get!(thread, call.cookie);
         (*data).place = standing(thread);
 
+        #[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
+        let kept = planted::Kept::new(|| get!(thread, key.handle));
+
         let mut size = opaque(len!());
         if size > room {
             size = room;
         }
         let to: *mut c_void = record.add(HEADER as usize).cast();
         let from = (get!(thread, buf) + offset!()) as *const c_void;
-        #[cfg(feature = "planted-stack")]
-        let kept = planted::Kept::new(get!(thread, key.handle));
-        #[cfg(not(feature = "planted-scratch"))]
         let failure = generated::bpf_probe_read_user(to, size as u32, from);
-        #[cfg(feature = "planted-scratch")]
-        let failure = planted::copy(to, size as u32, from);
-        #[cfg(feature = "planted-stack")]
-        {
-            (*data).handle = kept.get();
-        }
         let gap: *mut Gap = record.cast();
         if !TAIL {
             // Without a branch, and counted behind the loop: what is walked on two ways here is walked on both
@@ -799,6 +793,10 @@ unsafe fn copy<const TAIL: bool>(thread: *mut Thread, record: *mut u8, room: u64
             count(counter::LOST + cause::COPY_FAULT as usize, len!());
         } else {
             count(counter::RECORDS, 1);
+        }
+        #[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
+        {
+            (*data).handle = kept.get();
         }
         // In the loop a constant on each walk of the verifier: no branch for it.
         let flags = if TAIL {

@@ -1,54 +1,67 @@
 //! Two mistakes that a kernel with full preemption shows, each behind a feature of its own: the tests of
 //! preemption are worth something only as long as they find these (`cargo xtask vm --planted`).
+//!
+//! Each keeps a word while something else happens in a place that is not ours alone: who takes the processor away
+//! meanwhile overwrites it.
 
+/// In a buffer of the processor. Not in a map that is asked by a key: the key would be on the stack, and that must not
+/// grow, or this would be the other mistake as well.
 #[cfg(feature = "planted-scratch")]
 mod scratch {
-    use core::ffi::c_void;
+    use core::cell::UnsafeCell;
 
-    use agent_ebpf::RECORD_MAX;
-    use aya_ebpf::{
-        helpers::{bpf_get_smp_processor_id, generated},
-        macros::map,
-        maps::Array,
-    };
+    use aya_ebpf::helpers::bpf_get_smp_processor_id;
 
     /// More than a test machine has; a power of two.
-    const PROCESSORS: u32 = 64;
+    const PROCESSORS: usize = 64;
 
-    /// A value of a real per-CPU array can't be as large as a record.
-    #[map]
-    static SCRATCH: Array<[u8; RECORD_MAX as usize]> = Array::with_max_entries(PROCESSORS, 0);
+    struct Scratch(UnsafeCell<[u64; PROCESSORS]>);
 
-    /// By way of a buffer of the processor, which is not ours alone: who takes the processor away between the
-    /// two steps fills it.
-    #[inline(always)]
-    pub unsafe fn copy(to: *mut c_void, size: u32, from: *const c_void) -> i64 {
-        // SAFETY: of a helper without arguments.
-        let processor = unsafe { bpf_get_smp_processor_id() } % PROCESSORS;
-        let Some(scratch) = SCRATCH.get_ptr_mut(processor) else {
-            return -1;
-        };
-        // SAFETY: both are at least `size` bytes, which the verifier proves.
-        unsafe {
-            if generated::bpf_probe_read_user(scratch.cast(), size, from) != 0 {
-                return -1;
-            }
-            generated::bpf_probe_read_kernel(to, size, scratch.cast())
+    // SAFETY: whoever shares it takes what is there for a number, whoever wrote it.
+    unsafe impl Sync for Scratch {}
+
+    static SCRATCH: Scratch = Scratch(UnsafeCell::new([0; PROCESSORS]));
+
+    pub struct Kept;
+
+    impl Kept {
+        /// The word is asked for last: it would be on the stack during the call.
+        #[inline(always)]
+        pub fn new(word: impl FnOnce() -> u64) -> Self {
+            let place = mine();
+            // SAFETY: inside the array.
+            unsafe { place.write_volatile(word()) };
+            Self
         }
+
+        #[inline(always)]
+        pub fn get(&self) -> u64 {
+            // SAFETY: `mine` is inside the array.
+            unsafe { mine().read_volatile() }
+        }
+    }
+
+    /// The word of the processor that we are on.
+    #[inline(always)]
+    fn mine() -> *mut u64 {
+        // SAFETY: of a helper without arguments.
+        let processor = unsafe { bpf_get_smp_processor_id() } as usize % PROCESSORS;
+        // SAFETY: inside the array.
+        unsafe { SCRATCH.0.get().cast::<u64>().add(processor) }
     }
 }
 #[cfg(feature = "planted-scratch")]
-pub use scratch::copy;
+pub use scratch::Kept;
 
-/// A word that is kept on the stack while something else happens, in so much of it that the stack is above 48
-/// bytes: where the JIT makes one area per CPU of that, who takes the processor away overwrites it.
+/// In so much of the stack that it is above 48 bytes: where the JIT makes one area per CPU of that.
 #[cfg(feature = "planted-stack")]
 pub struct Kept([u64; 8]);
 
 #[cfg(feature = "planted-stack")]
 impl Kept {
     #[inline(always)]
-    pub fn new(word: u64) -> Self {
+    pub fn new(word: impl FnOnce() -> u64) -> Self {
+        let word = word();
         let mut kept = core::mem::MaybeUninit::<[u64; 8]>::uninit();
         for at in 0..8 {
             // SAFETY: inside the array. Volatile, or nothing would be stored.
