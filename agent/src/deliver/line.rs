@@ -52,6 +52,14 @@ impl Line {
         nanoseconds(self.text(pointer)?)
     }
 
+    /// Replaces a list by its JSON as text.
+    #[cfg(feature = "otlp")]
+    pub fn write_out(&mut self, pointer: &str) {
+        if let Some(value) = self.0.pointer_mut(pointer) {
+            *value = Value::String(value.to_string());
+        }
+    }
+
     /// The members, each with its name.
     #[cfg(feature = "otlp")]
     pub fn into_members(self) -> serde_json::Map<String, Value> {

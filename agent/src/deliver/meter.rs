@@ -11,8 +11,28 @@ use crate::record::Kind;
 const SERIES_MAX: usize = 1000;
 const OVERFLOW: (&str, &str) = ("otel.metric.overflow", "true");
 /// Bounds in seconds, as the conventions for HTTP advise.
-pub const BOUNDS: [f64; 14] = [
+const OF_EXCHANGES: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+/// And as those for generative AI do (v1.41): of calls and of tokens.
+const OF_CALLS: &[f64] = &[
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+const OF_TOKENS: &[f64] = &[
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
 ];
 /// The methods of HTTP; others are one.
 const METHODS: [&str; 9] = [
@@ -22,20 +42,37 @@ const METHODS: [&str; 9] = [
 /// Names and values, in order.
 pub type Labels = Vec<(&'static str, String)>;
 
-#[derive(Default)]
 pub struct Meter {
-    client: BTreeMap<Labels, Histogram>,
-    server: BTreeMap<Labels, Histogram>,
+    tables: [Table; 7],
     coverage: BTreeMap<String, u64>,
     /// The last one.
     stats: Option<Line>,
 }
 
-/// How often which time came.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// The histograms of one name.
+struct Table {
+    name: &'static str,
+    unit: &'static str,
+    help: &'static str,
+    bounds: &'static [f64],
+    series: BTreeMap<Labels, Histogram>,
+}
+
+/// Places in [`Meter::tables`].
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+const TOKENS: usize = 2;
+const CALL: usize = 3;
+const FIRST_CHUNK: usize = 4;
+const CHUNK: usize = 5;
+const SERVED: usize = 6;
+
+/// How often which value came.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Histogram {
+    pub bounds: &'static [f64],
     /// One more than there are bounds.
-    pub counts: [u64; BOUNDS.len() + 1],
+    pub counts: Vec<u64>,
     pub sum: f64,
 }
 
@@ -59,9 +96,18 @@ pub enum Points {
 }
 
 impl Histogram {
-    fn add(&mut self, value: f64) {
-        self.counts[BOUNDS.partition_point(|bound| *bound < value)] += 1;
-        self.sum += value;
+    fn new(bounds: &'static [f64]) -> Histogram {
+        Histogram {
+            bounds,
+            counts: vec![0; bounds.len() + 1],
+            sum: 0.0,
+        }
+    }
+
+    /// A value that came so often.
+    fn add(&mut self, value: f64, times: u64) {
+        self.counts[self.bounds.partition_point(|bound| *bound < value)] += times;
+        self.sum += value * times as f64;
     }
 
     pub fn count(&self) -> u64 {
@@ -69,10 +115,107 @@ impl Histogram {
     }
 }
 
+impl Table {
+    const fn new(
+        name: &'static str,
+        unit: &'static str,
+        bounds: &'static [f64],
+        help: &'static str,
+    ) -> Table {
+        Table {
+            name,
+            unit,
+            help,
+            bounds,
+            series: BTreeMap::new(),
+        }
+    }
+
+    fn add(&mut self, labels: Labels, value: f64, times: u64) {
+        if let Some(known) = self.series.get_mut(&labels) {
+            return known.add(value, times);
+        }
+        let labels = match self.series.len() < SERIES_MAX {
+            true => labels,
+            false => vec![(OVERFLOW.0, OVERFLOW.1.to_owned())],
+        };
+        let new = || Histogram::new(self.bounds);
+        self.series
+            .entry(labels)
+            .or_insert_with(new)
+            .add(value, times);
+    }
+
+    fn family(&self) -> Family {
+        let series = self.series.iter();
+        let points = series.map(|(labels, one)| (labels.clone(), one.clone()));
+        Family {
+            name: self.name,
+            unit: self.unit,
+            help: self.help,
+            points: Points::Histograms(points.collect()),
+        }
+    }
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter {
+            tables: [
+                Table::new(
+                    "http.client.request.duration",
+                    "s",
+                    OF_EXCHANGES,
+                    "Duration of HTTP requests that processes here made.",
+                ),
+                Table::new(
+                    "http.server.request.duration",
+                    "s",
+                    OF_EXCHANGES,
+                    "Duration of HTTP requests that processes here answered.",
+                ),
+                Table::new(
+                    "gen_ai.client.token.usage",
+                    "{token}",
+                    OF_TOKENS,
+                    "Tokens of calls to models that processes here made.",
+                ),
+                Table::new(
+                    "gen_ai.client.operation.duration",
+                    "s",
+                    OF_CALLS,
+                    "Duration of calls to models that processes here made.",
+                ),
+                Table::new(
+                    "gen_ai.client.operation.time_to_first_chunk",
+                    "s",
+                    OF_CALLS,
+                    "Time to the first piece of a streamed answer.",
+                ),
+                Table::new(
+                    "gen_ai.client.operation.time_per_output_chunk",
+                    "s",
+                    OF_CALLS,
+                    "Time between two pieces of a streamed answer, its mean for each of a call.",
+                ),
+                Table::new(
+                    "gen_ai.server.request.duration",
+                    "s",
+                    OF_CALLS,
+                    "Duration of calls to models that processes here answered.",
+                ),
+            ],
+            coverage: BTreeMap::new(),
+            stats: None,
+        }
+    }
+}
+
 impl Meter {
     pub fn take(&mut self, line: Line) {
         match line.kind() {
             Some(Kind::Http | Kind::Grpc) => self.exchange(&line),
+            Some(Kind::Llm) => self.call(&line),
             Some(Kind::Coverage) => {
                 let status = line.text("/status").unwrap_or("unknown");
                 *self.coverage.entry(status.to_owned()).or_default() += 1;
@@ -84,8 +227,8 @@ impl Meter {
 
     fn exchange(&mut self, line: &Line) {
         let table = match line.text("/connection/role") {
-            Some("server") => &mut self.server,
-            Some("client") => &mut self.client,
+            Some("server") => SERVER,
+            Some("client") => CLIENT,
             _ => return,
         };
         let times = ["request_start", "end"].map(|name| line.time(&format!("/timings/{name}")));
@@ -94,50 +237,67 @@ impl Meter {
             return;
         };
         let seconds = end.saturating_sub(start) as f64 / 1e9;
-        let labels = labels(line);
-        if let Some(known) = table.get_mut(&labels) {
-            return known.add(seconds);
+        self.tables[table].add(of_exchange(line), seconds, 1);
+    }
+
+    /// A call to a model.
+    fn call(&mut self, line: &Line) {
+        let labels = of_call(line);
+        let seconds = |pointer| line.at(pointer).and_then(Value::as_f64);
+        let duration = seconds("/timings/duration");
+        match line.text("/connection/role") {
+            Some("server") => {
+                if let Some(duration) = duration {
+                    self.tables[SERVED].add(labels, duration, 1);
+                }
+                return;
+            }
+            Some("client") => {}
+            _ => return,
         }
-        let labels = match table.len() < SERIES_MAX {
-            true => labels,
-            false => vec![(OVERFLOW.0, OVERFLOW.1.to_owned())],
-        };
-        table.entry(labels).or_default().add(seconds);
+        for (kind, pointer) in [
+            ("input", "/gen_ai/usage/input_tokens"),
+            ("output", "/gen_ai/usage/output_tokens"),
+        ] {
+            if let Some(count) = line.number(pointer) {
+                let mut labels = labels.clone();
+                let at = labels.partition_point(|(name, _)| *name < TOKEN_TYPE);
+                labels.insert(at, (TOKEN_TYPE, kind.to_owned()));
+                self.tables[TOKENS].add(labels, count as f64, 1);
+            }
+        }
+        let chunks = line.number("/timings/chunks").unwrap_or(0);
+        for (table, value, times) in [
+            (CALL, duration, 1),
+            (
+                FIRST_CHUNK,
+                seconds("/gen_ai/response/time_to_first_chunk"),
+                1,
+            ),
+            (
+                CHUNK,
+                seconds("/timings/time_per_output_chunk"),
+                chunks.saturating_sub(1),
+            ),
+        ] {
+            if let Some(value) = value {
+                self.tables[table].add(labels.clone(), value, times);
+            }
+        }
     }
 
     /// Everything, by names of OpenTelemetry where there are such.
     pub fn families(&self) -> Vec<Family> {
-        let histograms = |table: &BTreeMap<Labels, Histogram>| {
-            let series = table.iter();
-            Points::Histograms(
-                series
-                    .map(|(labels, one)| (labels.clone(), one.clone()))
-                    .collect(),
-            )
-        };
         let coverage = self.coverage.iter();
         let coverage =
             coverage.map(|(status, count)| (vec![("status", status.clone())], *count as f64));
-        let mut families = vec![
-            Family {
-                name: "http.client.request.duration",
-                unit: "s",
-                help: "Duration of HTTP requests that processes here made.",
-                points: histograms(&self.client),
-            },
-            Family {
-                name: "http.server.request.duration",
-                unit: "s",
-                help: "Duration of HTTP requests that processes here answered.",
-                points: histograms(&self.server),
-            },
-            Family {
-                name: "vortex.coverage",
-                unit: "{record}",
-                help: "Records of coverage: processes with TLS, seen or not.",
-                points: Points::Sums(coverage.collect()),
-            },
-        ];
+        let mut families: Vec<_> = self.tables.iter().map(Table::family).collect();
+        families.push(Family {
+            name: "vortex.coverage",
+            unit: "{record}",
+            help: "Records of coverage: processes with TLS, seen or not.",
+            points: Points::Sums(coverage.collect()),
+        });
         if let Some(stats) = &self.stats {
             families.extend(of_stats(stats));
         }
@@ -155,31 +315,61 @@ impl Points {
     }
 }
 
+const TOKEN_TYPE: &str = "gen_ai.token.type";
+
 /// What the conventions for HTTP ask for, without what has too many values.
-fn labels(line: &Line) -> Labels {
+fn of_exchange(line: &Line) -> Labels {
     let method = line.text("/http/request/method").unwrap_or("_OTHER");
     let method = if METHODS.contains(&method) {
         method
     } else {
         "_OTHER"
     };
-    let number = |pointer| line.number(pointer).map(|number| number.to_string());
-    let text = |pointer| line.text(pointer).map(str::to_owned);
-    let members = [
-        ("error.type", text("/error/type")),
+    labels([
+        ("error.type", text(line, "/error/type")),
         ("http.request.method", Some(method.to_owned())),
         (
             "http.response.status_code",
-            number("/http/response/status_code"),
+            number(line, "/http/response/status_code"),
         ),
         (
             "network.protocol.version",
-            text("/network/protocol/version"),
+            text(line, "/network/protocol/version"),
         ),
-        ("server.address", text("/server/address")),
-        ("server.port", number("/server/port")),
-        ("url.scheme", text("/url/scheme")),
-    ];
+        ("server.address", text(line, "/server/address")),
+        ("server.port", number(line, "/server/port")),
+        ("url.scheme", text(line, "/url/scheme")),
+    ])
+}
+
+/// What those for generative AI ask for.
+fn of_call(line: &Line) -> Labels {
+    labels([
+        ("error.type", text(line, "/error/type")),
+        (
+            "gen_ai.operation.name",
+            text(line, "/gen_ai/operation/name"),
+        ),
+        ("gen_ai.provider.name", text(line, "/gen_ai/provider/name")),
+        ("gen_ai.request.model", text(line, "/gen_ai/request/model")),
+        (
+            "gen_ai.response.model",
+            text(line, "/gen_ai/response/model"),
+        ),
+        ("server.address", text(line, "/server/address")),
+        ("server.port", number(line, "/server/port")),
+    ])
+}
+
+fn text(line: &Line, pointer: &str) -> Option<String> {
+    line.text(pointer).map(str::to_owned)
+}
+
+fn number(line: &Line, pointer: &str) -> Option<String> {
+    line.number(pointer).map(|number| number.to_string())
+}
+
+fn labels<const N: usize>(members: [(&'static str, Option<String>); N]) -> Labels {
     let known = members.into_iter();
     known
         .filter_map(|(name, value)| Some((name, value?)))
@@ -421,7 +611,7 @@ pub mod tests {
         for end in ["01.005000000", "01.005000001", "59.000000000"] {
             meter.take(exchange("client", "a", "GET", end));
         }
-        let one = meter.client.values().next().unwrap();
+        let one = meter.tables[CLIENT].series.values().next().unwrap();
         assert_eq!((one.counts[0], one.counts[1], one.counts[14]), (1, 1, 1));
         assert_eq!(one.count(), 3);
         assert!((one.sum - 58.010_000_001).abs() < 1e-9);
@@ -440,10 +630,14 @@ pub mod tests {
         }
         meter.take(exchange("server", "host0", "GET", "02.000000000"));
         meter.take(exchange("server", "host1", "BREW", "02.000000000"));
-        assert_eq!(meter.server.len(), SERIES_MAX + 1);
+        assert_eq!(meter.tables[SERVER].series.len(), SERIES_MAX + 1);
         let overflow = vec![(OVERFLOW.0, OVERFLOW.1.to_owned())];
-        assert_eq!(meter.server[&overflow].count(), 51);
-        let all: u64 = meter.server.values().map(Histogram::count).sum();
+        assert_eq!(meter.tables[SERVER].series[&overflow].count(), 51);
+        let all: u64 = meter.tables[SERVER]
+            .series
+            .values()
+            .map(Histogram::count)
+            .sum();
         assert_eq!(all, SERIES_MAX as u64 + 52);
     }
 
@@ -453,7 +647,85 @@ pub mod tests {
         for method in ["BREW", "WHEN", "GET"] {
             meter.take(exchange("client", "a", method, "02.000000000"));
         }
-        assert_eq!(meter.client.len(), 2);
+        assert_eq!(meter.tables[CLIENT].series.len(), 2);
+    }
+
+    /// As the pipeline writes one, of a stream of five pieces.
+    pub fn call(role: &str, more: &str) -> Line {
+        let text = format!(
+            r#"{{"kind":"llm","connection":{{"role":"{role}"}},"server":{{"address":"api","port":443}},
+                "gen_ai":{{"operation":{{"name":"chat"}},"provider":{{"name":"openai"}},"request":{{"model":"gpt"}},
+                "response":{{"model":"gpt-1","time_to_first_chunk":0.5}},
+                "usage":{{"input_tokens":20,"output_tokens":300,"cache_read":{{"input_tokens":4}}}}}},{more}
+                "timings":{{"request_start":"1970-01-01T00:00:01.000000000Z","end":"1970-01-01T00:00:03.000000000Z",
+                "duration":2.0,"chunks":5,"time_per_output_chunk":0.03}}}}"#
+        );
+        Line::read(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn calls_to_models_are_counted_as_the_conventions_want_it() {
+        let mut meter = Meter::default();
+        meter.take(call("client", ""));
+        meter.take(call("client", r#""error":{"type":"incomplete"},"#));
+        meter.take(call("server", ""));
+        // Whose part is not known would be counted at both ends.
+        meter.take(call("none", ""));
+        let families = meter.families();
+        let series = |name: &str| {
+            let family = families.iter().find(|one| one.name == name).unwrap();
+            let Points::Histograms(points) = &family.points else {
+                panic!("{name}")
+            };
+            points.clone()
+        };
+        let places = |one: &Histogram| {
+            let counts = one.counts.iter().enumerate();
+            let some = counts.filter(|(_, count)| **count > 0);
+            some.map(|(at, count)| (at, *count)).collect::<Vec<_>>()
+        };
+        let of = |(name, value): (&'static str, &str)| (name, value.to_owned());
+        let plain = [
+            ("gen_ai.operation.name", "chat"),
+            ("gen_ai.provider.name", "openai"),
+            ("gen_ai.request.model", "gpt"),
+            ("gen_ai.response.model", "gpt-1"),
+            ("server.address", "api"),
+            ("server.port", "443"),
+        ]
+        .map(of)
+        .to_vec();
+        let mut failed = plain.clone();
+        failed.insert(0, of(("error.type", "incomplete")));
+
+        let tokens = series("gen_ai.client.token.usage");
+        // 20 is in the bucket that ends with 64, 300 in that of 1024.
+        let expected = [&failed, &plain].into_iter().flat_map(|labels| {
+            [("input", 3, 20.0), ("output", 5, 300.0)].map(|(kind, at, sum)| {
+                let mut labels = labels.clone();
+                labels.push(of(("gen_ai.token.type", kind)));
+                labels.sort();
+                (labels, vec![(at, 1)], sum)
+            })
+        });
+        let told = tokens
+            .iter()
+            .map(|(labels, one)| (labels.clone(), places(one), one.sum));
+        assert_eq!(told.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+        for (name, at, times, sum) in [
+            ("gen_ai.client.operation.duration", 8, 1, 2.0),
+            ("gen_ai.client.operation.time_to_first_chunk", 6, 1, 0.5),
+            ("gen_ai.client.operation.time_per_output_chunk", 2, 4, 0.12),
+        ] {
+            let told = series(name);
+            assert_eq!(told.len(), 2, "{name}");
+            assert_eq!((&told[0].0, &told[1].0), (&failed, &plain), "{name}");
+            assert_eq!(places(&told[1].1), [(at, times)], "{name}");
+            assert!((told[1].1.sum - sum).abs() < 1e-9, "{name}");
+        }
+        let served = series("gen_ai.server.request.duration");
+        assert_eq!(served.len(), 1);
+        assert_eq!((&served[0].0, served[0].1.sum), (&plain, 2.0));
     }
 
     #[test]

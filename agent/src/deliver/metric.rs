@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::{
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{
-    meter::{BOUNDS, Family, Labels, Points},
+    meter::{Family, Labels, Points},
     otlp::{Answer, Exporter},
     queue::Health,
     resource::{Resource, number, scope, word},
@@ -122,8 +122,8 @@ fn metric(family: Family, span: Span) -> Metric {
                 time_unix_nano: span.now,
                 count: one.count(),
                 sum: Some(one.sum),
-                bucket_counts: one.counts.to_vec(),
-                explicit_bounds: BOUNDS.to_vec(),
+                bucket_counts: one.counts,
+                explicit_bounds: one.bounds.to_vec(),
                 ..HistogramDataPoint::default()
             });
             Data::Histogram(Histogram {

@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     lane::Lane,
-    meter::{BOUNDS, Family, Labels, Points},
+    meter::{Family, Labels, Points},
     wire::Count,
 };
 
@@ -171,9 +171,9 @@ fn text(families: &[Family]) -> String {
         };
         for (labels, histogram) in points {
             let mut below = 0;
-            let bounds = BOUNDS.iter().map(f64::to_string);
+            let bounds = histogram.bounds.iter().map(f64::to_string);
             let bounds = bounds.chain(["+Inf".to_owned()]);
-            for (bound, count) in bounds.zip(histogram.counts) {
+            for (bound, count) in bounds.zip(&histogram.counts) {
                 below += count;
                 let labels = braces(labels, Some(&bound));
                 let _ = writeln!(text, "{name}_bucket{labels} {below}");

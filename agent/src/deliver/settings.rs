@@ -176,7 +176,13 @@ pub struct Lane {
 /// What becomes a span.
 const SPANS: [Kind; 3] = [Kind::Http, Kind::Grpc, Kind::Llm];
 /// What is counted.
-pub const METERED: [Kind; 4] = [Kind::Http, Kind::Grpc, Kind::Coverage, Kind::Stats];
+pub const METERED: [Kind; 5] = [
+    Kind::Http,
+    Kind::Grpc,
+    Kind::Llm,
+    Kind::Coverage,
+    Kind::Stats,
+];
 
 impl Settings {
     /// The lanes: of each collector its logs and its spans, then the pages. Metrics have none: they are no records,

@@ -37,7 +37,16 @@ pub fn is_span(line: &Line) -> bool {
     }
 }
 
-fn span(line: Line) -> Span {
+/// Messages of a call to a model, which the conventions have as JSON in a span.
+const MESSAGES: [&str; 4] = [
+    "/gen_ai/system_instructions",
+    "/gen_ai/input/messages",
+    "/gen_ai/output/messages",
+    "/gen_ai/tool/definitions",
+];
+
+fn span(mut line: Line) -> Span {
+    MESSAGES.iter().for_each(|pointer| line.write_out(pointer));
     let times = ["request_start", "request_end", "first_byte", "end"];
     let times = times.map(|name| line.time(&format!("/timings/{name}")));
     let at = line.time("/time").unwrap_or(0);
@@ -67,16 +76,25 @@ fn span(line: Line) -> Span {
 
 /// Of few values, as the conventions want it: the path is an attribute.
 fn name(line: &Line) -> String {
-    match (line.text("/rpc/service"), line.text("/rpc/method")) {
-        (Some(service), Some(method)) => format!("{service}/{method}"),
-        _ => line
+    let both = |first, second| line.text(first).zip(line.text(second));
+    if line.kind() == Some(Kind::Llm) {
+        let operation = line.text("/gen_ai/operation/name").unwrap_or("call");
+        return match line.text("/gen_ai/request/model") {
+            Some(model) => format!("{operation} {model}"),
+            None => operation.to_owned(),
+        };
+    }
+    match both("/rpc/service", "/rpc/method") {
+        Some((service, method)) => format!("{service}/{method}"),
+        None => line
             .text("/http/request/method")
             .unwrap_or("HTTP")
             .to_owned(),
     }
 }
 
-/// What has a place of its own, and bodies, which are in the log record with the same ids.
+/// What has a place of its own, and bodies, which are in the log record with the same ids. A call to a model has its
+/// messages in its span: there are readers of such spans, and hardly one of such logs.
 fn is_left_out(path: &str) -> bool {
     let is_body = |path: &str| {
         let body = path.strip_prefix("http.request.body.");
@@ -168,6 +186,8 @@ fn hex(text: &str, digits: usize) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+
     use super::*;
 
     fn line(text: &str) -> Line {
@@ -221,6 +241,51 @@ mod tests {
         };
         assert!(call("client", 5) && !call("server", 5) && call("server", 13));
         assert!(!call("client", 0));
+    }
+
+    #[test]
+    fn a_call_to_a_model_is_as_the_conventions_want_it() {
+        let text = r#"{"kind":"llm","id":"7c1f-1","time":"1970-01-01T00:00:09.000000000Z",
+            "connection":{"role":"client"},"error":{"type":"incomplete"},
+            "gen_ai":{"operation":{"name":"chat"},"provider":{"name":"openai"},"request":{"model":"gpt","top_k":0.5},
+            "usage":{"input_tokens":3,"cache_read":{"input_tokens":1}},"response":{"finish_reasons":["stop"]},
+            "system_instructions":[{"type":"text","content":"Be \"brief\"."}],
+            "input":{"messages":[{"role":"user","parts":[{"type":"text","content":"Hi"}]}]},
+            "output":{"type":"text","messages":[]}},
+            "timings":{"request_start":"1970-01-01T00:00:01.000000000Z","end":"1970-01-01T00:00:03.000000000Z"}}"#;
+        let span = span(line(text));
+        assert_eq!(span.name, "chat gpt");
+        assert_eq!(span.kind, SpanKind::Client as i32);
+        assert_eq!(span.status.unwrap().code, StatusCode::Error as i32);
+        assert_eq!(
+            span.end_time_unix_nano - span.start_time_unix_nano,
+            2_000_000_000
+        );
+        let find = |key: &str| {
+            let pair = span.attributes.iter().find(|pair| pair.key == key);
+            pair.and_then(|pair| pair.value.clone()?.value)
+        };
+        let text = |text: &str| Some(Any::StringValue(text.to_owned()));
+        assert_eq!(
+            find("gen_ai.system_instructions"),
+            text(r#"[{"type":"text","content":"Be \"brief\"."}]"#)
+        );
+        assert_eq!(
+            find("gen_ai.input.messages"),
+            text(r#"[{"role":"user","parts":[{"type":"text","content":"Hi"}]}]"#)
+        );
+        assert_eq!(find("gen_ai.output.messages"), text("[]"));
+        assert_eq!(find("gen_ai.output.type"), text("text"));
+        assert_eq!(
+            find("gen_ai.usage.cache_read.input_tokens"),
+            Some(Any::IntValue(1))
+        );
+        assert!(matches!(
+            find("gen_ai.response.finish_reasons"),
+            Some(Any::ArrayValue(_))
+        ));
+        let nameless = line(r#"{"kind":"llm","gen_ai":{"operation":{"name":"embeddings"}}}"#);
+        assert_eq!(name(&nameless), "embeddings");
     }
 
     #[test]

@@ -882,6 +882,85 @@ fn others_read_what_is_sent() {
     );
 }
 
+/// A reader of GenAI spans that others wrote (`pip install arize-phoenix`): `VORTEX_PHOENIX` says where it is.
+#[test]
+#[ignore = "needs phoenix"]
+fn others_read_calls_to_models() {
+    let phoenix = std::env::var_os("VORTEX_PHOENIX").expect("VORTEX_PHOENIX");
+    let [port, grpc] = [(); 2].map(|()| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    });
+    let mut directory = std::env::temp_dir();
+    directory.push(format!("vortex-phoenix-{}", std::process::id()));
+    let mut phoenix = Command::new(phoenix)
+        .arg("serve")
+        .env("PHOENIX_WORKING_DIR", &directory)
+        .env("PHOENIX_HOST", "127.0.0.1")
+        .env("PHOENIX_PORT", port.to_string())
+        .env("PHOENIX_GRPC_PORT", grpc.to_string())
+        .env("PHOENIX_TELEMETRY_ENABLED", "false")
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let ask = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+        let head = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200 ").then(|| body.to_owned())
+    };
+    let wait = |path: &str, is_it: &dyn Fn(&str) -> bool| {
+        for _ in 0..600 {
+            if let Some(answer) = ask(path).filter(|answer| is_it(answer)) {
+                return Some(answer);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        None
+    };
+    let is_ready = wait("/healthz", &|_| true).is_some();
+    let lines = include_str!("../../../tests/scenarios/llm.ndjson").lines();
+    let lines = lines.filter(|line| line.contains(r#""kind":"llm""#));
+    let lines: Vec<_> = lines.map(|line| Bytes::from(line.to_owned())).collect();
+    let resource = resource::Resource::new(&sample::origin());
+    let request = span::request(&lines, &resource).encode_to_vec();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let head = format!(
+        "POST /v1/traces HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-protobuf\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        request.len()
+    );
+    stream
+        .write_all(&[head.as_bytes(), &request].concat())
+        .unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    let spans = wait("/v1/projects/default/spans?limit=100", &|answer| {
+        answer.matches("gen_ai.operation.name").count() >= lines.len()
+    });
+    let _ = phoenix.kill();
+    let _ = phoenix.wait();
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert!(is_ready, "phoenix did not start");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let spans = spans.expect("no spans");
+    println!("{spans}");
+    assert!(lines.len() > 1);
+    // Its own words for what it understood.
+    for words in [
+        r#""llm.token_count.prompt":25"#,
+        r#""llm.model_name":"claude-sonnet-4-5"#,
+        r#""span_kind":"LLM""#,
+    ] {
+        assert!(spans.contains(words), "{words}");
+    }
+}
+
 /// What is on it, without the head.
 fn read_page(at: SocketAddr) -> String {
     let mut stream = TcpStream::connect(at).unwrap();

@@ -72,6 +72,11 @@ impl Object<'_> {
             }
             member.optional_float("time_to_first_chunk", llm.first_chunk);
         });
+        if let Some(count) = llm.parameters.dimensions {
+            self.object("embeddings", |member| {
+                member.object("dimension", |member| member.number("count", count));
+            });
+        }
         let usage = &llm.usage;
         if *usage != Usage::default() {
             self.object("usage", |member| {
@@ -134,7 +139,6 @@ impl Object<'_> {
                 self.array(key, texts, |out, text| quoted(text, out));
             }
         }
-        self.optional_number("dimensions", parameters.dimensions);
     }
 }
 
