@@ -21,6 +21,7 @@ use vortex_agent::{
     coverage::User,
     half::{Facts, Features, Files, Link, Sockets},
     input::Input,
+    llm::price::Prices,
     locate::{Found, Instruction, Point},
     metadata::Names,
     pipeline::{Pipeline, Wanted},
@@ -84,6 +85,7 @@ impl Play {
             comms: Vec::new(),
             names: Names::default(),
             policy: None,
+            prices: Prices::default(),
             key: 1,
             secret_key: Key::new([1; 32]),
         });

@@ -13,6 +13,7 @@ use vortex_agent::{
     coverage::User,
     half::Facts,
     input::{Input, Show},
+    llm::price::Prices,
     locate::{Found, Instruction, Point},
     metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
@@ -401,6 +402,7 @@ impl Bench {
             comms: Vec::new(),
             names: Names::default(),
             policy: None,
+            prices: Prices::default(),
             key: 1,
             secret_key: key,
         });

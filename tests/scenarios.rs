@@ -23,6 +23,7 @@ use vortex_agent::{
     coverage::User,
     half::{Connected, Facts, Features, Files, Finding, Link, Pending, Sockets},
     input::{Count, Input},
+    llm::price::{Price, Prices},
     locate::{Found, Instruction, Point},
     metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
@@ -524,6 +525,19 @@ fn policy_of(written: Option<&WrittenPolicy>) -> Option<policy::Policy> {
     Config::try_from(settings).unwrap().policy
 }
 
+/// What calls to one of the models of the scenarios cost.
+fn prices() -> Prices {
+    Prices(vec![Price {
+        provider: Some("anthropic".to_owned()),
+        model: "claude-sonnet-*".to_owned(),
+        currency: "USD",
+        input: 3.0,
+        cache_read: 0.3,
+        cache_creation: 3.75,
+        output: 15.0,
+    }])
+}
+
 fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
     Wanted {
         emit: Kind::value_variants()
@@ -547,6 +561,7 @@ fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
         comms: header.comms.clone(),
         names: header.names.clone(),
         policy: policy_of(scenario.policy.as_ref()),
+        prices: prices(),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }
@@ -1145,6 +1160,7 @@ scenarios! {
     text_http2
     text_interim
     text_lines
+    text_llm
     text_sse
     text_websocket
     told_of_too_late

@@ -18,6 +18,7 @@ use agent_ebpf::{Direction, Shape};
 
 use crate::{
     input::Show,
+    llm::price::{Price, Prices},
     locate::{Named, Signature, Which},
     metadata::{Names, Sockets},
     policy::{self, Capture},
@@ -29,7 +30,7 @@ use crate::{
 };
 
 /// What was meant. Every value is valid.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub filter: Filter,
     /// Where records go. At least one.
@@ -37,6 +38,7 @@ pub struct Config {
     pub content: Policy,
     /// Containers of which less is told than that; `None`: of all the same.
     pub policy: Option<policy::Policy>,
+    pub prices: Prices,
     /// So much of each body is written, in bytes.
     pub body_limit: usize,
     /// Where everything that comes in is kept for a replay; with [`Policy::Full`] only.
@@ -127,6 +129,7 @@ impl Config {
         keep!("container", filter.containers);
         keep!("pod, namespace or label", filter.names);
         keep!("metadata", runtimes);
+        keep!("price", prices);
         keep!("record", record);
         keep!("ring-size", ring_size);
         keep!("hold", hold);
@@ -263,6 +266,7 @@ impl TryFrom<Settings> for Config {
             sinks,
             content: settings.content.unwrap_or(Policy::Redacted),
             policy: settings.policy.map(capture_policy).transpose()?,
+            prices: Prices(each(settings.price, price)?),
             body_limit: settings.body_limit.map_or(BODY_LIMIT, Size::in_memory),
             record: settings.record,
             ring_size,
@@ -420,6 +424,40 @@ fn kept(text: String) -> &'static str {
     text.leak()
 }
 
+fn price(written: WrittenPrice) -> Result<Price, ConfigError> {
+    let WrittenPrice {
+        provider,
+        model,
+        currency,
+        input,
+        cache_read,
+        cache_creation,
+        output,
+    } = written;
+    let wrong = |what| Err(ConfigError::Price(model.clone(), what));
+    let all = [Some(input), cache_read, cache_creation, output];
+    if all
+        .iter()
+        .flatten()
+        .any(|price| !(0.0..1e9).contains(price))
+    {
+        return wrong("a price is a number from 0 to a thousand million, for a million tokens");
+    }
+    let is_letter = |byte: u8| byte.is_ascii_uppercase();
+    if currency.len() != 3 || !currency.bytes().all(is_letter) {
+        return wrong("`currency` is three capital letters: \"USD\", \"EUR\"");
+    }
+    Ok(Price {
+        provider,
+        currency: kept(currency),
+        input,
+        cache_read: cache_read.unwrap_or(input),
+        cache_creation: cache_creation.unwrap_or(input),
+        output: output.unwrap_or(0.0),
+        model,
+    })
+}
+
 fn signature(written: WrittenSignature) -> Result<Signature, ConfigError> {
     let WrittenSignature {
         library,
@@ -505,7 +543,7 @@ fn ring_size(bytes: u64) -> Result<u32, ConfigError> {
 }
 
 /// What was written, in flags or in a file.
-#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Settings {
     /// Watch this process and no other; it ends when the last of them has gone. Filters in the
@@ -613,6 +651,10 @@ pub struct Settings {
     /// In a file only.
     #[arg(skip)]
     pub policy: Option<WrittenPolicy>,
+
+    /// In a file only.
+    #[arg(skip)]
+    pub price: Option<Vec<WrittenPrice>>,
 
     /// Colours in text output [default: auto]
     #[arg(long, value_name = "WHEN")]
@@ -740,6 +782,7 @@ impl Settings {
             signature: self.signature.or(other.signature),
             metadata: self.metadata.or(other.metadata),
             policy: self.policy.or(other.policy),
+            price: self.price.or(other.price),
             color: self.color.or(other.color),
             limits: self.limits.or(other.limits),
             daemon: self.daemon.or(other.daemon),
@@ -865,6 +908,24 @@ fn metadata_only() -> Capture {
 
 fn all_of_content() -> Capture {
     Capture::Full
+}
+
+/// A table `[[price]]`: of a million tokens.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenPrice {
+    pub provider: Option<String>,
+    pub model: String,
+    #[serde(default = "dollars")]
+    pub currency: String,
+    pub input: f64,
+    pub cache_read: Option<f64>,
+    pub cache_creation: Option<f64>,
+    pub output: Option<f64>,
+}
+
+fn dollars() -> String {
+    "USD".to_owned()
 }
 
 /// Where a call's number of bytes is.
@@ -1069,6 +1130,8 @@ pub enum ConfigError {
     Label(String),
     #[error("[metadata] {}: write the socket's path from the root", .0.display())]
     Socket(PathBuf),
+    #[error("price of {0:?}: {1}")]
+    Price(String, &'static str),
     #[error("signature {0:?}: {1}")]
     Signature(String, &'static str),
     #[error(
@@ -1166,6 +1229,8 @@ mod tests {
         check_schema(policy, "[policy]");
         let rule = &policy["properties"]["rule"]["items"];
         check_schema(rule, "[[policy.rule]]\ncapture = \"none\"");
+        let price = &schema["properties"]["price"]["items"];
+        check_schema(price, "[[price]]\nmodel = \"a\"\ninput = 1.0");
         let signature = &schema["properties"]["signature"]["items"];
         check_schema(signature, "[[signature]]");
         let function = &schema["$defs"]["function"];
@@ -1360,6 +1425,31 @@ mod tests {
             traced("[limits]\ntraced-cpu = 0.05"),
             Some(Duration::from_millis(50))
         );
+    }
+
+    #[test]
+    fn prices_of_models() {
+        let text = "[[price]]\nmodel = \"gpt*\"\ninput = 2\n[[price]]\nprovider = \"a\"\nmodel = \"b\"\n\
+            currency = \"EUR\"\ninput = 3.0\ncache-read = 0.3\ncache-creation = 3.75\noutput = 15.0";
+        let plain = Price {
+            provider: None,
+            model: "gpt*".to_owned(),
+            currency: "USD",
+            input: 2.0,
+            cache_read: 2.0,
+            cache_creation: 2.0,
+            output: 0.0,
+        };
+        let whole = Price {
+            provider: Some("a".to_owned()),
+            model: "b".to_owned(),
+            currency: "EUR",
+            input: 3.0,
+            cache_read: 0.3,
+            cache_creation: 3.75,
+            output: 15.0,
+        };
+        assert_eq!(config(text).unwrap().prices, Prices(vec![plain, whole]));
     }
 
     #[test]
@@ -1628,6 +1718,19 @@ mod tests {
             (
                 "record = \"f\"\ncontent = \"full\"\n[policy]",
                 &["--record", "[policy]"],
+            ),
+            ("[[price]]\ninput = 1.0", &["line 1", "`model`"]),
+            (
+                "[[price]]\nmodel = \"gpt\"\ninput = -1.0",
+                &["price of \"gpt\"", "million tokens"],
+            ),
+            (
+                "[[price]]\nmodel = \"gpt\"\ninput = nan",
+                &["price of \"gpt\"", "million tokens"],
+            ),
+            (
+                "[[price]]\nmodel = \"gpt\"\ninput = 1.0\ncurrency = \"$\"",
+                &["price of \"gpt\"", "\"USD\""],
             ),
             (
                 "[[signature]]\nlibrary = \"a\\u001b\"",

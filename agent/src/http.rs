@@ -5,6 +5,7 @@
 //! text that an end is free to write.
 
 use crate::{
+    llm::price::Prices,
     plaintext::Plaintext,
     protocol::{
         charset,
@@ -26,6 +27,7 @@ pub struct Teller<'a> {
     pub server: Option<&'a str>,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
+    pub prices: &'a Prices,
     /// What was told of an exchange while it was open is not told again.
     pub live: bool,
 }

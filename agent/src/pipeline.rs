@@ -25,6 +25,7 @@ use crate::{
     input::{Count, Input, Show},
     ledger::{Tally, ledger},
     llm,
+    llm::price::Prices,
     locate::Found,
     metadata::{
         Container, Names,
@@ -73,6 +74,8 @@ pub struct Wanted {
     pub names: Names,
     /// How much is told of which container, if they differ.
     pub policy: Option<policy::Policy>,
+    /// What calls to models cost.
+    pub prices: Prices,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
     /// Makes the hashes of secrets; random.

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
-use crate::llm::call::Usage;
+use crate::llm::{call::Usage, price::Cost};
 use crate::locate::Instruction;
 pub use crate::redact::{Clear, Content, OwnedContent, View};
 use crate::shed::{Account, Level};
@@ -500,6 +500,8 @@ pub struct Llm {
     pub response_tier: Option<Clear>,
     pub fingerprint: Option<Clear>,
     pub usage: Usage,
+    /// Where the configuration has a price for it.
+    pub cost: Option<Cost>,
     pub error: Option<Clear>,
     pub conversation: Option<Clear>,
     pub instructions: Vec<LlmPart>,

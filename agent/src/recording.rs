@@ -238,6 +238,7 @@ mod tests {
             Connected, Facts, Features, Files, Finding, Link, Pending, Runtime, Silent, Sockets,
         },
         input::{Count, Show},
+        llm::price::Prices,
         locate::{Found, Instruction, Point},
         metadata::{Container, Pod},
         pipeline::{Pipeline, Wanted},
@@ -537,6 +538,7 @@ mod tests {
             comms: header.comms,
             names: header.names,
             policy: None,
+            prices: Prices::default(),
             key: header.key,
             secret_key: Key::new(header.secret_key),
         });

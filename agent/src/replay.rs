@@ -113,6 +113,7 @@ pub fn wanted(config: &Config, header: &Header) -> Wanted {
         names: header.names.clone(),
         // Where there is one nothing is recorded.
         policy: None,
+        prices: config.prices.clone(),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }

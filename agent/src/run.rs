@@ -603,6 +603,7 @@ impl Session {
             comms: header.comms.clone(),
             names: header.names.clone(),
             policy: config.policy.clone(),
+            prices: config.prices.clone(),
             key: header.key,
             secret_key: Key::new(secret_key),
         });

@@ -415,6 +415,7 @@ impl Speaker<'_> {
             policy: capture.content(self.voice.wanted.content),
             server: self.voice.connection.server_name.as_deref(),
             clock: self.voice.clock,
+            prices: &self.voice.wanted.prices,
             live: self.voice.wanted.live,
         }
     }

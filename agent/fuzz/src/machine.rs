@@ -16,6 +16,7 @@ use vortex_agent::{
     half::{Facts, Features, FileId, Files, Finding, Link, Pending, Runtime, Silent, Sockets},
     input::{Count, Input, Show},
     ledger::ledger,
+    llm::price::Prices,
     locate::{Found, Instruction, Point},
     pipeline::{Pipeline, Wanted},
     record::Kind,
@@ -194,6 +195,7 @@ impl Machine {
             comms: Vec::new(),
             names: world.names(),
             policy: world.policy(),
+            prices: Prices::default(),
             key: 1,
             secret_key: Key::new([1; 32]),
         });

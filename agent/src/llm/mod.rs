@@ -16,6 +16,7 @@ mod format;
 mod gemini;
 mod messages;
 mod ollama;
+pub mod price;
 mod provider;
 mod realtime;
 mod responses;

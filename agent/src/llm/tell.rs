@@ -45,11 +45,15 @@ impl Teller<'_> {
         let seconds = |from: u64, to: u64| to.saturating_sub(from) as f64 / 1e9;
         let pace = call.pace;
         let is_told = self.policy != Policy::None;
+        let provider = self.provider(&url.full).or(call.provider())?;
+        let models = [&answered.model, &asked.model];
+        let models = models.into_iter().flatten().map(|model| &*model.kept);
         Some(Llm {
             exchange,
             operation: format.operation(),
-            provider: self.provider(&url.full).or(call.provider())?,
+            provider,
             api: format.api(),
+            cost: self.prices.cost(provider, models, &answered.usage),
             model: self.word(&asked.model),
             parameters: crate::record::LlmParameters {
                 stream: asked.parameters.stream,

@@ -4,7 +4,7 @@
 
 use super::{Object, braces, quoted};
 use crate::{
-    llm::call::Usage,
+    llm::{call::Usage, price::Cost},
     record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool},
 };
 
@@ -32,6 +32,12 @@ impl Object<'_> {
                         });
                     }
                 }
+            });
+        }
+        if let Some(Cost { amount, currency }) = llm.cost {
+            self.object("cost", |member| {
+                member.float("amount", amount);
+                member.word("currency", currency);
             });
         }
         match &llm.error {
