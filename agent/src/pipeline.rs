@@ -25,7 +25,7 @@ use crate::{
     input::{Count, Input, Show},
     ledger::{Tally, ledger},
     llm,
-    llm::price::Prices,
+    llm::{dialog::Dialogs, price::Prices},
     locate::Found,
     metadata::{
         Container, Names,
@@ -98,6 +98,8 @@ pub struct Pipeline {
     keep: Keep,
     /// What is kept of calls to models.
     held: llm::Held,
+    /// Which of them belong together.
+    dialogs: Dialogs,
     /// How often a bound of a decoder was reached.
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
@@ -254,6 +256,7 @@ impl Pipeline {
             decodes,
             keep: Keep::new(wanted.bounds),
             held: llm::Held::default(),
+            dialogs: Dialogs::new(wanted.secret_key.clone()),
             limits: BTreeMap::new(),
             asked: VecDeque::new(),
             account: Account::default(),
@@ -1577,6 +1580,7 @@ impl Pipeline {
             redactors,
             keep,
             held,
+            dialogs,
             limits,
             asked,
             account,
@@ -1619,6 +1623,7 @@ impl Pipeline {
             account,
             calls,
             held,
+            dialogs,
             handle: id,
         };
         ask(decoder, keep, &mut |said| speaker.heard(said));
@@ -1675,6 +1680,7 @@ impl Pipeline {
             decodes,
             keep,
             held,
+            dialogs,
             limits,
             asked,
             account,
@@ -1744,6 +1750,7 @@ impl Pipeline {
                 account,
                 calls,
                 held,
+                dialogs,
                 handle: id.handle,
             };
             match output {

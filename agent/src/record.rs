@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
-use crate::llm::{call::Usage, price::Cost};
+use crate::llm::{call::Usage, dialog::Place, price::Cost};
 use crate::locate::Instruction;
 pub use crate::redact::{Clear, Content, OwnedContent, View};
 use crate::shed::{Account, Level};
@@ -503,7 +503,9 @@ pub struct Llm {
     /// Where the configuration has a price for it.
     pub cost: Option<Cost>,
     pub error: Option<Clear>,
+    /// As its API has it.
     pub conversation: Option<Clear>,
+    pub place: Place,
     pub instructions: Vec<LlmPart>,
     pub input: Vec<LlmMessage>,
     pub output: Vec<LlmMessage>,

@@ -8,13 +8,14 @@ use crate::{
     connection::Border,
     event::{HandleId, StreamId},
     http::Teller,
-    llm::{Calls, Held, Turn},
+    llm::{Calls, Held, Turn, dialog::Dialogs},
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::{Capture, Past},
     protocol::{Limit, Said, exchange::Exchange, lines},
     record::{
-        Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, WallTime,
+        Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, Role,
+        WallTime,
     },
     redact::{self, Policy, Redactors, Told, View},
     shed::Account,
@@ -120,6 +121,7 @@ pub struct Speaker<'a> {
     /// Those to models, and what such calls hold.
     pub calls: &'a mut Calls,
     pub held: &'a mut Held,
+    pub dialogs: &'a mut Dialogs,
     pub handle: HandleId,
 }
 
@@ -379,9 +381,10 @@ impl Speaker<'_> {
         let Some(call) = self.calls.end(exchange, self.held) else {
             return;
         };
+        let place = self.dialogs.place(&call, self.is_server());
         let began = began(exchange).unwrap_or(self.voice.time);
         let teller = self.teller(self.voice.capture_since(began));
-        let Some(llm) = teller.llm(&call, exchange) else {
+        let Some(llm) = teller.llm(&call, exchange, place) else {
             return;
         };
         let lost = exchange.halves().map(|half| half.lost).sum();
@@ -392,14 +395,19 @@ impl Speaker<'_> {
     /// Calls to a model over a WebSocket.
     fn turns(&mut self, turns: &[Turn]) {
         for turn in turns {
+            let place = self.dialogs.place(&turn.call, self.is_server());
             let teller = self.teller(self.voice.capture_since(turn.began));
             let became = self.calls.upgraded();
-            let Some(llm) = became.and_then(|became| teller.turn(turn, became)) else {
+            let Some(llm) = became.and_then(|became| teller.turn(turn, became, place)) else {
                 continue;
             };
             let complete = llm.missing.is_empty();
             self.voice.say_of(turn.began, complete, 0, Body::Llm(&llm));
         }
+    }
+
+    fn is_server(&self) -> bool {
+        self.voice.connection.role == Some(Role::Server)
     }
 
     fn names_version(&mut self, exchange: &Exchange) {

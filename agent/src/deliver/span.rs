@@ -266,14 +266,17 @@ mod tests {
             pair.and_then(|pair| pair.value.clone()?.value)
         };
         let text = |text: &str| Some(Any::StringValue(text.to_owned()));
-        assert_eq!(
-            find("gen_ai.system_instructions"),
-            text(r#"[{"type":"text","content":"Be \"brief\"."}]"#)
-        );
-        assert_eq!(
-            find("gen_ai.input.messages"),
-            text(r#"[{"role":"user","parts":[{"type":"text","content":"Hi"}]}]"#)
-        );
+        let read = |key: &str| match find(key) {
+            Some(Any::StringValue(text)) => {
+                serde_json::from_str::<serde_json::Value>(&text).unwrap()
+            }
+            other => panic!("{key}: {other:?}"),
+        };
+        let part = |content: &str| serde_json::json!({"type": "text", "content": content});
+        let instructions = serde_json::json!([part("Be \"brief\".")]);
+        assert_eq!(read("gen_ai.system_instructions"), instructions);
+        let messages = serde_json::json!([{"role": "user", "parts": [part("Hi")]}]);
+        assert_eq!(read("gen_ai.input.messages"), messages);
         assert_eq!(find("gen_ai.output.messages"), text("[]"));
         assert_eq!(find("gen_ai.output.type"), text("text"));
         assert_eq!(

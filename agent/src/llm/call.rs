@@ -1,5 +1,7 @@
 //! What is known of one call to a model, whatever wire format told it.
 
+use std::collections::HashMap;
+
 use crate::protocol::json::{Text, Value};
 
 /// What was asked for.
@@ -274,6 +276,28 @@ pub fn free(value: &Value) -> Text {
 }
 
 impl Request {
+    /// Gives results the names of the tools that they are of: most APIs name a call by its id alone.
+    pub fn name_results(&mut self) {
+        let mut names: HashMap<String, Text> = HashMap::new();
+        for part in self.messages.iter_mut().flat_map(|turn| &mut turn.parts) {
+            match part {
+                Part::Call(ToolCall {
+                    id: Some(id),
+                    name: Some(name),
+                    ..
+                }) => {
+                    names.insert(id.kept.clone(), name.clone());
+                }
+                Part::Result(ToolResult {
+                    id: Some(id),
+                    name: name @ None,
+                    ..
+                }) => *name = names.get(&id.kept).cloned(),
+                _ => {}
+            }
+        }
+    }
+
     /// Bytes of memory, but for a few.
     pub fn weight(&self) -> usize {
         let tools: usize = self.tools.iter().map(Tool::weight).sum();

@@ -12,6 +12,7 @@ pub mod call;
 mod chat;
 mod cohere;
 mod conversations;
+pub mod dialog;
 mod format;
 mod gemini;
 mod messages;
@@ -231,7 +232,9 @@ impl Calls {
         }
         let mut call = self.open.remove(&exchange.id)?;
         held.0 -= call.held;
-        call.ends(exchange).then_some(call)
+        let is_call = call.ends(exchange);
+        call.request.name_results();
+        is_call.then_some(call)
     }
 
     /// A message of a WebSocket that the connection became: the calls that end with it.

@@ -5,6 +5,7 @@
 use super::{
     Call, Turn,
     call::{Message, Part, Tool},
+    dialog::Place,
     provider,
 };
 use crate::{
@@ -20,17 +21,17 @@ const WORD_MAX: usize = 256;
 
 impl Teller<'_> {
     /// A call, if it is clear what it is.
-    pub fn llm(&self, call: &Call, exchange: &Exchange) -> Option<Llm> {
+    pub fn llm(&self, call: &Call, exchange: &Exchange, place: Place) -> Option<Llm> {
         let began = exchange.halves().next()?.began;
         let ended = exchange.halves().map(|half| half.ended).max()?;
-        self.call(call, (exchange.id, exchange.asked()), (began, ended))
+        self.call(call, (exchange.id, exchange.asked()), (began, ended), place)
     }
 
     /// A call over a WebSocket. `became`: the exchange that became it, and what that asked for.
-    pub fn turn(&self, turn: &Turn, became: (u64, &head::Request)) -> Option<Llm> {
+    pub fn turn(&self, turn: &Turn, became: (u64, &head::Request), place: Place) -> Option<Llm> {
         let (exchange, asked) = became;
         let (began, ended) = (turn.began, turn.ended);
-        self.call(&turn.call, (exchange, Some(asked)), (began, ended))
+        self.call(&turn.call, (exchange, Some(asked)), (began, ended), place)
     }
 
     fn call(
@@ -38,6 +39,7 @@ impl Teller<'_> {
         call: &Call,
         (exchange, head): (u64, Option<&head::Request>),
         (began, ended): (u64, u64),
+        place: Place,
     ) -> Option<Llm> {
         let format = call.format?;
         let (asked, answered) = (&call.request, &call.response);
@@ -98,6 +100,7 @@ impl Teller<'_> {
             conversation: self
                 .word(&answered.conversation)
                 .or_else(|| self.word(&asked.conversation)),
+            place,
             instructions: self.parts(&asked.instructions),
             input: self.messages(&asked.messages),
             output: self.messages(&answered.messages),

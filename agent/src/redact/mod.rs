@@ -275,7 +275,7 @@ impl Key {
         Key(random)
     }
 
-    fn hasher(&self) -> blake3::Hasher {
+    pub(crate) fn hasher(&self) -> blake3::Hasher {
         blake3::Hasher::new_keyed(&self.0)
     }
 }

@@ -34,6 +34,7 @@ impl Object<'_> {
                 }
             });
         }
+        self.number("turn", llm.place.turn);
         if let Some(Cost { amount, currency }) = llm.cost {
             self.object("cost", |member| {
                 member.float("amount", amount);
@@ -99,9 +100,10 @@ impl Object<'_> {
                 }
             });
         }
-        if let Some(id) = &llm.conversation {
-            self.object("conversation", |member| member.string("id", id));
-        }
+        self.object("conversation", |member| match &llm.conversation {
+            Some(id) => member.string("id", id),
+            None => member.string("id", &format!("{:016x}", llm.place.id)),
+        });
         if !llm.instructions.is_empty() {
             self.array("system_instructions", &llm.instructions, part);
         }

@@ -30,6 +30,11 @@ impl Encoder {
             out.push(b' ');
         }
         print(out, format_args!("{}", llm.operation));
+        if llm.place.turn > 1 {
+            self.painted(DIM, out, |out| {
+                print(out, format_args!(", turn {}", llm.place.turn));
+            });
+        }
         let usage = &llm.usage;
         if usage.input.is_some() || usage.output.is_some() {
             let count = |count: Option<u64>| count.map_or("?".into(), |count| count.to_string());
@@ -72,12 +77,12 @@ impl Encoder {
         let parts = turns.flat_map(|turn| turn.parts.iter().map(move |part| (turn, part)));
         let mut parts = parts.peekable();
         while let Some((turn, part)) = parts.next() {
-            self.part(llm, turn, part, parts.peek().is_none(), out);
+            self.part(turn, part, parts.peek().is_none(), out);
         }
     }
 
     /// A branch of the tree.
-    fn part(&self, llm: &Llm, turn: &LlmMessage, part: &LlmPart, is_last: bool, out: &mut Vec<u8>) {
+    fn part(&self, turn: &LlmMessage, part: &LlmPart, is_last: bool, out: &mut Vec<u8>) {
         let (branch, trunk) = match is_last {
             true => ("  └ ", "    "),
             false => ("  ├ ", "  │ "),
@@ -115,8 +120,7 @@ impl Encoder {
             } => {
                 print(out, format_args!("result of "));
                 self.painted(CYAN, out, |out| {
-                    let name = name.as_deref().or_else(|| tool(llm, id.as_deref()?));
-                    escape::visible(name.or(id.as_deref()).unwrap_or("?"), out);
+                    escape::visible(name.as_deref().or(id.as_deref()).unwrap_or("?"), out);
                 });
                 out.push(b' ');
                 if *is_error {
@@ -181,17 +185,6 @@ impl Encoder {
         }
         out.push(b'\n');
     }
-}
-
-/// Whose result it is: most APIs name a call by its id alone.
-fn tool<'a>(llm: &'a Llm, id: &str) -> Option<&'a str> {
-    let parts = llm.input.iter().flat_map(|turn| &turn.parts);
-    parts.rev().find_map(|part| match part {
-        LlmPart::Call {
-            id: Some(of), name, ..
-        } if **of == *id => name.as_deref(),
-        _ => None,
-    })
 }
 
 /// Money, with digits that say something: a call costs a fraction of a cent.
