@@ -427,8 +427,8 @@ impl Pipeline {
         };
     }
 
-    /// Who is to be told less of is told less of at once, also of what was seen before. Who is to be told more of is told
-    /// more of what begins from here on: what has begun stays as it was.
+    /// Who is to be told less of is told less of at once, also of what was seen before. Who is to be told more of is
+    /// told more of what begins from here on: what has begun stays as it was.
     fn follow_policy(&mut self, policy: Option<policy::Policy>, now: u64, out: Out<'_>) {
         if policy == self.wanted.policy {
             return;

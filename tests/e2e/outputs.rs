@@ -298,8 +298,8 @@ impl Drop for Disk<'_> {
     }
 }
 
-/// Outputs on a disk that is full for a while, one of which rotates: what is sent is there, in whole lines and in order,
-/// and the rest is dropped and counted. It is said once that it fails, and once that it works.
+/// Outputs on a disk that is full for a while, one of which rotates: what is sent is there, in whole lines and in
+/// order, and the rest is dropped and counted. It is said once that it fails, and once that it works.
 #[test]
 fn files_on_a_full_disk_recover() {
     let Some(lab) = Lab::with("files_on_a_full_disk_recover", &["curl"]) else {

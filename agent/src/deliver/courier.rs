@@ -332,8 +332,8 @@ impl Courier {
         mem::take(&mut self.shared.lock().troubles)
     }
 
-    /// Another deliver gets what comes from here on, if there is one. All that came before and was not said to be sent is
-    /// dropped.
+    /// Another deliver gets what comes from here on, if there is one. All that came before and was not said to be sent
+    /// is dropped.
     fn take_offer(&mut self) {
         if !self.shared.is_offered.load(Ordering::Relaxed) {
             return;

@@ -10,9 +10,10 @@
 //! (pipeline)         └─► meter ─┬─► metric ─► OTLP ─► client ─► collector
 //!                               └─► page ◄─ Prometheus
 //! ```
-//! It ends when its socket does. Should it die, its parent starts another: the pipeline can't start a process any more,
-//! so that one is left behind for it before the lock-in. It holds all that was opened, forks whoever delivers, and gives
-//! the pipeline a new socket; it reads nothing. What the dead one did not report as sent is counted as dropped.
+//! It ends when its socket does. Should it die, its parent starts another: the pipeline can't start a process any
+//! more, so that one is left behind for it before the lock-in. It holds all that was opened, forks whoever delivers,
+//! and gives the pipeline a new socket; it reads nothing. What the dead one did not report as sent is counted as
+//! dropped.
 
 mod courier;
 mod lane;

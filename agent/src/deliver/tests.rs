@@ -532,8 +532,8 @@ fn what_a_killed_process_did_not_report_is_dropped() {
     assert_eq!(count(&courier.close(soon())), (sent, dropped + 10));
 }
 
-/// It dies in the middle, three times, and its parent starts another: what is said to be sent has arrived, and nothing is
-/// counted twice or not at all.
+/// It dies in the middle, three times, and its parent starts another: what is said to be sent has arrived, and nothing
+/// is counted twice or not at all.
 #[test]
 fn another_takes_the_place_of_a_killed_one() {
     let seen = Arc::default();
