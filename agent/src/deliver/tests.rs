@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io::{self, BufRead as _, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    ops::Range,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -104,20 +105,29 @@ fn soon() -> Instant {
 }
 
 /// Writes records with these numbers, as fast as there is room.
-fn write(courier: &mut Courier, numbers: std::ops::Range<u64>) {
+fn write(courier: &mut Courier, numbers: Range<u64>) {
+    pour(courier, numbers, |courier| {
+        let until = soon();
+        while courier.state() == State::Full && courier.failure().is_none() {
+            assert!(Instant::now() < until, "there is no room: nobody reads");
+            thread::sleep(Duration::from_micros(200));
+        }
+    });
+    courier.flush();
+}
+
+/// Writes records with these numbers, each after `wait`, and leaves those in the batch that do not fill it.
+fn pour(courier: &mut Courier, numbers: Range<u64>, wait: impl Fn(&Courier)) {
     let (process, connection) = (sample::process(), sample::connection());
     let http = exchange();
     for sequence in numbers {
-        while courier.state() == State::Full && courier.failure().is_none() {
-            thread::sleep(Duration::from_micros(200));
-        }
+        wait(courier);
         courier.write(&Record {
             sequence,
             body: Body::Http(&http),
             ..sample::data(&process, &connection, b"", Policy::Full)
         });
     }
-    courier.flush();
 }
 
 /// About 1 KiB of JSON, together with who and where.
@@ -583,6 +593,98 @@ fn another_takes_the_place_of_a_killed_one() {
     }
     let (sent, dropped) = count(&courier.counts());
     assert_eq!(count(&courier.close(soon())), (sent, dropped));
+}
+
+/// Killed while records are everywhere on their way: in a batch, before the socket, in it, and in the queue for a
+/// collector that is away. Of each sink, every one of them is sent or dropped.
+#[test]
+fn what_is_on_its_way_to_a_killed_one_is_dropped() {
+    const POURED: u64 = 40_000;
+    let seen = Arc::default();
+    let receiver = Grpc::start(&seen);
+    let free = || {
+        TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+    };
+    let away = format!("endpoint = \"http://{}\"\nsignals = [\"logs\"]", free());
+    let settings = Settings {
+        otlp: vec![
+            otlp(receiver.port, "batch-records = 50"),
+            named("away", &away),
+        ],
+        prometheus: vec![Prometheus {
+            name: "page".to_owned(),
+            listen: free(),
+        }],
+        origin: Some(sample::origin()),
+    };
+    let starting = this(&settings).unwrap();
+    let parent = starting.pids().next().unwrap();
+    let mut pid = starting.pids().last().unwrap();
+    let mut courier = starting.begin(&sample::origin()).unwrap();
+    let counts = |courier: &Courier| -> [(u64, u64); 3] {
+        let counts = courier.counts().into_iter();
+        let counts: Vec<_> = counts.map(|one| (one.sent, one.dropped)).collect();
+        counts.try_into().unwrap()
+    };
+    let wait = |courier: &Courier, what: &str, holds: &dyn Fn(&Courier) -> bool| {
+        let until = soon();
+        while !holds(courier) {
+            assert!(Instant::now() < until, "{what}: {:?}", counts(courier));
+            thread::sleep(Duration::from_millis(1));
+        }
+    };
+    let (mut taken, mut sent) = (0, 0);
+    for round in 1..=2 {
+        write(&mut courier, taken..taken + 1000);
+        (taken, sent) = (taken + 1000, sent + 1000);
+        wait(&courier, "the first thousand", &|courier| {
+            let [here, _, page] = counts(courier);
+            (here.0, page.0) == (sent, sent)
+        });
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::STOP).unwrap();
+        pour(&mut courier, taken..taken + POURED, |_| ());
+        taken += POURED;
+        assert_eq!(courier.state(), State::Full, "nobody reads");
+        for (sent, dropped) in counts(&courier) {
+            assert!(sent + dropped < taken, "nothing is on its way");
+            assert!(sent + dropped > 1000, "nothing had no room");
+        }
+        kill_process(Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+        wait(&courier, "it is noticed", &|courier| {
+            courier.state() == State::Failed
+        });
+        let [here, away, page] = counts(&courier);
+        for (sent, dropped) in [here, away, page] {
+            assert_eq!(sent + dropped, taken, "round {round}");
+        }
+        let sent_by_each = [here.0, away.0, page.0];
+        assert_eq!(sent_by_each, [sent, 0, sent], "round {round}");
+        assert_eq!(seen.numbers().len() as u64, sent);
+        let until = soon();
+        // The last of these is for the other one, and what was in the batch before is not.
+        while courier.state() == State::Failed {
+            assert!(Instant::now() < until, "another");
+            thread::sleep(Duration::from_millis(10));
+            pour(&mut courier, taken..taken + 1, |_| ());
+            taken += 1;
+        }
+        sent += 1;
+        pid = child_of(pid, parent);
+    }
+    // Who waited for the collector that is away is gone, and what comes from here on is not.
+    write(&mut courier, taken..taken + 10);
+    (taken, sent) = (taken + 10, sent + 10);
+    let counts = courier.close(Instant::now() + Duration::from_secs(2));
+    let ends = counts.iter().map(|one| (one.sent, one.sent + one.dropped));
+    assert_eq!(
+        Vec::from_iter(ends),
+        [(sent, taken), (0, taken), (sent, taken)]
+    );
+    assert_eq!(seen.numbers().len() as u64, sent);
+    assert!(seen.is_each_once());
 }
 
 /// The process that a forked one of `parent` has now, after `before`: a zombie is none.
