@@ -123,10 +123,12 @@ pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineErr
 }
 
 /// For who starts the process that delivers, and reads nothing: another user, and no right of root's. It may still
-/// fork, and who is forked is to be locked in.
-pub fn resign(identity: Identity) -> Result<(), ConfineError> {
+/// fork; who is forked can lock itself in and connect, and neither of them can do what the other has no use for, either.
+pub fn resign(identity: Identity, mode: Mode) -> Result<(), ConfineError> {
     become_nobody(identity)?;
-    give_up_rights()
+    use_up_first_times();
+    give_up_rights()?;
+    forbid_system_calls(mode, Reach::Forked)
 }
 
 /// Locks in who was forked by that: it may make connections, and nothing else that the pipeline may not.
@@ -197,6 +199,8 @@ enum Reach<'a> {
     Network(&'a Network),
     /// Its files.
     Directory(BorrowedFd<'a>),
+    /// Whoever it forks gets [`Reach::Network`], by its own will.
+    Forked,
 }
 
 /// What the process that delivers keeps: connections, and what the search for an address reads.
@@ -376,7 +380,7 @@ fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
         argument(1, Is::Ne, u64::from(libc::TIOCGWINSZ as u32))?,
         argument(1, Is::Ne, u64::from(libc::FIONBIO as u32))?,
     ];
-    if let Reach::Network(_) = reach {
+    if let Reach::Network(_) | Reach::Forked = reach {
         // How long the answer of a name server is.
         asking.push(argument(1, Is::Ne, u64::from(libc::FIONREAD as u32))?);
     }
@@ -385,13 +389,17 @@ fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
     let more = reach.calls();
     let refused = REFUSED.iter().filter(|call| !more.contains(call));
     let mut rules: Rules = refused.map(|call| (*call, vec![])).collect();
+    if !matches!(reach, Reach::Forked) {
+        rules.extend([
+            // Threads, but no processes.
+            (libc::SYS_clone, vec![not_a_thread]),
+            (libc::SYS_prctl, vec![not_about_itself]),
+        ]);
+    }
     rules.extend([
         (libc::SYS_mmap, vec![executable.clone()]),
         (libc::SYS_mprotect, vec![executable]),
-        // Threads, but no processes.
-        (libc::SYS_clone, vec![not_a_thread]),
         (libc::SYS_socketpair, vec![not_unix.clone()]),
-        (libc::SYS_prctl, vec![not_about_itself]),
         // By number only to continue what was held for a probe, should the half have died. CMD gets
         // its signals through its descriptor.
         (libc::SYS_kill, vec![not_continue]),
@@ -402,7 +410,7 @@ fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
             rules.extend([(libc::SYS_socket, vec![]), (libc::SYS_connect, vec![])]);
         }
         Reach::UnixSockets => rules.push((libc::SYS_socket, vec![not_unix])),
-        Reach::Network(_) => {
+        Reach::Network(_) | Reach::Forked => {
             // Two conditions of one rule hold together: neither IPv4 nor IPv6.
             let no_internet = SeccompRule::new(vec![
                 argument(0, Is::Ne, libc::AF_INET as u64)?,
@@ -416,12 +424,13 @@ fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
 
 impl Reach<'_> {
     /// System calls beside [`ALLOWED`].
-    fn calls(self) -> &'static [libc::c_long] {
+    fn calls(self) -> Vec<libc::c_long> {
         match self {
-            Reach::Held => &[],
-            Reach::UnixSockets => &[libc::SYS_connect],
-            Reach::Network(_) => NETWORK,
-            Reach::Directory(_) => FILES,
+            Reach::Held => Vec::new(),
+            Reach::UnixSockets => vec![libc::SYS_connect],
+            Reach::Network(_) => NETWORK.to_vec(),
+            Reach::Directory(_) => FILES.to_vec(),
+            Reach::Forked => [NETWORK, LOCKING_IN].concat(),
         }
     }
 }
@@ -429,7 +438,7 @@ impl Reach<'_> {
 fn known(reach: Reach<'_>) -> Result<Rules, ConfineError> {
     let refused = refused(reach)?.into_iter().map(|(call, _)| call);
     let known = ALLOWED.iter().copied().chain(refused);
-    let known = known.chain(reach.calls().iter().copied());
+    let known = known.chain(reach.calls());
     Ok(known
         .chain([libc::SYS_clone3])
         .map(|call| (call, vec![]))
@@ -448,6 +457,23 @@ const NETWORK: &[libc::c_long] = &[
     libc::SYS_openat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
+];
+
+/// What a fork does, and the lock-in of who was forked.
+const LOCKING_IN: &[libc::c_long] = &[
+    libc::SYS_clone,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    libc::SYS_set_tid_address,
+    libc::SYS_prctl,
+    // Is there one thread?
+    libc::SYS_getdents64,
+    libc::SYS_capget,
+    libc::SYS_capset,
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_restrict_self,
+    libc::SYS_seccomp,
 ];
 
 /// For who keeps the files of a directory, Landlock says of which one, and compresses them when others rest.
@@ -1054,6 +1080,64 @@ mod tests {
             }
             Ok(())
         });
+    }
+
+    /// It forks one that is locked in as always, and nothing else is to be had from it.
+    #[test]
+    fn who_starts_who_delivers_can_do_no_more() {
+        use std::net::{TcpListener, TcpStream};
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let known = listener.local_addr().unwrap();
+        check(|| {
+            resign(Identity::default(), Mode::Enforce)?;
+            let deliver = || {
+                let ports = vec![known.port()];
+                lock_in_with_network(Mode::Enforce, &Network { ports })?;
+                TcpStream::connect(known)?;
+                let clone = [libc::SIGCHLD.into(), 0, 0, 0];
+                anyhow::ensure!(system_call(libc::SYS_clone, clone) == libc::EPERM);
+                Ok(())
+            };
+            // SAFETY: this process has one thread, so the child may do anything.
+            let pid = match unsafe { libc::fork() } {
+                0 => {
+                    // SAFETY: takes integers.
+                    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+                    let failed = deliver().inspect_err(|error| eprintln!("{error:#}"));
+                    // SAFETY: ends the process, without the test harness' own ending.
+                    unsafe { libc::_exit(failed.is_err().into()) }
+                }
+                pid => pid,
+            };
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            anyhow::ensure!(pid > 0 && unsafe { libc::waitpid(pid, &mut status, 0) } == pid);
+            let status = ExitStatus::from_raw(status);
+            anyhow::ensure!(status.success(), "who was forked: {status}");
+            let path = c"/bin/true".as_ptr() as libc::c_long;
+            for (number, arguments) in [
+                (libc::SYS_execve, [path, 0, 0, 0]),
+                (libc::SYS_socket, [libc::AF_UNIX.into(), 1, 0, 0]),
+                (libc::SYS_socket, [libc::AF_NETLINK.into(), 3, 0, 0]),
+                (libc::SYS_listen, [0; 4]),
+                (libc::SYS_kill, [1, 15, 0, 0]),
+                (libc::SYS_ptrace, [16, 1, 0, 0]),
+                (libc::SYS_bpf, [0; 4]),
+                (libc::SYS_setresuid, [0; 4]),
+                (libc::SYS_unlinkat, [0; 4]),
+                (libc::SYS_mmap, [0, 4096, libc::PROT_EXEC.into(), 0x22]),
+            ] {
+                let error = system_call(number, arguments);
+                anyhow::ensure!(error == libc::EPERM, "system call {number} gave {error}");
+            }
+            Ok(())
+        });
+        let (status, _) = in_child(|| {
+            resign(Identity::default(), Mode::Enforce)?;
+            system_call(UNKNOWN, [0; 4]);
+            Ok(())
+        });
+        assert_eq!(status.signal(), Some(libc::SIGSYS));
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn run() -> Result<()> {
         ports: ports.collect(),
     };
     let ready = prepare(&settings).and_then(|work| {
-        resign(Identity::default())?;
+        resign(Identity::default(), SeccompMode::Enforce)?;
         Ok(work)
     });
     let (work, why) = match ready {
