@@ -666,6 +666,8 @@ pub struct Shedding {
     pub bodies: u64,
     /// Pieces of streams that were not written as data.
     pub data: u64,
+    /// Their bytes on the wire.
+    pub data_bytes: u64,
     pub connections: u64,
 }
 

@@ -225,6 +225,7 @@ pub struct Account {
     since: Option<u64>,
     bodies: u64,
     data: u64,
+    data_bytes: u64,
 }
 
 impl Account {
@@ -251,10 +252,14 @@ impl Account {
         cuts
     }
 
-    /// Is a piece of `data` to be left out? It is counted then.
-    pub fn leaves_data_out(&mut self) -> bool {
+    /// Is a piece of `data` of so many bytes to be left out? It is counted then: what ends a stream has nothing behind
+    /// it whose offset would tell.
+    pub fn leaves_data_out(&mut self, length: u64) -> bool {
         let leaves = self.level() >= Level::Data;
-        self.data += u64::from(leaves);
+        if leaves {
+            self.data += 1;
+            self.data_bytes += length;
+        }
         leaves
     }
 
@@ -266,6 +271,7 @@ impl Account {
             since: self.since.map(|at| WallTime(at.wrapping_add(clock))),
             bodies: self.bodies,
             data: self.data,
+            data_bytes: self.data_bytes,
             connections,
         }
     }

@@ -164,9 +164,9 @@ impl Speaker<'_> {
         let mut say = |offset, length, content: Content<'_>| {
             voice.data(direction, view, offset, length, content);
         };
-        if account.leaves_data_out() {
+        let length = bytes.len() as u64;
+        if account.leaves_data_out(length) {
             // What comes behind it could be the rest of a secret.
-            let length = bytes.len() as u64;
             return redactors.holding_mut().gap(told, length, &mut say);
         }
         let piece = redact::Piece {
@@ -224,16 +224,13 @@ impl Speaker<'_> {
                 time,
                 ..
             } => {
-                if self.account.leaves_data_out() {
-                    return;
-                }
                 let came = self.voice.border.came(direction, offset, time);
                 let capture = self.voice.past.least(came, self.voice.capture);
-                if capture == Capture::None {
+                let length = bytes.len() as u64;
+                if capture == Capture::None || self.account.leaves_data_out(length) {
                     return;
                 }
                 let content = self.redactors.of(capture).stray(bytes);
-                let length = bytes.len() as u64;
                 self.voice
                     .data(direction, View::Undecoded, offset, length, content);
             }

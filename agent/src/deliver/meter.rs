@@ -538,6 +538,12 @@ fn of_stats(stats: &Line) -> Vec<Family> {
             "/shedding/data",
         ),
         sum(
+            "vortex.shedding.data_size",
+            "By",
+            "Bytes of these pieces.",
+            "/shedding/data_bytes",
+        ),
+        sum(
             "vortex.shedding.connections",
             "{connection}",
             "Connections that the agent's limits left out.",
@@ -599,7 +605,7 @@ pub mod tests {
         let text = r#"{"kind":"stats","ledger":{"bytes":{"seen":10,"delivered":7,"filtered":0,"over_limit":0,
             "lost":{"ring_full":3,"unknown":0},"in_flight":0},"calls":{"entries":4,"returns":4,"filtered":1,
             "in_flight":0,"unmatched":{"exited":0}}},"agent":{"cpu_seconds":0.25,"memory_bytes":4096},
-            "shedding":{"level":3,"name":"connections","share":0.25,"bodies":5,"data":6,"connections":7},
+            "shedding":{"level":3,"name":"connections","share":0.25,"bodies":5,"data":6,"data_bytes":60,"connections":7},
             "governor":{"limit":0.05,"cost":0.5,"paused":8,"pauses":9,"paused_seconds":10.5}}"#;
         Line::read(text.as_bytes()).unwrap()
     }
@@ -743,14 +749,21 @@ pub mod tests {
             find("process.cpu.time").points,
             Points::Sums(vec![(vec![], 0.25)])
         );
-        let shedding =
-            ["level", "share", "bodies", "data", "connections"].map(|name| {
-                match &find(&format!("vortex.shedding.{name}")).points {
-                    Points::Sums(points) | Points::Gauges(points) => points[0].1,
-                    other => panic!("{name}: {other:?}"),
-                }
-            });
-        assert_eq!(shedding, [3.0, 0.25, 5.0, 6.0, 7.0]);
+        let shedding = [
+            "level",
+            "share",
+            "bodies",
+            "data",
+            "data_size",
+            "connections",
+        ]
+        .map(
+            |name| match &find(&format!("vortex.shedding.{name}")).points {
+                Points::Sums(points) | Points::Gauges(points) => points[0].1,
+                other => panic!("{name}: {other:?}"),
+            },
+        );
+        assert_eq!(shedding, [3.0, 0.25, 5.0, 6.0, 60.0, 7.0]);
         let governor = ["cost", "paused", "pauses", "paused_time"].map(|name| {
             match &find(&format!("vortex.governor.{name}")).points {
                 Points::Sums(points) | Points::Gauges(points) => points[0].1,

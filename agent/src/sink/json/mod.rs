@@ -674,6 +674,7 @@ impl Object<'_> {
         }
         self.number("bodies", shedding.bodies);
         self.number("data", shedding.data);
+        self.number("data_bytes", shedding.data_bytes);
         self.number("connections", shedding.connections);
     }
 
@@ -1122,7 +1123,7 @@ mod tests {
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
                 r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[],"bounds":{},"#,
-                r#""shedding":{"level":0,"name":"nothing","share":1,"bodies":0,"data":0,"connections":0}}"#,
+                r#""shedding":{"level":0,"name":"nothing","share":1,"bodies":0,"data":0,"data_bytes":0,"connections":0}}"#,
                 "\n"
             )
         );
@@ -1163,6 +1164,7 @@ mod tests {
             since: Some(WallTime(1_000_000_000)),
             bodies: 22,
             data: 23,
+            data_bytes: 28,
             connections: 24,
         };
         stats.governing = Some(Governing {
@@ -1181,7 +1183,7 @@ mod tests {
             got["shedding"],
             json!({
                 "level": 3, "name": "connections", "share": 0.25, "since": "1970-01-01T00:00:01.000000000Z",
-                "bodies": 22, "data": 23, "connections": 24,
+                "bodies": 22, "data": 23, "data_bytes": 28, "connections": 24,
             })
         );
         assert_eq!(

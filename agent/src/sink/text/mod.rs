@@ -947,8 +947,8 @@ fn shedding_line(shedding: &Shedding, out: &mut Vec<u8>) {
     print(
         out,
         format_args!(
-            "; so far: bodies {}, data {}, connections {}\n",
-            shedding.bodies, shedding.data, shedding.connections,
+            "; so far: bodies {}, data {} of {} bytes, connections {}\n",
+            shedding.bodies, shedding.data, shedding.data_bytes, shedding.connections,
         ),
     );
 }
@@ -1612,6 +1612,7 @@ mod tests {
                 since: Some(WallTime(1_000_000_000)),
                 bodies: 1,
                 data: 2,
+                data_bytes: 40,
                 connections: 3,
             },
             governing: Some(Governing {
@@ -1631,7 +1632,7 @@ mod tests {
              stdout: 9 records sent, 1 dropped\n  \
              the agent itself: 0.12 s of CPU, 1.5 MiB of memory; content: full\n  \
              its limits: bodies, data and some of the new connections are left out (1 in 4 is decoded); \
-             so far: bodies 1, data 2, connections 3\n  \
+             so far: bodies 1, data 2 of 40 bytes, connections 3\n  \
              its probes cost others 0.013 CPUs of 0.050; so far: 2 pauses, 30 s in all; now: 1 file paused\n  \
              limit: no BTF\n"
         );
