@@ -28,7 +28,7 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 /// Between the driver's end and the last look: files are let go 2 s after their last mapping, closed connections
 /// are forgotten after 3 s.
 const SETTLE: Duration = Duration::from_secs(15);
-/// Until so many connections have come what has a fixed number of places still fills: the ends of 32,768 sockets are
+/// Until so many connections have come what has a fixed number of places still fills: the ends of 28,000 sockets are
 /// the most.
 const WARM: u64 = 70_000;
 /// What may be more in the last quarter than in the second, whichever is larger.
