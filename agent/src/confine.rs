@@ -547,6 +547,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
     libc::SYS_tgkill,
+    // musl's `raise`, so also its `abort`.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_tkill,
     libc::SYS_pidfd_send_signal,
     libc::SYS_wait4,
     libc::SYS_waitid,
