@@ -375,7 +375,8 @@ const WHEELS: &[Wheel] = &[
             ),
         ],
     },
-    // What people ask providers of language models with.
+    // What people ask providers of language models with, and HTTP/2 for it. What only other parts of these SDKs
+    // need is left out.
     Wheel {
         name: "sdks",
         packages: &[
@@ -392,20 +393,69 @@ const WHEELS: &[Wheel] = &[
                 "c66ae634e0b8228396b801741beb3294326d4b6102f7bba4041c0dfb58c29026",
             ),
             (
+                "boto3==1.44.5",
+                "70c3e0409794b29ec1900bcaff0695b73234a2d32ffaed35045b94caa26212a5",
+            ),
+            (
+                "botocore==1.44.5",
+                "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
+            ),
+            CERTIFI,
+            (
+                "charset_normalizer==3.5.2",
+                "211d5a3eb6af8f513b8d4ca19a8c1b7accab1b5f0d3175f9826b03c1a920dc1f",
+            ),
+            (
+                "cohere==7.3.1",
+                "89fff06d20c0e70c96678948599c0fb9e7d5e4241c2592a16fdd111a84e11d5a",
+            ),
+            (
                 "docstring_parser==0.18.0",
                 "b3fcbed555c47d8479be0796ef7e19c2670d428d72e96da63f3a40122860374b",
+            ),
+            (
+                "fastavro==1.13.1",
+                "950f2e260f65c7e6135288c142b078d06d2f1c90fc52f91a14c08e5f8811bf06",
+            ),
+            (
+                "google_auth==2.62.2",
+                "e9bcdb0679b6a4369ac327c5c59f06d92f7b4cd2624e7100294c14632f55a36b",
+            ),
+            (
+                "google_genai==3.4.0",
+                "1da2cb06b4560e2046d04c0a5c91b3ba0a0b9155e98158b584f3583ad000090d",
             ),
             (
                 "h11==0.16.0",
                 "63cf8bbe7522de3bf65932fda1d9c2772064ffb3dae62d55932da54b31cb6c86",
             ),
             (
+                "h2==4.4.1",
+                "0e25f1462b23c9cb82d9eb02e28bc706dac2a68cb457c6a0d74d63c8a2a5d0e6",
+            ),
+            (
+                "hpack==4.2.0",
+                "858ac0b02280fa582b5080d68db0899c62a80375e0e5413a74970c5e518b6986",
+            ),
+            (
+                "httpcore==1.0.9",
+                "2d400746a40668fc9dec9810239072b40b4484b640a8c38fd654a024c7a1bf55",
+            ),
+            (
                 "httpcore2==2.16.2",
                 "16051ae2a42f776007543f32de9349a317b23d2cbb4e1456b4bac0e88b87419a",
             ),
             (
+                "httpx==0.28.1",
+                "d909fcccc110f8c7faf814ca82a9a4d816bc5a6dbfea25d6591d6985b8ba59ad",
+            ),
+            (
                 "httpx2==2.16.2",
                 "f05c13aade4c45dbf1c9060647a1058f0acad62398fad96e741269edb33d46f5",
+            ),
+            (
+                "hyperframe==6.1.0",
+                "b03380493a519fce58ea5af42e4a42317bf9bd425596f7a0835ffce80f1a42e5",
             ),
             (
                 "idna==3.20",
@@ -416,12 +466,28 @@ const WHEELS: &[Wheel] = &[
                 "cc4a2b70ecd4f102583344c1f8cc5dc11618665b1889286bb3b4279c19b337dd",
             ),
             (
+                "jmespath==1.1.0",
+                "a5663118de4908c91729bea0acadca56526eb2698e83de10cd116ae0f4e97c64",
+            ),
+            (
+                "mistralai==3.7.0",
+                "23ceda7ae52557578427af5a9caffb2222cd11dd7d43eb1792ded35b2a84d939",
+            ),
+            (
+                "ollama==0.6.3",
+                "6a20bc42c1a5f889295d7ec490d35e5132fc31f339561530f43a8abd4dbfe508",
+            ),
+            (
                 "openai==3.54.0",
                 "3cdb7d0d85bb765c7c92e7e2922c4a6cb9beb085b161b03da07f4dff61805916",
             ),
             (
                 "opentelemetry_api==1.45.2",
                 "2cbd737377e710ee740d261c94e93fa0f08e6d037c18f17513cc0a2d94479a34",
+            ),
+            (
+                "opentelemetry_semantic_conventions==0.66b2",
+                "4cbe61e5f9275d57ab31708446e7938ef4291ebbe6a7fca6f7a629c5acae87d8",
             ),
             (
                 "pydantic==2.14.3",
@@ -432,8 +498,32 @@ const WHEELS: &[Wheel] = &[
                 "0574866e05f6adeecc520d87e87dd06210c0a51706341f6ef8421572f5a64444",
             ),
             (
+                "python_dateutil==2.9.0.post0",
+                "a8b2bc7bffae282281c8140a97d3aa9c14da0b136dfe83f850eea9a5f7470427",
+            ),
+            (
+                "requests==2.34.2",
+                "2a0d60c172f83ac6ab31e4554906c0f3b3588d37b5cb939b1c061f4907e278e0",
+            ),
+            (
+                "s3transfer==0.19.3",
+                "24eb7535804306355e31c952a90022bf5b2f9d760f9a11062c7493a217c08553",
+            ),
+            (
+                "six==1.17.0",
+                "4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be8970586c3274",
+            ),
+            (
                 "sniffio==1.3.1",
                 "2f6da418d1f1e0fddd844478f41680e794e6051915791a034ff65e5f100525a2",
+            ),
+            (
+                "tenacity==9.1.4",
+                "6095a360c919085f28c6527de529e76a06ad89b23659fa881ae0649b867a9d55",
+            ),
+            (
+                "tokenizers==0.23.3",
+                "376851d22bcf9d650a5c3090bb83e6cf9e895fbf0595369fa4cd43c1f69b5f87",
             ),
             (
                 "truststore==0.10.5",
@@ -446,6 +536,14 @@ const WHEELS: &[Wheel] = &[
             (
                 "typing_inspection==0.4.5",
                 "bc210535442b39e1bf2805e0c7a17dfd6a4ace760c84c7f7d16245d23a6b1c39",
+            ),
+            (
+                "urllib3==2.8.0",
+                "0cf3cae568d36aa9576b28dfb35f11328f1cb974ca7647d9475ebb86c75ac6e3",
+            ),
+            (
+                "websockets==17.4",
+                "cebad8f4796248b91fc2168515e507e5cb6b663a32befd09f3b1e7920acdcb1a",
             ),
         ],
     },
