@@ -224,6 +224,7 @@ fn answered(value: &Value) -> Part {
 /// A response in one piece.
 pub fn response(body: &Value, response: &mut Response) {
     settle(body, response);
+    closes(body, response);
     response.is_over = true;
 }
 

@@ -68,7 +68,7 @@ fn in_one_piece() {
             "-: some item_reference",
             "->",
             "assistant: thinks \"It\", thinks \"rains.\", image - of 8 bytes, \"Ja.\", refuses \"No more.\", \
-             calls call_4 weather {}",
+             calls call_4 weather {} (completed)",
             "in 36, out 87, cached 8, cache 2, thought 64",
         ]
     );
