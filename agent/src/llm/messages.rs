@@ -5,8 +5,8 @@
 use super::{
     ROOM,
     call::{
-        Message, Modality, Parameters, Part, Request, Response, Tool, ToolCall, ToolResult, Usage,
-        free, other, text, texts,
+        Message, Modality, PARTS_MAX, Parameters, Part, Request, Response, Tool, ToolCall,
+        ToolResult, Usage, free, other, text, texts,
     },
     chat::error,
 };
@@ -206,27 +206,23 @@ fn answer(response: &mut Response) -> &mut Message {
     &mut response.messages[0]
 }
 
+/// Blocks come one behind the other: a piece is of the last, or of one whose beginning was not seen.
 fn add(delta: &Value, index: u64, answer: &mut Message) {
-    let piece = |name| text(delta, name).unwrap_or_default();
-    let kind = delta.get("type").and_then(Value::str).unwrap_or_default();
-    // A block whose beginning was not seen.
-    if index >= answer.parts.len() as u64 {
-        let new = match kind {
-            "text_delta" => Part::Text(Text::default()),
-            "thinking_delta" => Part::Reasoning(Text::default()),
-            "input_json_delta" => Part::Call(ToolCall::default()),
-            _ => return,
-        };
-        if !answer.push(new) {
-            return;
-        }
+    // There was no room for its block.
+    if answer.parts.len() >= PARTS_MAX && index >= PARTS_MAX as u64 {
+        return;
     }
-    let at = (index as usize).min(answer.parts.len() - 1);
-    match (&mut answer.parts[at], kind) {
-        (Part::Text(text), "text_delta") => text.append(&piece("text"), ROOM),
-        (Part::Reasoning(text), "thinking_delta") => text.append(&piece("thinking"), ROOM),
-        (Part::Call(call), "input_json_delta") => {
-            call.arguments.append(&piece("partial_json"), ROOM)
+    let piece = |name| text(delta, name).unwrap_or_default();
+    match delta.get("type").and_then(Value::str).unwrap_or_default() {
+        "text_delta" => answer.append(Part::Text, &piece("text"), ROOM),
+        "thinking_delta" => answer.append(Part::Reasoning, &piece("thinking"), ROOM),
+        "input_json_delta" => {
+            if !matches!(answer.parts.last(), Some(Part::Call(_))) {
+                answer.push(Part::Call(ToolCall::default()));
+            }
+            if let Some(Part::Call(call)) = answer.parts.last_mut() {
+                call.arguments.append(&piece("partial_json"), ROOM);
+            }
         }
         // Signatures of thoughts, citations.
         _ => {}

@@ -353,6 +353,32 @@ fn messages_in_pieces() {
     );
 }
 
+/// A hole has taken the beginnings of blocks: their pieces go on as one part all the same.
+#[test]
+fn blocks_without_beginning() {
+    let body = events(&[
+        r#"{"type":"message_start","message":{"id":"msg_1","role":"assistant","content":[],"model":"claude"}}"#,
+        r#"{"type":"content_block_delta","index":3,"delta":{"type":"text_delta","text":"Hel"}}"#,
+        r#"{"type":"content_block_delta","index":3,"delta":{"type":"text_delta","text":"lo"}}"#,
+        r#"{"type":"content_block_stop","index":3}"#,
+        r#"{"type":"content_block_start","index":4,"content_block":{"type":"tool_use","id":"t","name":"f","input":{}}}"#,
+        r#"{"type":"content_block_delta","index":4,"delta":{"type":"input_json_delta","partial_json":"{\"a\":"}}"#,
+        r#"{"type":"content_block_delta","index":4,"delta":{"type":"input_json_delta","partial_json":"1}"}}"#,
+        r#"{"type":"content_block_stop","index":4}"#,
+        r#"{"type":"content_block_delta","index":5,"delta":{"type":"thinking_delta","thinking":"H"}}"#,
+        r#"{"type":"content_block_delta","index":5,"delta":{"type":"thinking_delta","thinking":"m."}}"#,
+        r#"{"type":"message_stop"}"#,
+    ]);
+    let said = one(
+        &request("/v1/messages", MESSAGES),
+        &response("text/event-stream", &body),
+    );
+    assert_eq!(
+        said[7],
+        "assistant: \"Hello\", calls t f {\"a\":1}, thinks \"Hm.\""
+    );
+}
+
 #[test]
 fn errors_in_mid_stream() {
     let body = events(&[
