@@ -335,17 +335,17 @@ fn count(body: &Value, response: &mut Response) {
     }
 }
 
-/// What models of all families are given: `prompt`, Titan's `inputText`, Cohere's `message` and `texts`.
+/// What models of most families are given: `prompt`, Titan's `inputText`, Cohere's `texts`.
 pub mod invoke {
     use super::*;
 
     pub fn is_request(body: &Value) -> bool {
-        let names = ["prompt", "inputText", "message", "texts", "inputImage"];
+        let names = ["prompt", "inputText", "texts", "inputImage"];
         names.iter().any(|name| body.get(name).is_some())
     }
 
     pub fn request(body: &Value) -> Request {
-        let prompts = ["prompt", "inputText", "message", "texts"];
+        let prompts = ["prompt", "inputText", "texts"];
         let prompts = prompts.iter().flat_map(|name| texts(body.get(name)));
         let user = |text| Message {
             parts: vec![Part::Text(text)],
@@ -359,16 +359,9 @@ pub mod invoke {
             }],
             ..Message::of("user")
         });
-        let history = body.get("chat_history").map_or(&[][..], Value::list);
-        let turns = history.iter().map(|turn| Message {
-            role: text(turn, "role"),
-            parts: text(turn, "message").map(Part::Text).into_iter().collect(),
-            ..Message::default()
-        });
         Request {
             parameters: parameters(body),
-            instructions: text(body, "preamble").map(Part::Text).into_iter().collect(),
-            messages: turns.chain(prompts.map(user)).chain(image).collect(),
+            messages: prompts.map(user).chain(image).collect(),
             ..Request::default()
         }
     }
@@ -442,9 +435,6 @@ pub mod invoke {
                 .or_else(|| counts.reduce(u64::saturating_add)),
             ..Usage::default()
         });
-        let id = ["response_id", "generation_id", "id"];
-        if let Some(id) = id.iter().find_map(|name| text(body, name)) {
-            response.id = Some(id);
-        }
+        response.id = text(body, "id").or(response.id.take());
     }
 }

@@ -1,4 +1,5 @@
-//! Cohere's API: `POST …/v2/chat` and `…/v1/chat`, whose streams differ, and `…/embed` of both.
+//! Cohere's API: `POST …/v2/chat` and `…/v1/chat`, whose streams differ, and `…/embed` of both. Bedrock has the bodies
+//! of the first version, and errors of its own in their streams.
 //!
 //! Source: Cohere's API reference, "Chat", "Chat with streaming" and "Embed", and the types of its SDK for Python.
 
@@ -277,6 +278,7 @@ fn second_event(kind: &str, body: &Value, response: &mut Response) {
                 finish(delta, response);
             }
         }
+        "error" => response.error = body.get("error").map(chat::error),
         // Citations, ends of contents, and whatever comes next.
         _ => {}
     }

@@ -4,6 +4,7 @@ use super::{
     bedrock::{self, invoke},
     call::{Request, Response},
     chat, cohere, conversations, gemini, messages, ollama, responses,
+    route::Route,
 };
 use crate::protocol::json::Value;
 
@@ -24,9 +25,8 @@ pub enum Format {
     Ollama,
     OllamaPrompt,
     OllamaEmbeddings,
-    /// Cohere's, of both versions; what only its first one takes is told by its path.
+    /// Cohere's, of both versions.
     Cohere,
-    CohereFirst,
     CohereEmbeddings,
     Gemini,
     GeminiEmbeddings,
@@ -46,8 +46,7 @@ impl Format {
         Some(match path {
             _ if ends("/api/chat") => Format::Ollama,
             _ if ends("/api/generate") => Format::OllamaPrompt,
-            _ if ends("/v2/chat") => Format::Cohere,
-            _ if ends("/v1/chat") => Format::CohereFirst,
+            _ if ends("/v2/chat") || ends("/v1/chat") => Format::Cohere,
             _ if ends("/v2/embed") || ends("/v1/embed") => Format::CohereEmbeddings,
             _ if ends("/api/embed") => Format::OllamaEmbeddings,
             _ if ends("/chat/completions") => Format::Chat,
@@ -78,7 +77,8 @@ impl Format {
     }
 
     /// What a request is, by its body and what its path says.
-    pub fn of_request(path: Option<Format>, body: &Value) -> Option<Format> {
+    pub fn of_request(route: &Route, body: &Value) -> Option<Format> {
+        let path = route.format;
         let has = |name| body.get(name).is_some();
         let has_messages =
             || matches!(body.get("messages"), Some(Value::List(messages)) if !messages.is_empty());
@@ -93,12 +93,14 @@ impl Format {
             Some(Format::Ollama) if has_messages() && has("model") => Some(Format::Ollama),
             Some(Format::OllamaPrompt) if has("model") && has("prompt") => path,
             Some(Format::OllamaEmbeddings) if has("model") && has("input") => path,
-            Some(Format::Cohere) if has_messages() && has("model") => path,
-            // What it can't do without is a word that anybody may use.
-            Some(Format::CohereFirst) if has("message") => ["model", "stream", "chat_history"]
-                .iter()
-                .any(|name| has(name))
-                .then_some(Format::Cohere),
+            // What its first version can't do without is a word that anybody may use.
+            Some(Format::Cohere) if route.is_first && has("message") => {
+                ["model", "stream", "chat_history"]
+                    .iter()
+                    .any(|name| has(name))
+                    .then_some(Format::Cohere)
+            }
+            Some(Format::Cohere) if !route.is_first && has_messages() && has("model") => path,
             Some(Format::CohereEmbeddings) if has("model") || has("input_type") => {
                 ["texts", "images", "inputs"]
                     .iter()
@@ -112,6 +114,8 @@ impl Format {
             Some(Format::GeminiEmbeddings) if gemini::is_embedding(body) => {
                 Some(Format::GeminiEmbeddings)
             }
+            // Command R of Bedrock takes what Cohere's first version does.
+            Some(Format::Invoke) if has("message") => Some(Format::Cohere),
             Some(Format::Invoke | Format::InvokeEmbeddings) if invoke::is_request(body) => path,
             Some(Format::Converse | Format::Invoke)
                 if has_messages() && bedrock::is_conversation(body) =>
@@ -182,7 +186,6 @@ impl Format {
             | Format::Realtime
             | Format::Ollama
             | Format::Cohere
-            | Format::CohereFirst
             | Format::Converse
             | Format::Conversations => "chat",
             Format::Completions | Format::OllamaPrompt | Format::Invoke => "text_completion",
@@ -204,7 +207,7 @@ impl Format {
             | Format::Responses
             | Format::Realtime => "openai",
             Format::Messages => "anthropic",
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => "cohere",
+            Format::Cohere | Format::CohereEmbeddings => "cohere",
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => "ollama",
             Format::Conversations => "mistral_ai",
             Format::Gemini | Format::GeminiEmbeddings => "gcp.gemini",
@@ -229,9 +232,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::request(body)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
-                cohere::request(body)
-            }
+            Format::Cohere | Format::CohereEmbeddings => cohere::request(body),
             Format::Gemini | Format::GeminiEmbeddings => gemini::request(body),
             Format::Converse => bedrock::request(body),
             Format::Conversations => conversations::request(body),
@@ -250,9 +251,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::response(body, response)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
-                cohere::response(body, response)
-            }
+            Format::Cohere | Format::CohereEmbeddings => cohere::response(body, response),
             Format::Gemini | Format::GeminiEmbeddings => gemini::response(body, response),
             Format::Converse => bedrock::response(body, response),
             Format::Conversations => conversations::response(body, response),
@@ -269,9 +268,7 @@ impl Format {
             Format::Ollama | Format::OllamaPrompt | Format::OllamaEmbeddings => {
                 ollama::event(body, response)
             }
-            Format::Cohere | Format::CohereFirst | Format::CohereEmbeddings => {
-                cohere::event(body, response)
-            }
+            Format::Cohere | Format::CohereEmbeddings => cohere::event(body, response),
             Format::Gemini | Format::GeminiEmbeddings => gemini::event(body, response),
             Format::Converse => bedrock::event(body, response),
             Format::Conversations => conversations::event(body, response),

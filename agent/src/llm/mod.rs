@@ -412,7 +412,7 @@ impl Call {
     fn reads_request(&mut self, read: Read) -> bool {
         self.missing.content |= read.is_cut;
         self.missing.request |= read.is_broken;
-        self.format = Format::of_request(self.route.format, &read.value);
+        self.format = Format::of_request(&self.route, &read.value);
         self.asked = Asked::Read(read.value);
         self.format.is_some()
     }

@@ -10,6 +10,8 @@ use crate::{
 pub struct Route {
     /// What its body is, if it fits.
     pub format: Option<Format>,
+    /// It leads to the first version of an API whose second one has other bodies: Cohere's.
+    pub is_first: bool,
     pub model: Option<Text>,
     /// `gen_ai.provider.name`: it holds behind a gateway, too, whose name says nothing.
     pub provider: Option<&'static str>,
@@ -42,6 +44,7 @@ impl Route {
         }
         let mut route = Route {
             format: Format::of_path(path),
+            is_first: path.ends_with("/v1/chat"),
             ..Route::default()
         };
         if let Some(name) = between(path, "/openai/deployments/", '/') {
