@@ -386,7 +386,16 @@ impl Call {
             _ if is_json(media) && self.route.is_list => {
                 Answered::Pieces(Box::new(Reader::new(Layout::Elements, ROOM)))
             }
-            _ if is_json(media) => Answered::Whole(Box::new(Reader::new(Layout::Values, ROOM))),
+            _ if is_json(media) => {
+                let reader = Reader::new(Layout::Values, ROOM);
+                let is_vectors = self
+                    .format
+                    .is_some_and(|format| format.operation() == "embeddings");
+                Answered::Whole(Box::new(match is_vectors {
+                    true => reader.without_numbers(),
+                    false => reader,
+                }))
+            }
             _ => Answered::Otherwise,
         };
     }

@@ -280,6 +280,8 @@ pub struct Reader {
     bound: usize,
     /// Base64 is kept as any text.
     is_verbatim: bool,
+    /// Numbers in lists are left out, which is not said.
+    skips_numbers: bool,
     state: State,
     stack: Vec<Frame>,
     /// Lists and maps that are too deep to be kept, and which of them are maps does not matter.
@@ -513,6 +515,7 @@ impl Reader {
             layout,
             bound,
             is_verbatim: false,
+            skips_numbers: false,
             state: State::Between,
             stack: Vec::new(),
             deeper: 0,
@@ -520,6 +523,14 @@ impl Reader {
             token: Vec::new(),
             kept: 0,
             is_cut: false,
+        }
+    }
+
+    /// Numbers in lists are not wanted: vectors, of which there are millions.
+    pub fn without_numbers(self) -> Reader {
+        Reader {
+            skips_numbers: true,
+            ..self
         }
     }
 
@@ -862,6 +873,10 @@ impl Reader {
                 is_cut: std::mem::take(&mut self.is_cut),
                 is_broken: false,
             });
+        }
+        let is_in_list = matches!(self.stack.last(), Some(Frame::List(_)));
+        if self.skips_numbers && is_in_list && matches!(value, Value::Number(_)) {
+            return;
         }
         // What is in a list or a map was counted when it was placed there.
         let own = match &value {

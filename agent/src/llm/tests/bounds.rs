@@ -121,3 +121,41 @@ fn text_of_an_answer() {
     assert!(text.kept.len() <= room && text.is_cut);
     assert_eq!(text.length, (MANY * piece.len()) as u64);
 }
+
+/// What embeddings are is not kept, and what stands behind them is.
+#[test]
+fn numbers_of_embeddings() {
+    let numbers = format!(
+        "[{}0.5]",
+        "-0.0123456789012345,".repeat(crate::llm::ROOM / 64)
+    );
+    let cases = [
+        (
+            "/v1/embeddings",
+            r#"{"model":"m","input":["Hi","Ho"]}"#,
+            format!(
+                r#"{{"object":"list","data":[{{"object":"embedding","index":0,"embedding":{numbers}}},
+                {{"object":"embedding","index":1,"embedding":{numbers}}}],"model":"m-1","usage":{{"prompt_tokens":8,
+                "total_tokens":8}}}}"#
+            ),
+        ),
+        (
+            "/v2/embed",
+            r#"{"model":"m","texts":["Hi"],"input_type":"search_document"}"#,
+            format!(
+                r#"{{"id":"1","embeddings":{{"float":[{numbers},{numbers}]}},"response_type":"embeddings_by_type",
+                "meta":{{"billed_units":{{"input_tokens":8}}}}}}"#
+            ),
+        ),
+        (
+            "/api/embed",
+            r#"{"model":"m","input":"Hi"}"#,
+            format!(r#"{{"model":"m","embeddings":[{numbers},{numbers}],"prompt_eval_count":8}}"#),
+        ),
+    ];
+    for (path, asked, body) in cases {
+        let call = answered(path, asked, &response("application/json", &body));
+        assert_eq!(call.response.usage.input, Some(8), "{path}");
+        assert_eq!(call.missing.names().count(), 0, "{path}");
+    }
+}
