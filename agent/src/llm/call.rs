@@ -300,15 +300,46 @@ impl Request {
 
     /// Bytes of memory, but for a few.
     pub fn weight(&self) -> usize {
-        let tools: usize = self.tools.iter().map(Tool::weight).sum();
-        parts_weight(&self.instructions) + messages_weight(&self.messages) + tools
+        let Request {
+            model,
+            parameters,
+            instructions,
+            messages,
+            tools,
+            conversation,
+            previous,
+            service_tier,
+        } = self;
+        let words = [model, conversation, previous, service_tier];
+        let lists = [&parameters.stop_sequences, &parameters.encoding_formats];
+        let texts = lists.into_iter().flatten();
+        let tools: usize = tools.iter().map(Tool::weight).sum();
+        words_weight(words)
+            + texts
+                .map(|text| size_of::<Text>() + text.weight())
+                .sum::<usize>()
+            + parts_weight(instructions)
+            + messages_weight(messages)
+            + tools
     }
 }
 
 impl Response {
     /// Bytes of memory, but for a few.
     pub fn weight(&self) -> usize {
-        messages_weight(&self.messages)
+        let Response {
+            id,
+            model,
+            messages,
+            error,
+            service_tier,
+            fingerprint,
+            conversation,
+            usage: _,
+            is_over: _,
+        } = self;
+        messages_weight(messages)
+            + words_weight([id, model, error, service_tier, fingerprint, conversation])
     }
 }
 
@@ -320,29 +351,50 @@ impl Tool {
             description,
             parameters,
         } = self;
-        let texts = [kind, name, description, parameters].into_iter().flatten();
-        size_of::<Tool>() + texts.map(|text| text.kept.len()).sum::<usize>()
+        size_of::<Tool>() + words_weight([kind, name, description, parameters])
     }
 }
 
 /// Bytes of memory, but for a few.
 pub fn messages_weight(messages: &[Message]) -> usize {
-    let weight = |message: &Message| size_of::<Message>() + parts_weight(&message.parts);
+    let weight = |message: &Message| {
+        let Message {
+            role,
+            name,
+            parts,
+            finish,
+        } = message;
+        size_of::<Message>() + words_weight([role, name, finish]) + parts_weight(parts)
+    };
     messages.iter().map(weight).sum()
+}
+
+/// What texts take besides themselves.
+pub fn words_weight<const N: usize>(words: [&Option<Text>; N]) -> usize {
+    words.into_iter().flatten().map(Text::weight).sum()
 }
 
 fn parts_weight(parts: &[Part]) -> usize {
     let weight = |part: &Part| {
-        let text = match part {
-            Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text) => text,
-            Part::Call(call) => &call.arguments,
-            Part::Result(result) => &result.result,
-            Part::Blob { data, .. } => data,
+        let texts = match part {
+            Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text) => text.weight(),
+            Part::Call(ToolCall {
+                id,
+                name,
+                arguments,
+            }) => words_weight([id, name]) + arguments.weight(),
+            Part::Result(ToolResult {
+                id,
+                name,
+                result,
+                is_error: _,
+            }) => words_weight([id, name]) + result.weight(),
+            Part::Blob { media, data, .. } => words_weight([media]) + data.weight(),
             Part::Uri { uri: text, .. }
             | Part::File { id: text, .. }
-            | Part::Other { kind: text, .. } => text,
+            | Part::Other { kind: text, .. } => text.weight(),
         };
-        size_of::<Part>() + text.kept.len()
+        size_of::<Part>() + texts
     };
     parts.iter().map(weight).sum()
 }

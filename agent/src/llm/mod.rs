@@ -405,23 +405,27 @@ impl Call {
         let Asked::Reading(reader) = &mut self.asked else {
             return true;
         };
+        // What comes behind the first value is nothing of the API's.
         let mut found = None;
-        reader.feed(bytes, &mut |read| found = Some(read));
+        reader.feed(bytes, &mut |read| {
+            found.get_or_insert(read);
+        });
         if let Some(read) = found {
             return self.reads_request(read);
         }
         let Asked::Reading(reader) = &self.asked else {
             return true;
         };
-        let is_hinted = self.route.format.is_some()
-            || ["messages", "model"].iter().any(|name| reader.has(name));
-        !reader.is_broken() && (is_hinted || reader.members() < MEMBERS_MAX)
+        !reader.is_broken() && (self.route.format.is_some() || may_be_one(reader.members()))
     }
 
     fn reads_request(&mut self, read: Read) -> bool {
         self.missing.content |= read.is_cut;
         self.missing.request |= read.is_broken;
-        self.format = Format::of_request(&self.route, &read.value);
+        // As it would have been decided on the way.
+        if self.route.format.is_some() || may_be_one(read.value.members()) {
+            self.format = Format::of_request(&self.route, &read.value);
+        }
         self.asked = Asked::Read(read.value);
         self.format.is_some()
     }
@@ -608,6 +612,15 @@ impl Call {
             Answered::Not | Answered::Events | Answered::Otherwise => 0,
         };
         asked + answered + self.response.weight()
+    }
+}
+
+/// May a body that begins with these members be that of a call?
+fn may_be_one(members: &[(Box<str>, Value)]) -> bool {
+    let is_one = |(name, _): &(Box<str>, Value)| matches!(&**name, "messages" | "model");
+    match members.get(..MEMBERS_MAX) {
+        Some(first) => first.iter().any(is_one),
+        None => true,
     }
 }
 

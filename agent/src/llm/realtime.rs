@@ -109,7 +109,10 @@ impl Socket {
     pub fn weight(&self) -> usize {
         let turns = self.turns.iter();
         let turns: usize = turns
-            .map(|turn| turn.call.request.weight() + turn.call.response.weight())
+            .map(|turn| {
+                let Turn { call, id, lane, .. } = turn;
+                call.request.weight() + call.response.weight() + call::words_weight([id, lane])
+            })
             .sum();
         self.weight + turns
     }

@@ -56,6 +56,11 @@ impl Text {
         }
     }
 
+    /// Bytes of memory, besides itself.
+    pub fn weight(&self) -> usize {
+        self.kept.len() + self.blob.as_deref().map_or(0, size_of_val)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.length == 0
     }
@@ -159,7 +164,7 @@ impl Value {
             + match self {
                 Value::Null | Value::Bool(_) => 0,
                 Value::Number(number) => number.len(),
-                Value::Text(text) => text.kept.len(),
+                Value::Text(text) => text.weight(),
                 Value::List(values) => values.iter().map(Value::weight).sum(),
                 Value::Map(members) => {
                     let weight =
@@ -355,11 +360,15 @@ impl std::fmt::Debug for Buffer {
 
 impl Buffer {
     fn push(&mut self, bytes: &[u8], room: usize, is_verbatim: bool) {
+        // Before so much is there, nobody knows whether it is a blob, which takes less than its text.
+        let room = match is_verbatim {
+            true => room,
+            false => room.max(BLOB_MIN),
+        };
         match &mut self.digest {
             Some(digest) => digest.feed(bytes),
-            None if !is_verbatim && !self.is_cut && self.kept.len() + bytes.len() >= BLOB_MIN => {
-                let missing = BLOB_MIN.saturating_sub(self.kept.len());
-                let (first, rest) = bytes.split_at(missing.min(bytes.len()));
+            None if !is_verbatim && self.kept.len() + bytes.len() >= BLOB_MIN => {
+                let (first, rest) = bytes.split_at(BLOB_MIN - self.kept.len());
                 let head = [&self.kept, first].concat();
                 let mut digest = Digest::new(&head);
                 digest.feed(&head[digest.prefix..]);
@@ -378,11 +387,12 @@ impl Buffer {
         self.is_cut |= taken < bytes.len();
     }
 
-    fn take(&mut self) -> Text {
+    /// `room`: bytes that the text may take.
+    fn take(&mut self, room: usize) -> Text {
         let Buffer {
             mut kept,
             length,
-            is_cut,
+            mut is_cut,
             digest,
             ..
         } = std::mem::take(self);
@@ -405,9 +415,16 @@ impl Buffer {
             // It was cut within a character.
             kept.truncate(error.valid_up_to());
         }
+        let mut kept = String::from_utf8(kept)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        // What stands for a byte that is no character takes three.
+        if kept.len() > room {
+            kept.truncate(kept.floor_char_boundary(room));
+            kept.shrink_to_fit();
+            is_cut = true;
+        }
         Text {
-            kept: String::from_utf8(kept)
-                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+            kept,
             length,
             is_cut,
             blob: None,
@@ -544,19 +561,11 @@ impl Reader {
         self.state == State::Broken && self.layout != Layout::Lines
     }
 
-    /// A member of the outermost map that is whole.
-    pub fn has(&self, name: &str) -> bool {
+    /// Members of the outermost map that are whole.
+    pub fn members(&self) -> &[(Box<str>, Value)] {
         match self.stack.first() {
-            Some(Frame::Map(members, _)) => members.iter().any(|(known, _)| **known == *name),
-            _ => false,
-        }
-    }
-
-    /// How many members of the outermost map are whole.
-    pub fn members(&self) -> usize {
-        match self.stack.first() {
-            Some(Frame::Map(members, _)) => members.len(),
-            _ => 0,
+            Some(Frame::Map(members, _)) => members,
+            _ => &[],
         }
     }
 
@@ -584,11 +593,16 @@ impl Reader {
     /// Reads some of the bytes, one at the least, and says how many.
     fn step(&mut self, bytes: &[u8], out: Out<'_>) -> usize {
         let byte = bytes[0];
+        if byte == b'\n' && self.layout == Layout::Lines {
+            self.end_of_line(out);
+            return 1;
+        }
         match self.state {
             State::Text { is_name } => return self.text(bytes, is_name, out),
             State::Token => match byte {
                 b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.' => {
-                    if self.token.len() < TOKEN_MAX {
+                    // One more than is kept says that it is too long.
+                    if self.token.len() <= TOKEN_MAX {
                         self.token.push(byte);
                     }
                 }
@@ -608,7 +622,7 @@ impl Reader {
                     let unit = unit << 4 | digit as u16;
                     self.state = match missing {
                         1 => {
-                            self.unit(unit);
+                            self.unit(unit, is_name);
                             State::Text { is_name }
                         }
                         _ => State::Unicode {
@@ -621,30 +635,22 @@ impl Reader {
             },
             State::Deep => return self.deep(bytes, out),
             State::DeepText => {
-                let Some(at) = memchr::memchr2(b'"', b'\\', bytes) else {
+                let Some(at) = self.end_of_text(bytes) else {
                     return bytes.len();
                 };
                 self.state = match bytes[at] {
                     b'"' => State::Deep,
-                    _ => State::DeepEscape,
+                    b'\\' => State::DeepEscape,
+                    _ => return at,
                 };
                 return at + 1;
             }
             State::DeepEscape => self.state = State::DeepText,
             State::Broken if self.layout == Layout::Lines => {
-                let Some(at) = memchr::memchr(b'\n', bytes) else {
-                    return bytes.len();
-                };
-                self.state = State::Between;
-                return at + 1;
+                return memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
             }
             State::Broken => return bytes.len(),
             _ if matches!(byte, b' ' | b'\t' | b'\r' | b'\n') => {
-                if byte == b'\n' && self.layout == Layout::Lines && self.state != State::Between {
-                    // No value goes on in the next line.
-                    self.give_up(out);
-                    self.state = State::Between;
-                }
                 let blank = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\r');
                 return 1 + bytes[1..].iter().take_while(blank).count();
             }
@@ -667,6 +673,25 @@ impl Reader {
             },
         }
         1
+    }
+
+    /// No value goes on in the next line.
+    fn end_of_line(&mut self, out: Out<'_>) {
+        if self.state == State::Token {
+            self.end_of_token(out);
+        }
+        if self.state != State::Between {
+            self.give_up(out);
+        }
+        self.state = State::Between;
+    }
+
+    /// What ends a part of a string: a quote, an escape, and where values stand in lines the end of one.
+    fn end_of_text(&self, bytes: &[u8]) -> Option<usize> {
+        match self.layout {
+            Layout::Lines => memchr::memchr3(b'"', b'\\', b'\n', bytes),
+            Layout::Values | Layout::Elements => memchr::memchr2(b'"', b'\\', bytes),
+        }
     }
 
     /// The first byte of a value.
@@ -695,22 +720,26 @@ impl Reader {
     }
 
     fn text(&mut self, bytes: &[u8], is_name: bool, out: Out<'_>) -> usize {
-        let end = memchr::memchr2(b'"', b'\\', bytes);
+        let end = self.end_of_text(bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
         if !part.is_empty() {
-            self.flush_surrogate();
-            let room = self.room(is_name);
-            self.string.push(part, room, self.is_verbatim);
+            self.flush_surrogate(is_name);
+            self.push(part, is_name);
         }
         let Some(end) = end else {
             return bytes.len();
         };
-        if bytes[end] == b'\\' {
-            self.state = State::Escape { is_name };
-            return end + 1;
+        match bytes[end] {
+            b'"' => {}
+            b'\\' => {
+                self.state = State::Escape { is_name };
+                return end + 1;
+            }
+            _ => return end,
         }
-        self.flush_surrogate();
-        let text = self.string.take();
+        self.flush_surrogate(is_name);
+        let room = self.room(is_name);
+        let text = self.string.take(room);
         if is_name {
             self.is_cut |= text.is_cut;
             if let Some(Frame::Map(_, name)) = self.stack.last_mut() {
@@ -760,13 +789,12 @@ impl Reader {
             }
             _ => return self.give_up(out),
         };
-        self.flush_surrogate();
-        let room = self.room(is_name);
-        self.string.push(&[one], room, self.is_verbatim);
+        self.flush_surrogate(is_name);
+        self.push(&[one], is_name);
     }
 
     /// A unit of UTF-16.
-    fn unit(&mut self, unit: u16) {
+    fn unit(&mut self, unit: u16, is_name: bool) {
         let first = self.string.surrogate.take();
         let code = match (first, unit) {
             (Some(first), 0xdc00..=0xdfff) => {
@@ -774,7 +802,7 @@ impl Reader {
             }
             _ => {
                 if first.is_some() {
-                    self.push(char::REPLACEMENT_CHARACTER);
+                    self.character(char::REPLACEMENT_CHARACTER, is_name);
                 }
                 if matches!(unit, 0xd800..=0xdbff) {
                     self.string.surrogate = Some(unit);
@@ -783,20 +811,25 @@ impl Reader {
                 unit.into()
             }
         };
-        self.push(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
+        let character = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+        self.character(character, is_name);
     }
 
-    fn push(&mut self, character: char) {
-        let room = self.room(false);
+    fn character(&mut self, character: char, is_name: bool) {
         let mut bytes = [0; 4];
-        let bytes = character.encode_utf8(&mut bytes).as_bytes();
-        self.string.push(bytes, room, self.is_verbatim);
+        self.push(character.encode_utf8(&mut bytes).as_bytes(), is_name);
+    }
+
+    /// More of the string. A name is one, however long it is.
+    fn push(&mut self, bytes: &[u8], is_name: bool) {
+        let room = self.room(is_name);
+        self.string.push(bytes, room, is_name || self.is_verbatim);
     }
 
     /// Half a character, and its other half does not follow.
-    fn flush_surrogate(&mut self) {
+    fn flush_surrogate(&mut self, is_name: bool) {
         if self.string.surrogate.take().is_some() {
-            self.push(char::REPLACEMENT_CHARACTER);
+            self.character(char::REPLACEMENT_CHARACTER, is_name);
         }
     }
 
@@ -806,13 +839,15 @@ impl Reader {
             b"null" => Value::Null,
             b"true" => Value::Bool(true),
             b"false" => Value::Bool(false),
-            token => {
-                let text = str::from_utf8(token).unwrap_or_default();
-                match text.parse::<f64>() {
-                    Ok(_) if matches!(token[0], b'-' | b'0'..=b'9') => Value::Number(text.into()),
-                    _ => return self.give_up(out),
-                }
+            // With its last digits it loses its meaning.
+            [b'-' | b'0'..=b'9', ..] if token.len() > TOKEN_MAX => {
+                self.is_cut = true;
+                Value::Null
             }
+            token => match str::from_utf8(token) {
+                Ok(text) if is_number(token) => Value::Number(text.into()),
+                _ => return self.give_up(out),
+            },
         };
         self.place(value, out);
     }
@@ -827,10 +862,7 @@ impl Reader {
         match bytes[at] {
             b'"' => self.state = State::DeepText,
             b'{' | b'[' => self.deeper += 1,
-            b'\n' if self.layout == Layout::Lines => {
-                self.give_up(out);
-                self.state = State::Between;
-            }
+            b'\n' if self.layout == Layout::Lines => return at,
             b'\n' => {}
             _ => {
                 self.deeper -= 1;
@@ -914,9 +946,10 @@ impl Reader {
             self.string = Buffer::default();
             return;
         }
+        let room = self.room(false);
         self.string.is_cut = true;
         self.string.digest = None;
-        let text = self.string.take();
+        let text = self.string.take(room);
         let mut value = in_text.then_some(Value::Text(text));
         while let Some(frame) = self.stack.pop() {
             if self.stack.is_empty()
@@ -946,6 +979,29 @@ impl Reader {
             });
         }
     }
+}
+
+/// `-`, digits without a zero before them, a fraction, an exponent. What else floating point may be called is none.
+fn is_number(token: &[u8]) -> bool {
+    let digits = |text: &[u8]| text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let rest = token.strip_prefix(b"-").unwrap_or(token);
+    let whole = digits(rest);
+    let mut rest = match rest[..whole] {
+        [] | [b'0', _, ..] => return false,
+        _ => &rest[whole..],
+    };
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let length = digits(fraction);
+        if length == 0 {
+            return false;
+        }
+        rest = &fraction[length..];
+    }
+    let [b'e' | b'E', exponent @ ..] = rest else {
+        return rest.is_empty();
+    };
+    let ([b'+' | b'-', exponent @ ..] | exponent) = exponent;
+    !exponent.is_empty() && digits(exponent) == exponent.len()
 }
 
 /// All of a text that is one value.
@@ -1070,6 +1126,104 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// What `f64` has names for, and JSON has not.
+    #[test]
+    fn what_is_no_number() {
+        for text in [
+            "-", "-inf", "-nan", "01", "-00", "1.", "-.5", "1.e5", "1e", "1e+", "0x1", "1f", "--1",
+            "1-",
+        ] {
+            assert!(
+                told(Layout::Values, BOUND, &[Some(text.as_bytes())]).is_empty(),
+                "{text}"
+            );
+        }
+        for text in ["0", "-0", "0.0", "10", "1e0", "1E+00", "-1.50e-07"] {
+            assert_eq!(
+                told(Layout::Values, BOUND, &[Some(text.as_bytes())]),
+                [text]
+            );
+        }
+    }
+
+    /// A number without its last digits is another one.
+    #[test]
+    fn a_number_that_is_too_long_is_left_out() {
+        let fits = "1".repeat(TOKEN_MAX);
+        let text = format!("[{fits},{fits}0,2]");
+        assert_eq!(
+            told(Layout::Values, BOUND, &[Some(text.as_bytes())]),
+            [format!("[{fits},null,2]~")]
+        );
+    }
+
+    /// A string that its writer did not end takes no line but its own.
+    #[test]
+    fn no_string_goes_on_in_the_next_line() {
+        let deep = "[".repeat(DEPTH_MAX + 1);
+        for line in [
+            "\"a",
+            "{\"a",
+            "{\"a\":\"b",
+            "\"\\",
+            "\"\\u00",
+            &format!("{deep}\"a"),
+            &format!("{deep}\"\\"),
+        ] {
+            let text = format!("{line}\n\"c\"\n1\n");
+            let bytes: Vec<_> = text.as_bytes().chunks(1).map(Some).collect();
+            for parts in [&[Some(text.as_bytes())][..], &bytes] {
+                let told = told(Layout::Lines, BOUND, parts);
+                assert_eq!(told[1..], ["\"c\"", "1"], "{line:?}");
+                assert!(told[0].ends_with('~'), "{line:?}");
+            }
+        }
+        let text = "\"a\nb\"";
+        assert_eq!(
+            told(Layout::Values, BOUND, &[Some(text.as_bytes())]),
+            ["\"a\\nb\""]
+        );
+    }
+
+    /// What is kept of a string is not for its cuts to say: neither near the bound, nor of a name, nor of what is no
+    /// text at all.
+    #[test]
+    fn bounds_of_strings_however_they_are_cut() {
+        let base64 = "iVBORw0KGgo".repeat(200);
+        let escaped = "\\u0061".repeat(2 * TOKEN_MAX);
+        let cases = [
+            // There is no room for its text, but for its size.
+            (format!("[\"{}\",\"{base64}\"]", "x ".repeat(900)), 2048),
+            (format!("{{\"{base64}\":1}}"), BOUND),
+            (format!("{{\"{escaped}\":1,\"\\ud83d{escaped}\":2}}"), BOUND),
+        ];
+        for (text, bound) in cases {
+            let bytes: Vec<_> = text.as_bytes().chunks(1).collect();
+            let read = |parts: &[&[u8]]| {
+                let mut reader = Reader::new(Layout::Values, bound);
+                let mut found = Vec::new();
+                parts
+                    .iter()
+                    .for_each(|part| reader.feed(part, &mut |read| found.push(read)));
+                found
+            };
+            let found = read(&[text.as_bytes()]);
+            assert_eq!(found, read(&bytes));
+            let value = &found[0].value;
+            if let [_, blob] = value.list() {
+                assert_eq!(blob.text().unwrap().decoded().unwrap().size, 1650);
+            }
+            for (name, _) in value.members() {
+                assert!(found[0].is_cut && name.len() <= TOKEN_MAX && !name.is_empty());
+            }
+        }
+        let noise = [b"[\"", &[0xff; 1500][..], b"\"]"].concat();
+        let found = read(&noise, 2048).unwrap();
+        assert!(found.is_cut && found.value.weight() <= 2048 + 100);
+        let text = found.value.list()[0].text().unwrap();
+        assert!(text.is_cut && text.kept.len() > 1800 && text.length == 1500);
     }
 
     #[test]

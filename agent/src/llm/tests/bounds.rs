@@ -1,7 +1,10 @@
 //! Answers that are made to take room: what is kept of them has a bound, and that it was reached is said.
 
 use super::*;
-use crate::{llm::call::PARTS_MAX, protocol::eventstream::encode};
+use crate::{
+    llm::{MEMBERS_MAX, call::PARTS_MAX},
+    protocol::eventstream::encode,
+};
 
 /// More than is kept of anything.
 const MANY: usize = 3 * PARTS_MAX;
@@ -158,4 +161,65 @@ fn numbers_of_embeddings() {
         assert_eq!(call.response.usage.input, Some(8), "{path}");
         assert_eq!(call.missing.names().count(), 0, "{path}");
     }
+}
+
+/// A request is the first value of its body, and whether it is one is not for its cuts to say.
+#[test]
+fn requests_however_they_are_cut() {
+    let chat = r#"{"model":"m","messages":[{"role":"user","content":"Hi"}]}"#;
+    let late: String = (0..MEMBERS_MAX)
+        .map(|at| format!(r#""a{at}":0,"#))
+        .collect();
+    let bodies = [
+        (format!("{chat} {{\"a\":1}}"), 1),
+        (format!("{{{late}{}", &chat[1..]), 0),
+        (format!("{{\"model\":\"m\",{late}{}", &chat[13..]), 1),
+    ];
+    let answer = response("application/json", "{}");
+    for (body, count) in bodies {
+        let asked = request("/proxy/llm", &body);
+        let (first, last) = asked.split_at(asked.len() - 4);
+        for parts in [
+            vec![&asked[..]],
+            vec![first, last],
+            asked.chunks(1).collect(),
+        ] {
+            let mut steps: Vec<_> = parts
+                .into_iter()
+                .map(|part| Step::Bytes(Sent, part))
+                .collect();
+            steps.push(Step::Bytes(Received, &answer));
+            assert_eq!(calls(&steps).len(), count, "{body}");
+        }
+    }
+}
+
+/// Whatever is kept of a call counts, wherever the API has a place for it.
+#[test]
+fn all_of_a_call_is_weighed() {
+    let word = "long ".repeat(1000);
+    let asked = format!(
+        r#"{{"model":"{word}","service_tier":"{word}","stop":["{word}"],"messages":[{{"role":"{word}","name":"{word}",
+        "content":[{{"type":"image_url","image_url":{{"url":"https://{word}"}}}},
+        {{"type":"input_audio","input_audio":{{"data":"{word}","format":"{word}"}}}}],
+        "tool_calls":[{{"id":"{word}","function":{{"name":"{word}","arguments":"{word}"}}}}]}},
+        {{"role":"tool","tool_call_id":"{word}","name":"{word}","content":"{word}"}}]}}"#
+    );
+    let answered = format!(
+        r#"{{"object":"chat.completion","id":"{word}","model":"{word}","service_tier":"{word}","system_fingerprint":"{word}",
+        "error":{{"type":"{word}"}},"choices":[{{"finish_reason":"{word}","message":{{"role":"{word}",
+        "tool_calls":[{{"id":"{word}","function":{{"name":"{word}","arguments":"{word}"}}}}]}}}}]}}"#
+    );
+    let call = answered_call(&asked, &answered);
+    let (asked, answered) = (call.request.weight(), call.response.weight());
+    assert!(asked >= 14 * word.len(), "{asked}");
+    assert!(answered >= 10 * word.len(), "{answered}");
+}
+
+fn answered_call(asked: &str, answer: &str) -> Call {
+    answered(
+        "/v1/chat/completions",
+        asked,
+        &response("application/json", answer),
+    )
 }
