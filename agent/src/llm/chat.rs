@@ -194,11 +194,16 @@ pub fn address(modality: Modality, uri: Text) -> Part {
         .map_or(0, |at| at + ";base64,".len());
     let data = match uri.blob {
         Some(_) => uri,
-        None => Text {
-            kept: uri.kept[head..].to_owned(),
-            length: uri.length - head as u64,
-            ..uri
-        },
+        None => {
+            let kept = uri.kept[head..].to_owned();
+            // What is no character takes more room than it had.
+            let length = uri.length.saturating_sub(head as u64);
+            Text {
+                length: length.max(kept.len() as u64),
+                kept,
+                ..uri
+            }
+        }
     };
     Part::Blob {
         modality,

@@ -238,9 +238,9 @@ fn count(value: &Value, response: &mut Response) {
         count("cache_creation_input_tokens"),
     );
     let fresh = count("input_tokens").map(|fresh| {
-        let cached =
-            read.or(usage.cache_read).unwrap_or(0) + created.or(usage.cache_creation).unwrap_or(0);
-        fresh.saturating_add(cached)
+        let cached = [read.or(usage.cache_read), created.or(usage.cache_creation)];
+        let cached = cached.into_iter().flatten();
+        cached.fold(fresh, u64::saturating_add)
     });
     usage.update(Usage {
         input: fresh,

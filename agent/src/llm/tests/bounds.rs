@@ -223,3 +223,43 @@ fn answered_call(asked: &str, answer: &str) -> Call {
         &response("application/json", answer),
     )
 }
+
+/// Sums of counts and lengths that a peer makes up are no more than the largest number.
+#[test]
+fn numbers_that_are_made_up() {
+    let most = u64::MAX;
+    let call = answered(
+        "/v1/messages",
+        r#"{"max_tokens":1,"messages":[{"role":"user","content":"Hi"}]}"#,
+        &response(
+            "application/json",
+            &format!(
+                r#"{{"type":"message","usage":{{"input_tokens":{most},"output_tokens":{most},
+                "cache_read_input_tokens":{most},"cache_creation_input_tokens":{most}}}}}"#
+            ),
+        ),
+    );
+    assert_eq!(call.response.usage.input, Some(most));
+
+    // What is no character takes three bytes, and one of it was sent.
+    let body = [
+        &br#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":"data:"#[..],
+        &[0xff; 40],
+        br#";base64,QQ=="}]}]}"#,
+    ]
+    .concat();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let asked = [head.as_bytes(), &body].concat();
+    let found = calls(&[Step::Bytes(Sent, &asked)]);
+    let Part::Blob { data, .. } = &found[0].request.messages[0].parts[0] else {
+        panic!("no blob");
+    };
+    assert_eq!(
+        (data.kept.as_str(), data.decoded().unwrap().size),
+        ("QQ==", 1)
+    );
+    assert_eq!(data.length, 4);
+}
