@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, builder::PossibleValu
 use clap_complete::Shell;
 
 use crate::{
-    config::{Color, Config, ConfigError, DAEMON_SOCKET, Output, Settings, Size},
+    config::{Color, Config, ConfigError, DAEMON_SOCKET, Interval, Output, Settings, Size},
     record::Kind,
     redact::Policy,
 };
@@ -25,6 +25,7 @@ pub enum Action {
     Daemon(Daemon),
     Health(Health),
     Replay(Replay),
+    Map(Map),
     Doctor(Doctor),
     Config(Print),
     /// Print what a shell completes the words of `vortex-agent` by
@@ -224,6 +225,36 @@ impl Replay {
             ..Settings::default()
         })
     }
+}
+
+/// Draw which program talks to which peers, models and tools, how often, how much and since when
+///
+/// From records that were written as JSON; what is longer than the names of 10000 programs, or of 10000 peers, models or
+/// tools of one, is counted and left out.
+#[derive(Debug, Args)]
+#[command(after_help = MAP_AFTER, after_long_help = MAP_AFTER)]
+pub struct Map {
+    /// Files of records, also rotated and compressed ones (`.gz`, `.zst`); `-` is stdin
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Only what was in this time up to now: 90s, 15m, 24h, 7d
+    #[arg(long, value_name = "DUR")]
+    pub since: Option<Interval>,
+
+    /// Form of the map: `dot` is for Graphviz
+    #[arg(long, value_enum, default_value_t = Drawing::Text)]
+    pub output: Drawing,
+}
+
+const MAP_AFTER: &str = "\
+Exit status: 0 done; 1 a file could not be read; 2 misuse";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Drawing {
+    Text,
+    Json,
+    Dot,
 }
 
 /// Check kernel, privileges and libraries, and say for each failing line what to do

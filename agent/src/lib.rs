@@ -34,6 +34,7 @@ pub mod launch;
 pub mod ledger;
 pub mod llm;
 pub mod locate;
+pub mod map;
 pub mod metadata;
 pub mod namespace;
 pub mod notify;

@@ -16,7 +16,7 @@ use vortex_agent::{
     cli::{Action, Cli, Print},
     complain::{self, complain},
     config::{Config, Settings},
-    daemon, doctor, locate, metadata,
+    daemon, doctor, locate, map, metadata,
     probe::{self, Loaded, Walked},
     replay, run, self_test,
 };
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             daemon::daemon(&arguments)
         }
         Action::Health(arguments) => daemon::health(&arguments),
+        Action::Map(arguments) => map::map(&arguments),
         Action::Replay(arguments) => replay::replay(&arguments),
         Action::Attach(options) => attach::attach(&options),
         #[cfg(any(feature = "otlp", feature = "prometheus"))]

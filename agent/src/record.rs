@@ -30,6 +30,24 @@ pub struct Civil {
 }
 
 impl WallTime {
+    /// As records have it: `2026-11-21T01:20:29.000000042Z`, all digits always there.
+    pub fn read(text: &str) -> Option<WallTime> {
+        let digits = |from: usize, to: usize| text.get(from..to)?.parse::<u64>().ok();
+        let (year, month, day) = (digits(0, 4)?, digits(5, 7)?, digits(8, 10)?);
+        let of_day = digits(11, 13)? * 3600 + digits(14, 16)? * 60 + digits(17, 19)?;
+        // A year that begins in March has its leap day at its end.
+        let year = if month <= 2 {
+            year.checked_sub(1)?
+        } else {
+            year
+        };
+        let of_year = (153 * ((month + 9) % 12) + 2) / 5 + day.checked_sub(1)?;
+        let days = year * 365 + year / 4 - year / 100 + year / 400 + of_year;
+        let seconds = days.checked_sub(719_468)? * 86_400 + of_day;
+        let nanoseconds = seconds.checked_mul(1_000_000_000)?;
+        Some(WallTime(nanoseconds.checked_add(digits(20, 29)?)?))
+    }
+
     pub fn civil(self) -> Civil {
         let seconds = self.0 / 1_000_000_000;
         let of_day = (seconds % 86_400) as u32;
@@ -786,6 +804,28 @@ mod tests {
                     || today.month == 1 && before.month == 12 && today.year == before.year + 1);
             assert!(next_in_month || next_month, "{before:?} {today:?}");
             before = today;
+        }
+    }
+
+    /// Expected values from `date -u -d @SECONDS`.
+    #[test]
+    fn times_are_what_was_written() {
+        for (text, expected) in [
+            ("1970-01-01T00:00:00.000000000Z", 0),
+            ("2000-02-28T23:59:59.999999999Z", 951_782_399_999_999_999),
+            ("2000-02-29T00:00:00.000000000Z", 951_782_400_000_000_000),
+            ("2000-03-01T00:00:00.000000001Z", 951_868_800_000_000_001),
+            ("2024-12-31T23:59:59.000000000Z", 1_735_689_599_000_000_000),
+            ("2026-11-21T01:20:29.000000042Z", 1_795_224_029_000_000_042),
+        ] {
+            assert_eq!(WallTime::read(text), Some(WallTime(expected)), "{text}");
+        }
+        for text in [
+            "soon",
+            "0000-01-01T00:00:00.000000000Z",
+            "2026-00-00T00:00:00.000000000Z",
+        ] {
+            assert_eq!(WallTime::read(text), None, "{text}");
         }
     }
 }

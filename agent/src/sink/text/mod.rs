@@ -841,7 +841,7 @@ fn grpc_status(status: u16) -> String {
 }
 
 /// As people say it: `1.2 KiB`.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut amount = bytes as f64;
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -1145,7 +1145,7 @@ fn time(moment: WallTime, out: &mut Vec<u8>) {
     );
 }
 
-fn plural(count: u64, noun: &str) -> String {
+pub(crate) fn plural(count: u64, noun: &str) -> String {
     match count {
         1 => format!("1 {noun}"),
         _ => format!("{count} {noun}s"),
