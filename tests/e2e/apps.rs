@@ -5,6 +5,8 @@
 
 use std::ffi::OsString;
 
+use serde_json::Value;
+
 use crate::harness::{Lab, Run, Server, argv, bare};
 use crate::libraries::assert_known;
 use crate::records::{Connection, Truth};
@@ -43,6 +45,7 @@ impl<'a> Scene<'a> {
         let variables = variables.iter();
         there.extend(variables.map(|(name, value)| OsString::from(format!("{name}={value}"))));
         let agent = self.lab.agent().directory(&self.lab.path("work"));
+        let agent = agent.emit("data,gap,coverage,stats,llm");
         if bare() {
             there.extend(command);
             return agent.run(there);
@@ -73,7 +76,8 @@ impl<'a> Scene<'a> {
         truth
     }
 
-    /// It understood the answer, and every byte of both is there: of the one POST to `path` and of all else.
+    /// It understood the answer, every byte of both is there, of the one POST to `path` and of all else, and it is told
+    /// as a call to a model.
     #[track_caller]
     fn assert_exact(&self, run: &Run, path: &str) {
         run.success();
@@ -90,6 +94,110 @@ impl<'a> Scene<'a> {
         };
         assert!(asking.received.len() > LONG.len() * TIMES);
         run.assert_exact(&self.as_read(run, &truth));
+        if !bare() {
+            assert_told(run, asking, &post);
+        }
+    }
+}
+
+/// There is one call to a model, and of it what was really sent: the request behind `post`, and the events.
+fn assert_told(run: &Run, truth: &Truth, post: &str) {
+    let sent = String::from_utf8_lossy(&truth.sent);
+    let (_, asked) = sent.split_once(post).unwrap();
+    let (_, asked) = asked.split_once("\r\n\r\n").unwrap();
+    let mut asked = serde_json::Deserializer::from_str(asked).into_iter::<Value>();
+    let asked = asked.next().unwrap().unwrap();
+    let received = String::from_utf8_lossy(&truth.received);
+    let events: Vec<Value> = received
+        .lines()
+        .filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok())
+        .collect();
+    let records = run.records();
+    let [record] = records.kind("llm").collect::<Vec<_>>()[..] else {
+        panic!("{} calls to models", records.kind("llm").count());
+    };
+    let at = |path: &str| record.pointer(path).cloned().unwrap_or_default();
+
+    assert_eq!(at("/gen_ai/request/model"), asked["model"]);
+    assert_eq!(at("/gen_ai/request/stream"), asked["stream"]);
+    assert_eq!(at("/gen_ai/request/max_tokens"), asked["max_tokens"]);
+    let named =
+        |tools: &Value| -> Vec<Value> { list(tools).map(|tool| tool["name"].clone()).collect() };
+    let tools = named(&at("/gen_ai/tool/definitions"));
+    assert!(!tools.is_empty());
+    assert_eq!(tools, named(&asked["tools"]));
+    let messages = match asked.get("messages") {
+        Some(messages) => messages,
+        None => &asked["input"],
+    };
+    let given: Vec<_> = list(messages)
+        .map(|message| turn(message, "content", "text"))
+        .collect();
+    let told = at("/gen_ai/input/messages");
+    let told: Vec<_> = list(&told)
+        .map(|message| turn(message, "parts", "content"))
+        .collect();
+    assert!(
+        told.iter()
+            .any(|(_, texts)| texts.iter().any(|text| text.contains("say something")))
+    );
+    assert_eq!(told, given);
+    let instructions = match asked.get("system") {
+        Some(system) => texts(system, "text"),
+        None => texts(&asked["instructions"], "text"),
+    };
+    assert_eq!(
+        texts(&at("/gen_ai/system_instructions"), "content"),
+        instructions
+    );
+
+    let said = |event: &Value| -> Option<String> {
+        let text = event.pointer("/delta/text").or(event.get("delta"))?;
+        text.as_str().map(str::to_owned)
+    };
+    let said: String = events.iter().filter_map(said).collect();
+    assert!(said.contains(&LONG.repeat(TIMES)));
+    let parts = at("/gen_ai/output/messages/0/parts");
+    assert_eq!(texts(&parts, "content").concat(), said);
+    assert_eq!(at("/timings/chunks"), events.len());
+    assert!(at("/gen_ai/response/time_to_first_chunk").as_f64() > Some(0.0));
+    let id = at("/gen_ai/response/id");
+    assert!(
+        id.as_str().is_some_and(|id| id.ends_with("_imitated")),
+        "{id}"
+    );
+    // Some say them at the end only, some what went in at the beginning.
+    let count = |name: &str| {
+        let usages = events.iter().flat_map(|event| {
+            let places = ["/message/usage", "/usage", "/response/usage"];
+            places.map(|place| event.pointer(place).and_then(|usage| usage[name].as_u64()))
+        });
+        usages.flatten().last()
+    };
+    for name in ["input_tokens", "output_tokens"] {
+        let counted = count(name);
+        assert!(counted.is_some(), "{name}");
+        assert_eq!(at("/gen_ai/usage")[name].as_u64(), counted, "{name}");
+    }
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+/// Who says what.
+fn turn(message: &Value, parts: &str, text: &str) -> (String, Vec<String>) {
+    let role = message["role"].as_str().unwrap_or_default().to_owned();
+    (role, texts(&message[parts], text))
+}
+
+/// A text, or those of parts.
+fn texts(value: &Value, name: &str) -> Vec<String> {
+    match value {
+        Value::String(text) => vec![text.clone()],
+        parts => list(parts)
+            .filter_map(|part| Some(part[name].as_str()?.to_owned()))
+            .collect(),
     }
 }
 
