@@ -96,8 +96,19 @@ fn text(value: &Value, at: &str) -> String {
 fn expected(report: &Value) -> BTreeMap<&'static str, Value> {
     let mut fields = BTreeMap::new();
     for name in [
-        "id", "model", "text", "thoughts", "finish", "input", "output", "cached", "created",
-        "thought", "error",
+        "id",
+        "model",
+        "text",
+        "thoughts",
+        "finish",
+        "input",
+        "output",
+        "cached",
+        "created",
+        "thought",
+        "tier",
+        "fingerprint",
+        "error",
     ] {
         if let Some(value) = report
             .get(name)
@@ -161,6 +172,8 @@ fn seen(record: &Value, report: &Value) -> BTreeMap<&'static str, Value> {
         ("cached", "/gen_ai/usage/cache_read/input_tokens"),
         ("created", "/gen_ai/usage/cache_creation/input_tokens"),
         ("thought", "/gen_ai/usage/reasoning/output_tokens"),
+        ("tier", "/openai/response/service_tier"),
+        ("fingerprint", "/openai/response/system_fingerprint"),
         ("missing", "/missing"),
     ];
     let failed = report.get("error").is_some();

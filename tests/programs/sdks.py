@@ -76,6 +76,8 @@ async def chat(client, model, streams):
         "output": usage and usage.completion_tokens,
         "cached": usage and usage.prompt_tokens_details.cached_tokens,
         "thought": usage and usage.completion_tokens_details.reasoning_tokens,
+        "tier": whole.service_tier,
+        "fingerprint": whole.system_fingerprint,
     }
 
 
@@ -134,6 +136,7 @@ def told_messages(whole):
         "output": usage.output_tokens,
         "cached": usage.cache_read_input_tokens,
         "created": usage.cache_creation_input_tokens,
+        "tier": usage.service_tier,
     }
 
 
