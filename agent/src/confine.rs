@@ -123,7 +123,7 @@ pub fn lock_in(identity: Identity, mode: Mode) -> Result<Confinement, ConfineErr
 }
 
 /// For who starts the process that delivers, and reads nothing: another user, and no right of root's. It may still
-/// fork; who is forked can lock itself in and connect, and neither of them can do what the other has no use for, either.
+/// fork; who is forked can lock itself in and connect, and what neither of the two has a use for neither can do.
 pub fn resign(identity: Identity, mode: Mode) -> Result<(), ConfineError> {
     become_nobody(identity)?;
     use_up_first_times();
