@@ -16,7 +16,7 @@ use crate::harness::{Lab, PYTHON, Proc, argv, bare, free_port, seconds, wait_for
 use crate::records::{Records, string};
 
 /// `collector.py` under this name, and its port.
-fn collector(lab: &Lab, name: &str, how: &[&str]) -> (Proc, u16) {
+pub(crate) fn collector(lab: &Lab, name: &str, how: &[&str]) -> (Proc, u16) {
     let mut words = argv![PYTHON, lab.program("collector.py"), &lab.dir, name];
     words.extend(how.iter().map(OsString::from));
     let process = lab.spawn(lab.command(words), name);
@@ -25,7 +25,7 @@ fn collector(lab: &Lab, name: &str, how: &[&str]) -> (Proc, u16) {
 }
 
 /// Every request of a signal that arrived there.
-fn requests<M: Message + Default>(lab: &Lab, name: &str, signal: &str) -> Vec<M> {
+pub(crate) fn requests<M: Message + Default>(lab: &Lab, name: &str, signal: &str) -> Vec<M> {
     let (begin, end) = (format!("{name}-"), format!(".{signal}"));
     let entries = fs::read_dir(&lab.dir).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());

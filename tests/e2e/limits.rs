@@ -1,11 +1,22 @@
 //! What the agent leaves out when it would cost more than it may.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+};
 
+use opentelemetry_proto::tonic::{
+    collector::metrics::v1::ExportMetricsServiceRequest,
+    metrics::v1::{metric::Data, number_data_point::Value as Number},
+};
 use serde_json::Value;
 
-use crate::harness::{End, Lab, PYTHON, Run, Running, argv, bare, seconds, wait_for};
+use crate::collectors::{collector, requests};
+use crate::harness::{End, Lab, PYTHON, Run, Running, argv, bare, free_port, seconds, wait_for};
 use crate::proc::{breakpoints, wait_for_running};
+use crate::records::Records;
 
 /// Much less than a flood costs, and more than an idle agent does.
 const CPUS: &str = "0.05";
@@ -195,6 +206,133 @@ fn probes_that_cost_too_much_are_paused() {
     assert_eq!(shown, each.map(|one| [one; 2]).as_flattened());
     assert_eq!(records.kind("gap").count(), 0);
     assert_eq!(pauses_said(&run), 1, "{}", run.process.err());
+}
+
+/// What `stats` says of a pause stands on Prometheus' page, and arrives at a collector, in the same numbers.
+#[test]
+fn pauses_are_metrics() {
+    let Some(lab) = Lab::with("pauses_are_metrics", &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let private = lab.private_libssl("private");
+    let spin = lab.compiled("spin");
+    let (_collector, port) = collector(&lab, "metrics", &[]);
+    let page = free_port();
+    let config = format!(
+        r#"
+        stats-interval = "200ms"
+        [limits]
+        traced-cpu = 0.05
+        [[sink]]
+        type = "file"
+        path = "{}"
+        emit = ["stats"]
+        [[sink]]
+        type = "otlp"
+        endpoint = "http://127.0.0.1:{port}"
+        protocol = "http"
+        signals = ["metrics"]
+        metrics-interval = "200ms"
+        [[sink]]
+        type = "prometheus"
+        listen = "127.0.0.1:{page}"
+        "#,
+        lab.path("stats").display(),
+    );
+    let agent = lab.agent().config(&config);
+    let agent = agent.env("LD_LIBRARY_PATH", private);
+    let running = agent.start(argv![&spin]);
+    // In the order of `GOVERNOR`.
+    let is_paused = |numbers: &[f64]| match *numbers {
+        [_, paused, pauses, time] => paused >= 1.0 && pauses >= 1.0 && time > 0.5,
+        _ => false,
+    };
+    let on_page = wait_for("a pause on the page", seconds(60), || {
+        assert!(
+            running.process.ended().is_none(),
+            "{}",
+            running.process.err()
+        );
+        let read = read_page(page).ok()?;
+        let value = |name| {
+            let line = read.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<f64>().ok()
+        };
+        let governor: Option<Vec<f64>> =
+            GOVERNOR.map(|(_, name)| value(name)).into_iter().collect();
+        governor.filter(|governor| is_paused(governor))
+    });
+    let sent = wait_for("a pause at the collector", seconds(20), || {
+        let last = requests::<ExportMetricsServiceRequest>(&lab, "metrics", "metrics");
+        let sent = last
+            .iter()
+            .map(|one| GOVERNOR.map(|(name, _)| metric(one, name)));
+        let mut sent = sent.filter_map(|one| one.into_iter().collect::<Option<Vec<f64>>>());
+        sent.rfind(|governor| is_paused(governor))
+    });
+    lab.file("stop", "");
+    lab.file("again.go", "");
+    running.finish(seconds(60)).success();
+
+    // Each of them was said in one `stats`, all four together.
+    let records = Records::parse(&String::from_utf8(lab.read("stats")).unwrap(), true).unwrap();
+    let said: Vec<Vec<f64>> = records
+        .kind("stats")
+        .map(|stats| {
+            let of = |name| stats["governor"][name].as_f64().unwrap();
+            ["cost", "paused", "pauses", "paused_seconds"]
+                .map(of)
+                .to_vec()
+        })
+        .collect();
+    assert!(said.contains(&on_page), "{on_page:?} of {said:?}");
+    assert!(said.contains(&sent), "{sent:?} of {said:?}");
+}
+
+/// As OpenTelemetry and as Prometheus call them.
+const GOVERNOR: [(&str, &str); 4] = [
+    ("vortex.governor.cost", "vortex_governor_cost "),
+    ("vortex.governor.paused", "vortex_governor_paused "),
+    ("vortex.governor.pauses", "vortex_governor_pauses_total "),
+    (
+        "vortex.governor.paused_time",
+        "vortex_governor_paused_time_seconds_total ",
+    ),
+];
+
+fn read_page(port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(seconds(5)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;
+    let mut page = String::new();
+    stream.read_to_string(&mut page)?;
+    Ok(page)
+}
+
+/// The one point that a metric of this name has.
+fn metric(request: &ExportMetricsServiceRequest, name: &str) -> Option<f64> {
+    let scopes = request
+        .resource_metrics
+        .iter()
+        .flat_map(|one| &one.scope_metrics);
+    let metric = scopes
+        .flat_map(|one| &one.metrics)
+        .find(|one| one.name == name)?;
+    let points = match metric.data.as_ref()? {
+        Data::Sum(sum) => &sum.data_points,
+        Data::Gauge(gauge) => &gauge.data_points,
+        other => panic!("{name}: {other:?}"),
+    };
+    match points[..] {
+        [ref point] => match point.value? {
+            Number::AsDouble(value) => Some(value),
+            Number::AsInt(value) => Some(value as f64),
+        },
+        _ => panic!("{name}: {points:?}"),
+    }
 }
 
 /// Whom nobody watches pays for the probes of a file that he shares, and is spared as well.
