@@ -289,6 +289,8 @@ enum Step {
     Finish {},
     /// So much is left out because of the agent's limits.
     Shed(u8),
+    /// So many bytes of bodies are kept at most, because of the agent's limits.
+    Room(u64),
     /// The settings were read again: another policy.
     Policy(WrittenPolicy),
     NoPolicy {},
@@ -1016,6 +1018,7 @@ fn line_step(line: &mut Bench, step: &Step) {
         &Step::Ended { pid } => line.tell(Input::Ended { pid }),
         Step::Finish {} => line.tell(Input::Finish),
         &Step::Shed(rung) => line.tell(Input::Shed(Rung(rung))),
+        &Step::Room(bytes) => line.tell(Input::Room(Some(bytes))),
         Step::Policy(policy) => line.tell(Input::Policy(policy_of(Some(policy)))),
         Step::NoPolicy {} => line.tell(Input::Policy(None)),
         &Step::Count {
@@ -1146,6 +1149,7 @@ scenarios! {
     redacted
     rejoined
     reused_handle
+    room
     set_clock
     shed_bodies
     shed_connections

@@ -103,6 +103,9 @@ pub enum Input<'a> {
     Shed(Rung),
     /// More or less is told of containers from here on.
     Policy(Option<Policy>),
+    /// So many bytes of bodies, and of whatever else open exchanges hold, are kept at most from here on, by what memory
+    /// the agent may use; `None`: as many as usual.
+    Room(Option<u64>),
 }
 
 /// What is shown, and how much of it.

@@ -96,6 +96,8 @@ pub struct Pipeline {
     decodes: bool,
     /// What is kept of bodies.
     keep: Keep,
+    /// How much at most, by the agent's own limit.
+    room: Option<usize>,
     /// What is kept of calls to models.
     held: llm::Held,
     /// Which of them belong together.
@@ -255,6 +257,7 @@ impl Pipeline {
         Pipeline {
             decodes,
             keep: Keep::new(wanted.bounds),
+            room: None,
             held: llm::Held::default(),
             dialogs: Dialogs::new(wanted.secret_key.clone()),
             limits: BTreeMap::new(),
@@ -358,6 +361,10 @@ impl Pipeline {
             Input::Pending(pending) => self.pending(&pending, now, out),
             Input::Count(count) => self.stats(count, now, out),
             Input::Shed(rung) => self.shed(rung, now),
+            Input::Room(room) => {
+                self.room = room.map(|room| usize::try_from(room).unwrap_or(usize::MAX));
+                self.bound();
+            }
             Input::Policy(policy) => self.follow_policy(policy, now, out),
             Input::Finish => self.finish(now, out),
         }
@@ -416,7 +423,6 @@ impl Pipeline {
             content,
         } = show;
         let bounds = Bounds::of(usize::try_from(body_limit).unwrap_or(usize::MAX));
-        self.keep.bound(bounds);
         self.wanted = Wanted {
             emit,
             undecoded,
@@ -425,6 +431,7 @@ impl Pipeline {
             content,
             ..self.wanted.clone()
         };
+        self.bound();
     }
 
     /// Who is to be told less of is told less of at once, also of what was seen before. Who is to be told more of is
@@ -519,6 +526,12 @@ impl Pipeline {
     }
 
     /// More or less is left out from here on. What decoders keep stays until they have told it.
+    fn bound(&mut self) {
+        let bounds = self.wanted.bounds;
+        let bounds = self.room.map_or(bounds, |room| bounds.within(room));
+        self.keep.bound(bounds);
+    }
+
     fn shed(&mut self, rung: Rung, now: u64) {
         self.account.turn(rung, now);
         self.keep.shed(rung.level() >= Level::Bodies);

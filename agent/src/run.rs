@@ -615,6 +615,9 @@ impl Session {
             sinks: sinks.context("start the threads of the outputs")?,
         };
         line.tell(Input::Clock(clock), now());
+        if let Some(room) = config.limits.room() {
+            line.tell(Input::Room(Some(room)), now());
+        }
         if asked.is_some() {
             line.tell(Input::Runtimes { are_asked: true }, now());
         }
@@ -1624,6 +1627,10 @@ impl Session {
                 .tell(Input::Policy(self.config.policy.clone()), now());
         }
         self.signatures = self.config.signatures.clone().into();
+        if old.limits.room() != self.config.limits.room() {
+            let room = self.config.limits.room();
+            self.line.tell(Input::Room(room), now());
+        }
         self.shed.limit(self.config.limits);
         self.governor.limit(self.config.traced_cpu);
         if old.stats_interval != self.config.stats_interval {

@@ -16,6 +16,14 @@ pub struct Limits {
     pub cpu: Option<Duration>,
 }
 
+impl Limits {
+    /// Of all bodies that are not told of yet, and once more of whatever else open exchanges hold: a quarter each, for
+    /// what is told of at once, the ring and ourselves need the rest. What is kept already can't be shed.
+    pub fn room(self) -> Option<u64> {
+        self.memory.map(|memory| memory / 4)
+    }
+}
+
 /// What is left out; each also what is before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {

@@ -94,6 +94,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("names.py", include_str!("../programs/names.py")),
     ("silent.c", include_str!("../programs/silent.c")),
     ("spin.c", include_str!("../programs/spin.c")),
+    ("streams.c", include_str!("../programs/streams.c")),
     ("ahead.c", include_str!("../programs/ahead.c")),
     ("gnutls.c", include_str!("../programs/gnutls.c")),
     ("pause.c", include_str!("../programs/pause.c")),

@@ -106,6 +106,59 @@ fn a_flood_is_shed_and_counted() {
     );
 }
 
+/// A thousand requests that are all in the middle of a long body, at both ends: 400 MB, of which the agent keeps no
+/// more than its limit allows, and says that it does.
+#[test]
+fn what_streams_hold_stays_below_the_limit() {
+    const STREAMS: u64 = 1000;
+    const BODY: u64 = 200_000;
+    const LIMIT: u64 = 96 << 20;
+    let Some(lab) = Lab::with("what_streams_hold_stays_below_the_limit", &["cc"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let streams = lab.compiled("streams");
+    let config = lab.file("limits.toml", format!("[limits]\nmemory = {LIMIT}\n"));
+    let options = argv!["--config", config, "--stats-interval", "500ms"];
+    let agent = lab.agent().emit("http,gap,stats").options(options);
+    let program = argv![&streams, STREAMS.to_string(), BODY.to_string()];
+    let running = agent.start(program);
+    wait_for("all requests to be open", seconds(60), || {
+        lab.path("streams.here").exists().then_some(())
+    });
+    let sent = 2 * STREAMS * BODY;
+    wait_for("all of it to be read", seconds(60), || {
+        let records = running.records();
+        let stats = records.kind("stats").last()?;
+        let delivered = stats["ledger"]["bytes"]["delivered"].as_u64();
+        (delivered? > sent).then_some(())
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", running.process.pid())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let most: u64 = most.unwrap().trim_end_matches("kB").trim().parse().unwrap();
+    lab.file("streams.go", "");
+    let run = running.finish(seconds(60));
+    run.success();
+    assert!(most << 10 < LIMIT, "{most} KiB");
+
+    let records = run.records();
+    assert_eq!(records.kind("gap").count(), 0);
+    let mut kept = 0;
+    for record in records.kind("http") {
+        let body = &record["http"]["request"]["body"];
+        assert_eq!(body["size"], BODY);
+        kept += body["content"].as_str().map_or(0, str::len) as u64;
+    }
+    assert_eq!(records.kind("http").count() as u64, 2 * STREAMS);
+    assert!((LIMIT / 8..LIMIT / 4 + 1).contains(&kept), "{kept}");
+    let stats = records.last_stats().unwrap();
+    let bytes = &stats["ledger"]["bytes"];
+    assert_eq!(bytes["seen"], bytes["delivered"], "{bytes}");
+    assert_eq!(stats["bounds"]["memory"], 2 * STREAMS, "{stats}");
+}
+
 /// What `coverage` says last of the private library: its status, and why.
 fn covered(running: &Running) -> Option<(String, String)> {
     let text = running.records();

@@ -62,6 +62,7 @@ const COMPILE: &[&str] = &[
     "sealed",
     "silent",
     "spin",
+    "streams",
     "swap",
     "victim",
 ];

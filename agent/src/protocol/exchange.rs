@@ -39,6 +39,17 @@ impl Bounds {
             ..usual
         }
     }
+
+    /// The same, where all bodies have no more room than that, nor has all else.
+    #[must_use]
+    pub fn within(self, room: usize) -> Bounds {
+        Bounds {
+            body: self.body,
+            total: self.total.min(room),
+            share: self.share.min(room),
+            held: self.held.min(room),
+        }
+    }
 }
 
 impl Default for Bounds {
