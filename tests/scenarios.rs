@@ -465,6 +465,11 @@ fn text_that_an_end_is_free_to_write_is_content() {
                 "/gen_ai/input",
                 "/gen_ai/output",
                 "/gen_ai/tool",
+                "/gen_ai/tool/call",
+                "/mcp/params",
+                "/mcp/result",
+                "/error/message",
+                "/error/data",
             ];
             told.extend(places.into_iter().filter(|at| record.pointer(at).is_some()));
         }
@@ -488,6 +493,20 @@ fn text_that_an_end_is_free_to_write_is_content() {
             "/sse/event"
         ])
     );
+    assert_eq!(
+        told("mcp", "redacted"),
+        BTreeSet::from([
+            "/error/data",
+            "/error/message",
+            "/gen_ai/tool",
+            "/gen_ai/tool/call",
+            "/mcp/params",
+            "/mcp/result",
+            "/sse/event"
+        ])
+    );
+    // What a tool is called says what was done, as a path does.
+    assert_eq!(told("mcp", "none"), BTreeSet::from(["/gen_ai/tool"]));
     for name in ["sse", "text_grpc", "llm"] {
         assert_eq!(told(name, "none"), BTreeSet::new(), "{name}");
     }
@@ -1129,6 +1148,7 @@ scenarios! {
     loss
     lost_evidence
     many_at_once
+    mcp
     no_name
     one_request
     only_one_namespace

@@ -11,6 +11,7 @@ use crate::{
     event::{Ends, HandleId},
     half::{Connected, FileId},
     llm::Calls,
+    mcp,
     protocol::Protocol,
     record::{Attribution, Clear, Connection, Joined},
     stream::Stream,
@@ -34,6 +35,7 @@ pub struct Entry {
     pub is_left_out: bool,
     pub protocol: Protocol,
     pub calls: Calls,
+    pub mcp: mcp::Calls,
     pub border: Border,
 }
 
@@ -113,6 +115,7 @@ impl Entry {
             connection: &mut self.facts,
             decoder: &mut self.protocol,
             calls: &mut self.calls,
+            mcp: &mut self.mcp,
         }
     }
 }
@@ -123,6 +126,7 @@ pub struct Parts<'a> {
     pub connection: &'a mut Connection,
     pub decoder: &'a mut Protocol,
     pub calls: &'a mut Calls,
+    pub mcp: &'a mut mcp::Calls,
 }
 
 /// Every connection of every live process.
@@ -241,6 +245,7 @@ impl Connections {
             is_left_out,
             protocol: Protocol::new(joined == Joined::Start),
             calls: Calls::default(),
+            mcp: mcp::Calls::default(),
             border: Border::default(),
         };
         self.entries.insert(id, entry);

@@ -129,6 +129,7 @@ impl Show {
             Kind::Websocket,
             Kind::Grpc,
             Kind::Llm,
+            Kind::Mcp,
         ];
         self.undecoded || kinds.iter().any(|kind| self.emit.contains(kind))
     }

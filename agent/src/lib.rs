@@ -35,6 +35,7 @@ pub mod ledger;
 pub mod llm;
 pub mod locate;
 pub mod map;
+pub mod mcp;
 pub mod metadata;
 pub mod namespace;
 pub mod notify;

@@ -27,6 +27,7 @@ use crate::{
     llm,
     llm::{dialog::Dialogs, price::Prices},
     locate::Found,
+    mcp,
     metadata::{
         Container, Names,
         known::{Judged, Known, Meeting, Wish},
@@ -102,6 +103,8 @@ pub struct Pipeline {
     held: llm::Held,
     /// Which of them belong together.
     dialogs: Dialogs,
+    /// What waits of calls of MCP.
+    waits: mcp::Waiting,
     /// How often a bound of a decoder was reached.
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
@@ -252,6 +255,7 @@ impl Pipeline {
                 Kind::Websocket,
                 Kind::Grpc,
                 Kind::Llm,
+                Kind::Mcp,
             ]);
         let policy = policy(wanted.content, &wanted.emit, decodes);
         Pipeline {
@@ -260,6 +264,7 @@ impl Pipeline {
             room: None,
             held: llm::Held::default(),
             dialogs: Dialogs::new(wanted.secret_key.clone()),
+            waits: mcp::Waiting::default(),
             limits: BTreeMap::new(),
             asked: VecDeque::new(),
             account: Account::default(),
@@ -508,6 +513,7 @@ impl Pipeline {
             let streams = StreamId::both(id);
             for stream in streams {
                 if let Some(entry) = self.connections.get(&id) {
+                    entry.mcp.leave(&mut self.waits);
                     let (bytes, gaps) = entry.parts(stream.direction).stream.turn_away();
                     self.tally.filtered += bytes;
                     let gaps = gaps.into_iter();
@@ -523,6 +529,7 @@ impl Pipeline {
             self.solver.closed(id);
         }
         self.connections.turn_away(pid);
+        self.waits.forget(pid);
     }
 
     /// More or less is left out from here on. What decoders keep stays until they have told it.
@@ -1594,6 +1601,7 @@ impl Pipeline {
             keep,
             held,
             dialogs,
+            waits,
             limits,
             asked,
             account,
@@ -1610,6 +1618,7 @@ impl Pipeline {
             connection,
             decoder,
             calls,
+            mcp,
             ..
         } = entry.parts(Direction::Sent);
         let who = processes.get(&id.pid);
@@ -1637,6 +1646,8 @@ impl Pipeline {
             calls,
             held,
             dialogs,
+            mcp,
+            waits,
             handle: id,
         };
         ask(decoder, keep, &mut |said| speaker.heard(said));
@@ -1694,6 +1705,7 @@ impl Pipeline {
             keep,
             held,
             dialogs,
+            waits,
             limits,
             asked,
             account,
@@ -1712,6 +1724,7 @@ impl Pipeline {
             connection,
             decoder,
             calls,
+            mcp,
         } = entry.parts(id.direction);
         let who = processes.get(&id.handle.pid);
         let process = who.map(|who| &who.facts);
@@ -1764,6 +1777,8 @@ impl Pipeline {
                 calls,
                 held,
                 dialogs,
+                mcp,
+                waits,
                 handle: id.handle,
             };
             match output {

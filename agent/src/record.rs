@@ -613,6 +613,42 @@ pub struct LlmTool {
     pub parameters: Option<OwnedContent>,
 }
 
+/// One request of MCP with its answer, or one notification. What is said in it is content; the rest is what it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mcp {
+    /// The exchange of its connection that it ended in.
+    pub exchange: u64,
+    pub url: Url,
+    /// `client`, `server`: who asks.
+    pub initiator: &'static str,
+    /// `None`: its request was not seen.
+    pub method: Option<Clear>,
+    /// Of the request. Notifications have none.
+    pub id: Option<Clear>,
+    pub session: Option<Clear>,
+    pub version: Option<Clear>,
+    pub is_tool: bool,
+    pub tool: Option<Clear>,
+    pub prompt: Option<Clear>,
+    pub resource: Option<Clear>,
+    /// Of a tool. JSON, as is all content of it.
+    pub arguments: Option<OwnedContent>,
+    /// What else is asked for.
+    pub params: Option<OwnedContent>,
+    pub result: Option<OwnedContent>,
+    /// The code of an error, `tool_error`, or a status of HTTP.
+    pub error: Option<Clear>,
+    pub code: Option<Clear>,
+    pub message: Option<OwnedContent>,
+    pub data: Option<OwnedContent>,
+    pub began: WallTime,
+    pub ended: WallTime,
+    /// In seconds, if anything was waited for.
+    pub duration: Option<f64>,
+    /// What is not known of it, in words.
+    pub missing: Vec<&'static str>,
+}
+
 /// A line of a response that goes on: for who reads along.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -704,6 +740,7 @@ pub enum Body<'a> {
     Grpc(&'a Grpc),
     Message(&'a Message),
     Llm(&'a Llm),
+    Mcp(&'a Mcp),
     Line(&'a Line),
     Data {
         direction: Direction,
@@ -733,6 +770,7 @@ impl Body<'_> {
             Body::WebSocket(_) => Kind::Websocket,
             Body::Grpc(_) | Body::Message(_) => Kind::Grpc,
             Body::Llm(_) => Kind::Llm,
+            Body::Mcp(_) => Kind::Mcp,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,
             Body::Coverage(_) => Kind::Coverage,

@@ -9,10 +9,11 @@ use crate::{
     event::{HandleId, StreamId},
     http::Teller,
     llm::{Calls, Held, Turn, dialog::Dialogs},
+    mcp,
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::{Capture, Past},
-    protocol::{Limit, Said, exchange::Exchange, lines},
+    protocol::{Limit, Said, exchange::Exchange, lines, sse},
     record::{
         Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, Role,
         WallTime,
@@ -122,6 +123,9 @@ pub struct Speaker<'a> {
     pub calls: &'a mut Calls,
     pub held: &'a mut Held,
     pub dialogs: &'a mut Dialogs,
+    /// Those of MCP, and what waits of all of them.
+    pub mcp: &'a mut mcp::Calls,
+    pub waits: &'a mut mcp::Waiting,
     pub handle: HandleId,
 }
 
@@ -257,14 +261,16 @@ impl Speaker<'_> {
                 line,
             } if self.voice.wanted.live => self.line(exchange, direction, line),
             // What is read no further if nobody wants it: JSON, and all of it.
-            Said::Head { exchange, side } if self.voice.wanted.emit.contains(&Kind::Llm) => {
-                self.calls.head(exchange, side);
+            Said::Head { exchange, side } => {
+                let emit = &self.voice.wanted.emit;
+                if emit.contains(&Kind::Llm) {
+                    self.calls.head(exchange, side);
+                }
+                if emit.contains(&Kind::Mcp) {
+                    self.mcp.head(exchange, side);
+                }
             }
-            Said::Asked(_)
-            | Said::Open(_)
-            | Said::Part { .. }
-            | Said::Line { .. }
-            | Said::Head { .. } => {}
+            Said::Asked(_) | Said::Open(_) | Said::Part { .. } | Said::Line { .. } => {}
             Said::Body {
                 exchange,
                 side,
@@ -273,11 +279,17 @@ impl Speaker<'_> {
                 let (time, limits) = (self.voice.time, &mut *self.limits);
                 self.calls
                     .body(exchange, side, bytes, time, self.held, &mut count(limits));
+                self.listen(|mcp, ear| mcp.body(exchange, side, bytes, ear));
             }
-            Said::Hole { exchange, side } => self.calls.hole(exchange, side, self.voice.time),
+            Said::Hole { exchange, side } => {
+                self.calls.hole(exchange, side, self.voice.time);
+                self.listen(|mcp, ear| mcp.hole(exchange, side, ear));
+            }
             Said::Exchange(exchange) => {
                 self.exchange(exchange, false);
                 self.call(exchange);
+                let calls = self.listen(|mcp, ear| mcp.end(exchange, ear));
+                self.messages(exchange.id, &calls);
             }
             Said::Event {
                 exchange,
@@ -288,16 +300,9 @@ impl Speaker<'_> {
                 self.calls
                     .event(exchange.id, event, time, self.held, &mut count(limits));
                 self.names_version(exchange);
-                let is_shed = self.account.cuts(&event.data);
-                let began = began(exchange).unwrap_or(self.voice.time);
-                let capture = self.voice.capture_since(began);
-                if capture == Capture::None {
-                    return;
-                }
-                let sse = self.teller(capture).event(exchange, event, number, is_shed);
-                let complete = !sse.is_cut;
-                self.voice
-                    .say_of(self.voice.time, complete, 0, Body::Sse(&sse));
+                self.tells_event(exchange, event, number);
+                let calls = self.listen(|mcp, ear| mcp.event(exchange, event, ear));
+                self.messages(exchange.id, &calls);
             }
             Said::Message { direction, message } => {
                 let is_shed = self.account.cuts(&message.bytes);
@@ -315,9 +320,25 @@ impl Speaker<'_> {
             Said::Closed => {
                 let turns = self.calls.close(self.held);
                 self.turns(&turns);
+                for (exchange, call) in self.listen(|mcp, ear| mcp.close(ear)) {
+                    self.messages(exchange, &[call]);
+                }
             }
             Said::Limit(limit) => *self.limits.entry(limit).or_default() += 1,
         }
+    }
+
+    fn tells_event(&mut self, exchange: &Exchange, event: &sse::Event, number: u64) {
+        let is_shed = self.account.cuts(&event.data);
+        let began = began(exchange).unwrap_or(self.voice.time);
+        let capture = self.voice.capture_since(began);
+        if capture == Capture::None {
+            return;
+        }
+        let sse = self.teller(capture).event(exchange, event, number, is_shed);
+        let complete = !sse.is_cut;
+        self.voice
+            .say_of(self.voice.time, complete, 0, Body::Sse(&sse));
     }
 
     /// Of a flood nobody reads along: the oldest are told of when they are over.
@@ -405,6 +426,27 @@ impl Speaker<'_> {
 
     fn is_server(&self) -> bool {
         self.voice.connection.role == Some(Role::Server)
+    }
+
+    /// What MCP makes of something.
+    fn listen<T>(&mut self, hear: impl FnOnce(&mut mcp::Calls, &mut mcp::Ear<'_>) -> T) -> T {
+        let mut ear = mcp::Ear {
+            handle: self.handle,
+            time: self.voice.time,
+            waiting: self.waits,
+            out: &mut count(self.limits),
+        };
+        hear(self.mcp, &mut ear)
+    }
+
+    /// Calls of MCP that ended in an exchange.
+    fn messages(&mut self, exchange: u64, calls: &[mcp::call::Call]) {
+        for call in calls {
+            let capture = self.voice.capture_since(call.began);
+            let mcp = self.teller(capture).mcp(call, exchange);
+            let complete = mcp.missing.is_empty();
+            self.voice.say_of(call.began, complete, 0, Body::Mcp(&mcp));
+        }
     }
 
     fn names_version(&mut self, exchange: &Exchange) {

@@ -569,6 +569,17 @@ impl Reader {
         }
     }
 
+    /// Members of the outermost map so far, with the one that is being read. Of elements it is that of the present one.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let is_list = matches!(self.stack.first(), Some(Frame::List(_)));
+        let at = usize::from(is_list && self.layout == Layout::Elements);
+        let (members, name) = match self.stack.get(at) {
+            Some(Frame::Map(members, name)) => (&members[..], name.as_deref()),
+            _ => (&[][..], None),
+        };
+        members.iter().map(|(name, _)| &**name).chain(name)
+    }
+
     pub fn feed(&mut self, bytes: &[u8], out: Out<'_>) {
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -697,16 +708,18 @@ impl Reader {
     /// The first byte of a value.
     fn value(&mut self, byte: u8, out: Out<'_>) {
         match byte {
-            b'{' | b'[' if self.stack.len() == DEPTH_MAX => {
+            b'{' | b'[' if self.stack.len() == DEPTH_MAX || !self.fits(size_of::<Value>()) => {
                 self.is_cut = true;
                 self.deeper = 1;
                 self.state = State::Deep;
             }
             b'{' => {
+                self.kept += size_of::<Value>() + self.name();
                 self.stack.push(Frame::Map(Vec::new(), None));
                 self.state = State::FirstName;
             }
             b'[' => {
+                self.kept += size_of::<Value>() + self.name();
                 self.stack.push(Frame::List(Vec::new()));
                 self.state = State::First;
             }
@@ -760,6 +773,11 @@ impl Reader {
                 .bound
                 .saturating_sub(self.kept + size_of::<Value>() + self.name()),
         }
+    }
+
+    /// Is there room for this and the name that it gets?
+    fn fits(&self, own: usize) -> bool {
+        self.kept + own + self.name() <= self.bound
     }
 
     /// What the name takes that the next value gets.
@@ -910,17 +928,14 @@ impl Reader {
         if self.skips_numbers && is_in_list && matches!(value, Value::Number(_)) {
             return;
         }
-        // What is in a list or a map was counted when it was placed there.
-        let own = match &value {
-            Value::List(_) | Value::Map(_) => size_of::<Value>(),
-            value => value.weight(),
-        };
-        let name = self.name();
-        if self.kept + own + name > self.bound {
-            self.is_cut = true;
-            return;
+        // A list or a map was counted when it began: what is kept in it has a place, however much it is.
+        if !matches!(value, Value::List(_) | Value::Map(_)) {
+            if !self.fits(value.weight()) {
+                self.is_cut = true;
+                return;
+            }
+            self.kept += value.weight() + self.name();
         }
-        self.kept += own + name;
         match self.stack.last_mut() {
             Some(Frame::List(values)) => values.push(value),
             Some(Frame::Map(members, name)) => {
@@ -1285,6 +1300,24 @@ mod tests {
         };
         let kept = value.get("a").and_then(Value::text).unwrap();
         assert!(kept.is_cut && kept.length == 4000 && kept.kept.len() > 1000);
+        assert!(value.weight() <= 2048 + 200, "{}", value.weight());
+    }
+
+    /// What a text that takes all room stands in has its place.
+    #[test]
+    fn a_long_text_is_where_it_was() {
+        let text = format!(
+            "{{\"a\":[{{\"b\":[\"{}\"]}},[]],\"c\":1}}",
+            "x y ".repeat(1000)
+        );
+        let mut found = Vec::new();
+        let mut reader = Reader::new(Layout::Values, 2048);
+        reader.feed(text.as_bytes(), &mut |read| found.push(read));
+        let [Read { value, is_cut, .. }] = &found[..] else {
+            panic!("{found:?}");
+        };
+        let kept = &value.get("a").unwrap().list()[0].get("b").unwrap().list()[0];
+        assert!(*is_cut && kept.text().unwrap().kept.len() > 1000);
         assert!(value.weight() <= 2048 + 200, "{}", value.weight());
     }
 

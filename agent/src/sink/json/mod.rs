@@ -4,6 +4,7 @@
 //! pipeline waits for it. Nothing is allocated once the output has its size.
 
 mod llm;
+mod mcp;
 
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
@@ -76,6 +77,7 @@ impl Encoder {
             Body::Line(part) => line.line(part),
             Body::Sse(sse) => line.sse(sse),
             Body::Llm(llm) => line.llm(llm),
+            Body::Mcp(mcp) => line.mcp(mcp),
             Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
                 direction,
@@ -357,16 +359,18 @@ impl Object<'_> {
             return;
         }
         self.array("redactions", redactions, |out, redaction| {
-            braces(out, |member| {
-                member.number("offset", redaction.offset);
-                member.number("length", redaction.length);
-                member.word("kind", redaction.kind);
-                if let Some(hash) = redaction.hash {
-                    member.key("hash");
-                    member.display(format_args!("\"{hash:08x}\""));
-                }
-            });
+            braces(out, |member| member.redaction(redaction));
         });
+    }
+
+    fn redaction(&mut self, redaction: &Redaction) {
+        self.number("offset", redaction.offset);
+        self.number("length", redaction.length);
+        self.word("kind", redaction.kind);
+        if let Some(hash) = redaction.hash {
+            self.key("hash");
+            self.display(format_args!("\"{hash:08x}\""));
+        }
     }
 
     /// An exchange, by the names of OpenTelemetry's conventions for HTTP.

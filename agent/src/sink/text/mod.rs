@@ -12,6 +12,7 @@
 //! which there may be those of others.
 
 mod llm;
+mod mcp;
 
 use std::fmt::Arguments;
 use std::io::Write as _;
@@ -71,6 +72,7 @@ impl Encoder {
             Body::Line(line) => self.line(record, line, out),
             Body::Sse(sse) => self.sse(record, sse, out),
             Body::Llm(llm) => self.llm(record, llm, out),
+            Body::Mcp(mcp) => self.mcp(record, mcp, out),
             Body::WebSocket(socket) => self.websocket(record, socket, out),
             Body::Data {
                 direction,
