@@ -1185,6 +1185,7 @@ scenarios! {
     text_interim
     text_lines
     text_llm
+    text_mcp
     text_sse
     text_websocket
     told_of_too_late

@@ -60,6 +60,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("models.py", include_str!("../programs/models.py")),
     ("providers.py", include_str!("../programs/providers.py")),
     ("sdks.py", include_str!("../programs/sdks.py")),
+    ("tools.py", include_str!("../programs/tools.py")),
     ("grpcio.py", include_str!("../programs/grpcio.py")),
     ("recorder.py", include_str!("../programs/recorder.py")),
     ("fetch.mjs", include_str!("../programs/fetch.mjs")),

@@ -48,6 +48,7 @@ mod records;
 mod runtimes;
 mod secrets;
 mod strangers;
+mod tools;
 mod unclaimed;
 mod vendored;
 

@@ -12,7 +12,7 @@
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, pyopenssl/, pyopenssl-1.1.1/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, mcp/, pyopenssl/, pyopenssl-1.1.1/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
 //!   kubernetes/                   bin/kubectl (trixie), and bin/chart, ours, made with Helm's parts
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
@@ -544,6 +544,60 @@ const WHEELS: &[Wheel] = &[
             (
                 "websockets==17.4",
                 "cebad8f4796248b91fc2168515e507e5cb6b663a32befd09f3b1e7920acdcb1a",
+            ),
+        ],
+    },
+    // The Model Context Protocol, besides what is in `sdks`, and without PyJWT, which only some ways to log in need.
+    Wheel {
+        name: "mcp",
+        packages: &[
+            (
+                "attrs==26.1.0",
+                "c647aa4a12dfbad9333ca4e71fe62ddc36f4e63b2d260a37a8b83d2f043ac309",
+            ),
+            (
+                "click==8.5.1",
+                "8bb5376d2006950386f8c6427613334a2acadc5f559cb80e638d00b4df957e37",
+            ),
+            (
+                "jsonschema==4.26.0",
+                "d489f15263b8d200f8387e64b4c3a75f06629559fb73deb8fdfb525f2dab50ce",
+            ),
+            (
+                "jsonschema_specifications==2025.9.1",
+                "98802fee3a11ee76ecaca44429fda8a41bff98b00a0f2838151b113f210cc6fe",
+            ),
+            (
+                "mcp==2.3.0",
+                "dd0c44c089d16453e8ae31a3877a0054d7a2314caaa81f5e0541b9b1734b2377",
+            ),
+            (
+                "mcp_types==2.3.0",
+                "968efdbdaedfab06adae40d378a34395f1090c5921d4be3c9cde283aaf76d91d",
+            ),
+            (
+                "python_multipart==0.0.34",
+                "ebacd224bd686eee2f9aa1066a657affe07435a185834e05e5235e2e59173e91",
+            ),
+            (
+                "referencing==0.37.0",
+                "381329a9f99628c9069361716891d34ad94af76e461dcb0335825aecc7692231",
+            ),
+            (
+                "rpds_py==2026.9.1",
+                "136a1c3fe4402b7008bc81cb62ee538481795b61a7e83df88dff3b3f02b726ff",
+            ),
+            (
+                "sse_starlette==3.7.0",
+                "f1d3136caa12d129284fca3d2ded79bc9af943320b6472712955fea52a6d3eea",
+            ),
+            (
+                "starlette==1.10.0",
+                "478c0ab3b4ced6e82719849c118fa406f0278a3499c1a898cd15cd31bdc38ce4",
+            ),
+            (
+                "uvicorn==0.54.0",
+                "505bdb0f318731d45f1f712071fc781a8981f6847a31c902c9f5e652d4f67faf",
             ),
         ],
     },
