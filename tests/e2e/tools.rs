@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use crate::harness::{Lab, PYTHON, argv, bare, seconds};
 
-/// Ways to speak, and calls in each.
-const CALLS: usize = 7 * 8;
+/// Ways to speak, calls in each, and in two of them a tool that asks back.
+const CALLS: usize = 7 * 8 + 2 * 2;
 
 /// What an SDK says of itself: not in what is asked for, but said of every result of older versions.
 const DEFAULTS: [&str; 3] = ["resultType", "ttlMs", "cacheScope"];
@@ -102,7 +102,9 @@ fn name(record: &Value) -> String {
 
 fn check(report: &Value, record: &Value) {
     let what = format!("{report}\n{record}");
-    assert_eq!(text(record, "/mcp/initiator"), "client", "{what}");
+    let is_asked_back = report["method"] == "elicitation/create";
+    let initiator = if is_asked_back { "server" } else { "client" };
+    assert_eq!(text(record, "/mcp/initiator"), initiator, "{what}");
     assert!(
         record.pointer("/timings/duration").unwrap().as_f64() > Some(0.0),
         "{what}"
@@ -127,6 +129,10 @@ fn check(report: &Value, record: &Value) {
         assert!(said.is_none() || said == reported, "{name} {what}");
     }
     assert_eq!(result, expected, "{what}");
+    if is_asked_back {
+        let params: Value = serde_json::from_str(&text(record, "/mcp/params")).expect(&what);
+        assert_eq!(params["message"], report["message"], "{what}");
+    }
     let is_error = report.pointer("/result/isError") == Some(&Value::Bool(true));
     let error = text(record, "/error/type");
     assert_eq!(error, if is_error { "tool_error" } else { "" }, "{what}");

@@ -19,14 +19,20 @@ import warnings
 
 import httpx2
 import uvicorn
+from mcp import types
 from mcp.client.client import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.server.mcpserver import Context, MCPServer
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 warnings.simplefilter("ignore")
+
+
+class Sure(BaseModel):
+    sure: bool
 
 
 def server():
@@ -44,6 +50,11 @@ def server():
     @tools.tool()
     def fail() -> str:
         raise ValueError("It rains. Ærø 🦀")
+
+    @tools.tool()
+    async def confirm(context: Context) -> str:
+        answer = await context.elicit("Are you sure? Ærø 🦀", Sure)
+        return answer.action
 
     @tools.resource("note://{name}")
     def note(name: str) -> str:
@@ -92,6 +103,18 @@ def plain(result):
     return result.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def answers(way):
+    """To what a server asks."""
+
+    async def answer(context, params):
+        said = types.ElicitResult(action="accept", content={"sure": True})
+        report = {"way": way, "method": "elicitation/create", "message": params.message, "result": plain(said)}
+        print(json.dumps(report), flush=True)
+        return said
+
+    return answer
+
+
 async def calls(client, way):
     """Each asks for something that says where it comes from."""
 
@@ -109,6 +132,9 @@ async def calls(client, way):
     await call("add", {"a": 1, "b": 41})
     await call("echo", {"text": f"{way}: Ærø 🦀 \"\\\n" + "long " * 5000})
     await call("fail", {})
+    # Only there can a server ask: before 2026-07-28, and where an answer is a stream that knows its client.
+    if way in ("events legacy", "sse legacy"):
+        await call("confirm", {})
     await call("none", {"a": [1, 2.5, None, True]})
     await report("resources/read", "note://rain", client.read_resource("note://rain"))
     await report("resources/read", "other://rain", client.read_resource("other://rain"))
@@ -125,11 +151,13 @@ async def ask(port, certificate):
         for mode in ["legacy", "auto"]:
             async with client_of() as http:
                 transport = streamable_http_client(f"https://127.0.0.1:{port}/{path}/mcp", http_client=http)
-                async with Client(transport, mode=mode, cache=None) as client:
-                    await calls(client, f"{path} {mode}")
+                way = f"{path} {mode}"
+                async with Client(transport, mode=mode, cache=None, elicitation_callback=answers(way)) as client:
+                    await calls(client, way)
     transport = sse_client(f"https://127.0.0.1:{port}/sse/sse", httpx_client_factory=client_of)
-    async with Client(transport, mode="legacy", cache=None) as client:
-        await calls(client, "sse legacy")
+    way = "sse legacy"
+    async with Client(transport, mode="legacy", cache=None, elicitation_callback=answers(way)) as client:
+        await calls(client, way)
 
 
 def main():
