@@ -30,7 +30,7 @@ enum Step<'a> {
     Close(u64),
 }
 
-/// Connections of one process, of which 9 was joined in its middle.
+/// Connections of one process, of which 8 is one that it serves, and 9 was joined in its middle.
 struct Lab {
     connections: BTreeMap<u64, (Protocol, Calls)>,
     waiting: Waiting,
@@ -99,7 +99,8 @@ impl Lab {
                     bytes: Plaintext::new(bytes),
                     time: *time,
                 };
-                protocol.feed(piece, Some(Sent), keep, &mut hear);
+                let client = if number == 8 { Received } else { Sent };
+                protocol.feed(piece, Some(client), keep, &mut hear);
             }
             Step::Hole(_, direction, length) => {
                 protocol.gap(direction, length, *time, keep, &mut hear);
@@ -287,6 +288,21 @@ fn in_json() {
     let times: Vec<_> = calls.iter().map(|call| (call.began, call.ended)).collect();
     let times_of = |at: u64| (at * 1_000_000, (at + 1) * 1_000_000);
     assert_eq!(times, [times_of(1), times_of(3), times_of(5)]);
+}
+
+/// The same at the other end.
+#[test]
+fn served() {
+    let told = cut(&[
+        Step::Bytes(8, Received, &post(CALL)),
+        Step::Bytes(8, Sent, &ok(SUM)),
+    ]);
+    assert_eq!(
+        told,
+        [
+            r#"client 1 tools/call {"name":"add","arguments":{"a":1}} -> {"content":[{"type":"text","text":"2"}],"isError":false} of s1"#
+        ]
+    );
 }
 
 #[test]
