@@ -19,6 +19,14 @@ pub enum Mistake {
     Grpc,
     /// What a full buffer had no room for is forgotten.
     Content,
+    /// Half a character is forgotten where a call ends behind it.
+    Json,
+    /// Behind a hole a prelude is looked for at every twelfth byte only.
+    Eventstream,
+    /// What is cut ends as if it were whole.
+    Charset,
+    /// Of pieces of an answer that come in one call the last one is heard.
+    Llm,
     /// Behind a change of protocol positions count from the call's beginning.
     Protocol,
     /// Bytes that come twice are shown twice.
@@ -34,7 +42,7 @@ impl Mistake {
 
 #[cfg(feature = "planted-decoders")]
 impl Mistake {
-    const ALL: [Mistake; 9] = [
+    const ALL: [Mistake; 13] = [
         Mistake::Http1,
         Mistake::Http2,
         Mistake::Hpack,
@@ -42,6 +50,10 @@ impl Mistake {
         Mistake::Sse,
         Mistake::Grpc,
         Mistake::Content,
+        Mistake::Json,
+        Mistake::Eventstream,
+        Mistake::Charset,
+        Mistake::Llm,
         Mistake::Protocol,
         Mistake::Pipeline,
     ];

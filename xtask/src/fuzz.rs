@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::sh::{self, MINUTE, SECOND};
 
 /// What reads code of others, and the sources that its target is for.
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 15] = [
     Target::of("redact", &["redact/"]),
     Target::of("attribute", &["attribute/"]),
     Target::of("http1", &["protocol/http1.rs", "protocol/head.rs"]),
@@ -27,6 +27,10 @@ const TARGETS: [Target; 11] = [
     Target::of("sse", &["protocol/sse.rs"]),
     Target::of("grpc", &["protocol/grpc.rs"]),
     Target::of("content", &["protocol/content.rs"]),
+    Target::of("json", &["protocol/json.rs"]),
+    Target::of("eventstream", &["protocol/eventstream.rs"]),
+    Target::of("charset", &["protocol/charset.rs"]),
+    Target::of("llm", &["llm/"]),
     Target::of(
         "protocol",
         &[
@@ -124,7 +128,7 @@ fn fuzz(targets: &[&Target], time: Duration, more: &[&str]) -> Result<()> {
             line.map_or("?", str::trim).to_owned()
         };
         sh::say(&format!(
-            "  {:<10} {} s, {} executions a second, {} inputs new, slowest {} s, {} MiB",
+            "  {:<11} {} s, {} executions a second, {} inputs new, slowest {} s, {} MiB",
             target.name,
             time.as_secs(),
             number("stat::average_exec_per_sec:"),
@@ -175,7 +179,7 @@ fn planted(targets: &[&Target]) -> Result<()> {
         let is_found = !status.success() && log.contains("panicked at");
         let verdict = if is_found { "found" } else { "NOT FOUND" };
         sh::say(&format!(
-            "PLANTED {:<10} {verdict} after {took:.1} s",
+            "PLANTED {:<11} {verdict} after {took:.1} s",
             target.name
         ));
         ensure!(is_found, "{}: its mistake was not found", target.name);
@@ -281,7 +285,7 @@ fn lines(tools: &Path, target: &Target, binary: &Path, raw: &Path) -> Result<f64
     ensure!(all > 0, "{}: nothing is known of its sources", target.name);
     let percent = reached as f64 * 100.0 / all as f64;
     sh::say(&format!(
-        "  {:<10} {percent:5.1} % of lines{each}",
+        "  {:<11} {percent:5.1} % of lines{each}",
         target.name
     ));
     Ok(percent)

@@ -30,6 +30,7 @@ use agent_ebpf::Direction;
 
 use crate::{
     plaintext::Plaintext,
+    planted::Mistake,
     protocol::{
         Limit, Side, eventstream,
         exchange::{Exchange, Half},
@@ -463,7 +464,12 @@ impl Call {
             return true;
         };
         let mut found = Vec::new();
-        reader.feed(bytes, &mut |read| found.push(read));
+        reader.feed(bytes, &mut |read| {
+            if Mistake::Llm.is_planted() {
+                found.clear();
+            }
+            found.push(read);
+        });
         found
             .into_iter()
             .all(|read| self.reads_response(read, time))

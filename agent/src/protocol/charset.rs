@@ -6,6 +6,7 @@
 use encoding_rs::{DecoderResult, Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
 use super::head::{media_name, parameter};
+use crate::planted::Mistake;
 
 /// The text, and in what it was written. `None`: it is UTF-8, or no text that can be read. `is_cut`: a character may
 /// be, too.
@@ -26,8 +27,9 @@ pub fn text_of(media: &[u8], bytes: &[u8], is_cut: bool) -> Option<(String, &'st
     let mut decoder = encoding.new_decoder_without_bom_handling();
     let length = decoder.max_utf8_buffer_length_without_replacement(bytes.len())?;
     let mut text = String::with_capacity(length);
+    let is_last = !is_cut || Mistake::Charset.is_planted();
     let (done, _) =
-        decoder.decode_to_string_without_replacement(&bytes[mark..], &mut text, !is_cut);
+        decoder.decode_to_string_without_replacement(&bytes[mark..], &mut text, is_last);
     (done == DecoderResult::InputEmpty).then(|| (text, encoding.name()))
 }
 

@@ -6,6 +6,8 @@
 
 use flate2::Crc;
 
+use crate::planted::Mistake;
+
 /// Two lengths and their checksum.
 const PRELUDE: usize = 12;
 
@@ -126,6 +128,7 @@ impl Messages {
         let headers = number(&self.kept[4..]) as usize;
         if !is_summed(&self.kept) || length < FRAME || headers > length - FRAME {
             match self.is_lost {
+                true if Mistake::Eventstream.is_planted() => self.kept.clear(),
                 true => drop(self.kept.remove(0)),
                 false => self.give_up(out),
             }

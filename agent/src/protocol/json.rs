@@ -7,6 +7,8 @@
 use base64_simd::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
+use crate::planted::Mistake;
+
 /// A value, as far as it was kept.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
@@ -581,6 +583,9 @@ impl Reader {
     }
 
     pub fn feed(&mut self, bytes: &[u8], out: Out<'_>) {
+        if Mistake::Json.is_planted() {
+            self.string.surrogate = None;
+        }
         let mut rest = bytes;
         while !rest.is_empty() {
             let taken = self.step(rest, out);
