@@ -113,6 +113,25 @@ pub(crate) fn all() -> Result<()> {
     fuzz(&TARGETS.each_ref(), TIME, &["-seed=1", "-runs=10000"])
 }
 
+/// Do they still compile? They are built when all else is done, and so break last. Without their instrumentation any
+/// compiler does it, and in a minute.
+pub(crate) fn check() -> Result<()> {
+    for options in [&[][..], &["--features", "planted"]] {
+        let mut check = sh::command("cargo");
+        check
+            .args([
+                "check",
+                "--bins",
+                "--manifest-path",
+                "agent/fuzz/Cargo.toml",
+            ])
+            .args(options)
+            .env("CARGO_TARGET_DIR", sh::target().join("fuzz"));
+        sh::run(&mut check, 15 * MINUTE)?;
+    }
+    Ok(())
+}
+
 fn fuzz(targets: &[&Target], time: Duration, more: &[&str]) -> Result<()> {
     let binaries = build(&[])?;
     let found = directory("found")?;

@@ -36,6 +36,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<()> {
             let lints = ["--workspace", "--all-targets", "--", "--deny", "warnings"];
             sh::run(cargo("clippy").args(lints), 30 * MINUTE)
         });
+        run.step("fuzz targets compile", |_| fuzz::check());
     }
     run.step("unit tests and scenarios", |tally| {
         let mut command = cargo("test");
