@@ -1159,6 +1159,7 @@ scenarios! {
     policy
     policy_annotation
     policy_annotation_trusted
+    policy_behind_the_dead
     policy_late
     policy_late_excluded
     policy_loosened

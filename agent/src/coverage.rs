@@ -625,6 +625,27 @@ impl Table {
         said.map(|(id, waiter)| self.say(id, waiter)).collect()
     }
 
+    /// Where processes that are gone wait to be told of: now, or never.
+    pub fn departed(&mut self) -> Vec<Said> {
+        let is_gone = |waiter: &mut Waiter| waiter.gone.is_some();
+        // Nothing is known of these files yet, so nothing can be told.
+        for waiting in self.early.values_mut() {
+            waiting.retain(|waiter| waiter.gone.is_none());
+        }
+        let mut gone: Vec<(FileId, Waiter)> = Vec::new();
+        for (id, file) in &mut self.files {
+            gone.extend(
+                file.waiting
+                    .extract_if(.., is_gone)
+                    .map(|waiter| (*id, waiter)),
+            );
+        }
+        gone.sort_by_key(|(id, _)| *id);
+        gone.into_iter()
+            .map(|(id, waiter)| self.say(id, waiter))
+            .collect()
+    }
+
     /// Where a process that lives waits to be told of.
     fn waiting(&mut self, pid: u32) -> impl Iterator<Item = &mut Waiter> {
         let waiting = self.files.values_mut().flat_map(|file| &mut file.waiting);

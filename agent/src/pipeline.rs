@@ -445,6 +445,9 @@ impl Pipeline {
         if policy == self.wanted.policy {
             return;
         }
+        // Who is gone is not judged again.
+        let departed = self.coverage.departed();
+        self.say(departed, now, out);
         self.redactors.are_many(policy.is_some());
         let judge = |id: &str, container: &Container| {
             let policy = policy.as_ref();
