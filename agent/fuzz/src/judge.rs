@@ -31,6 +31,8 @@ pub struct Judge {
     known: BTreeSet<u32>,
     /// Containers that were.
     named: BTreeSet<String>,
+    /// Another policy was followed: what is not told any more leaves no hole that is told.
+    pub has_followed: bool,
     /// Both ends of connections of the agent, as the other end has them.
     pub ours: BTreeSet<(SocketAddr, SocketAddr)>,
     pub shown: Vec<u8>,
@@ -49,6 +51,7 @@ impl Judge {
             is_plain: true,
             known: BTreeSet::new(),
             named: BTreeSet::new(),
+            has_followed: false,
             ours: BTreeSet::new(),
             shown: Vec::new(),
         }
@@ -76,6 +79,12 @@ impl Judge {
     /// After the line has heard it: what was held back goes out as before.
     pub fn follow(&mut self, content: Policy) {
         self.content = content;
+    }
+
+    /// The same, of how much is told of whom.
+    pub fn follow_policy(&mut self, world: World) {
+        self.world = world;
+        self.has_followed = true;
     }
 
     pub fn read(&mut self, record: &Record<'_>) {

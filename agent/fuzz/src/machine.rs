@@ -7,8 +7,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Bound, Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, Place, Shape,
-    Socket, Touch, Transfer, Unseen, cause, counter, kind,
+    Bound, Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, Place,
+    REJOINED, Shape, Socket, Touch, Transfer, Unseen, cause, counter, kind,
 };
 use vortex_agent::{
     confine::Landlock,
@@ -72,6 +72,10 @@ const TLS_RECORD: usize = 13;
 /// Steps that are reports about a process.
 const OF_THE_HALF: [u8; 4] = [1, 25, 26, 27];
 
+/// Steps that are calls of a probed function.
+const OF_CALLS: std::ops::RangeInclusive<u8> = 3..=12;
+const OF_CALLS_TOO: std::ops::RangeInclusive<u8> = 16..=21;
+
 /// A client's greeting, cut behind its random bytes.
 const GREETING: [u8; 12] = [22, 3, 1, 0, 50, 1, 0, 0, 46, 3, 3, 7];
 
@@ -100,6 +104,8 @@ struct Handle {
 struct Library {
     file: FileId,
     cookies: [u64; 2],
+    /// Its probes are out for a while.
+    is_paused: bool,
 }
 
 /// What is asked of a run, by its first bytes.
@@ -157,6 +163,8 @@ pub struct Machine {
     libraries: [Library; 2],
     files: FileId,
     counters: [u64; counter::ROW],
+    /// There are processes that are turned away, or were.
+    is_selective: bool,
 }
 
 impl Machine {
@@ -215,6 +223,7 @@ impl Machine {
             libraries: [Library::default(); 2],
             files: 0,
             counters: [0; counter::ROW],
+            is_selective: world.is_selective(),
         };
         machine.tell(Input::Clock(1_767_225_600_000_000_000), judge);
         if setting.sees_sockets {
@@ -251,7 +260,11 @@ impl Machine {
         self.tell(found, judge);
         let sites = self.line.sites();
         let cookies = [sites[0].cookie, sites[1].cookie];
-        self.libraries[library] = Library { file, cookies };
+        self.libraries[library] = Library {
+            file,
+            cookies,
+            is_paused: false,
+        };
     }
 
     fn library(&self, handle: u64) -> Library {
@@ -268,6 +281,11 @@ impl Machine {
         let direction = choices.of(&[Direction::Received, Direction::Sent]);
         let time = self.now;
         let what = what % 28;
+        let is_call = OF_CALLS.contains(&what) || OF_CALLS_TOO.contains(&what);
+        if is_call && self.library(key.1).is_paused {
+            // Nobody sees it, or counts it.
+            return;
+        }
         if OF_THE_HALF.contains(&what) {
             self.meet(pid, judge);
         }
@@ -282,10 +300,7 @@ impl Machine {
                 let file = self.library(key.1).file;
                 self.tell(Input::Mapped { file, user }, judge);
             }
-            2 => {
-                let file = self.library(key.1).file;
-                self.tell(Input::Attached { file, at: time }, judge);
-            }
+            2 => self.attach(usize::from(key.1 == 2), judge),
             3..=8 => self.speak(key, direction, choices, judge),
             9 => {
                 let cause = choices.of(&[
@@ -460,7 +475,7 @@ impl Machine {
         match choices.below(4) {
             1 => self.late.push(record),
             // Of a second link. The filter counts what comes.
-            2 if !self.setting.world.is_selective() => {
+            2 if !self.is_selective => {
                 self.give(&record, judge);
                 self.give(&record, judge);
             }
@@ -610,7 +625,7 @@ impl Machine {
 
     /// Somebody changes the settings, as far as a run takes that.
     fn change(&mut self, choices: &mut Choices<'_>, judge: &mut Judge) {
-        match choices.below(4) {
+        match choices.below(6) {
             0 => {
                 let uids = choices.of(&[&[][..], &[1], &[2, 3]]).to_vec();
                 let comms = choices.of(&[&[][..], &["me"]]);
@@ -619,6 +634,14 @@ impl Machine {
             }
             1 if self.show.content == Policy::Redacted => self.show.content = Policy::None,
             2 => self.show.body_limit = choices.byte().into(),
+            4 | 5 => {
+                let world = &mut self.setting.world;
+                world.follow(choices.byte());
+                let world = *world;
+                self.is_selective |= world.is_selective();
+                self.tell(Input::Policy(world.policy()), judge);
+                judge.follow_policy(world);
+            }
             _ => {
                 let kind = choices.of(&[Kind::Http, Kind::Sse, Kind::Coverage]);
                 if !self.show.emit.remove(&kind) {
@@ -634,7 +657,7 @@ impl Machine {
     fn look(&mut self, pid: u32, key: (u32, u64), choices: &mut Choices<'_>, judge: &mut Judge) {
         let library = usize::from(key.1 == 2);
         let file = self.libraries[library].file;
-        match choices.below(9) {
+        match choices.below(10) {
             0 => {
                 let (path, why) = ("/lib/x\x1b.so", "no symbols");
                 self.files += 1;
@@ -701,6 +724,7 @@ impl Machine {
                     self.tell(Input::Silent { pid, silent }, judge);
                 }
             }
+            9 => self.pause(library, judge),
             // It was asked about when it had ended.
             _ => {
                 let bare = Facts {
@@ -708,6 +732,36 @@ impl Machine {
                     ..Facts::default()
                 };
                 self.tell(Input::Process(bare), judge);
+            }
+        }
+    }
+
+    /// The governor takes the probes of a file out: what is on the way comes, and then nothing.
+    fn pause(&mut self, library: usize, judge: &mut Judge) {
+        self.tell_late(judge);
+        self.libraries[library].is_paused = true;
+        let (file, why) = (self.libraries[library].file, "paused by the governor: \x1b");
+        self.tell(Input::Failed { file, why }, judge);
+    }
+
+    /// The probes are in place. After a pause nobody knows what was said in it: handles mean connections that are
+    /// joined in their middle.
+    fn attach(&mut self, library: usize, judge: &mut Judge) {
+        let (file, at) = (self.libraries[library].file, self.now);
+        self.tell(Input::Attached { file, at }, judge);
+        if !std::mem::take(&mut self.libraries[library].is_paused) {
+            return;
+        }
+        let births = &mut self.births;
+        let mut handles: Vec<_> = self.handles.iter_mut().collect();
+        handles.sort_by_key(|((pid, handle), _)| (*pid, *handle));
+        for ((_, handle), known) in handles {
+            if usize::from(*handle == 2) == library {
+                *births += 1;
+                *known = Handle {
+                    born: *births | REJOINED,
+                    ..Handle::default()
+                };
             }
         }
     }
@@ -753,7 +807,8 @@ impl Machine {
             ..Count::default()
         };
         self.tell(Input::Count(count), judge);
-        if !is_known {
+        // Of bytes that waited while another policy turned their process away the sum is not judged.
+        if !is_known || judge.has_followed {
             return;
         }
         let bytes = ledger(|index| self.counters[index], self.line.tally()).bytes;

@@ -89,6 +89,16 @@ impl World {
         }
     }
 
+    /// Another policy, or none any more. Who is where, and who is wanted, stays.
+    pub fn follow(&mut self, scene: u8) {
+        let after = World::of(scene, self.of_exe, &mut Choices(&[]));
+        *self = World {
+            of_shop: self.of_shop,
+            rotation: self.rotation,
+            ..after
+        };
+    }
+
     /// Are there processes that are turned away?
     pub fn is_selective(&self) -> bool {
         self.has_policy || self.of_shop || self.of_exe

@@ -92,6 +92,7 @@ fn compare(text: &[u8], ours: &[Read], is_right: bool) {
                 read.value.write(&mut written);
                 let again: serde_json::Value = serde_json::from_slice(&written).expect("JSON");
                 assert_eq!(again, value);
+                check_same(&read.value, &value);
             }
             (Some(Ok(value)), None) => panic!("{value} was not read"),
             (Some(Err(error)), read) if is_strict(text, &error) => {
@@ -111,6 +112,30 @@ fn compare(text: &[u8], ours: &[Read], is_right: bool) {
                 assert!(is_right && read.is_none(), "{read:?}");
                 return;
             }
+        }
+    }
+}
+
+/// As those who read it see it.
+fn check_same(ours: &Value, theirs: &serde_json::Value) {
+    assert_eq!(ours.bool(), theirs.as_bool());
+    assert_eq!(ours.str(), theirs.as_str());
+    assert_eq!(ours.float().is_some(), theirs.is_number());
+    if let Some(count) = theirs.as_u64() {
+        assert_eq!(ours.count(), Some(count));
+    }
+    let elements = theirs.as_array().map_or(&[][..], Vec::as_slice);
+    assert_eq!(ours.list().len(), elements.len());
+    for (ours, theirs) in ours.list().iter().zip(elements) {
+        check_same(ours, theirs);
+    }
+    let members = theirs.as_object().map_or(0, serde_json::Map::len);
+    // The same name may come twice, and then one of them is theirs.
+    if ours.members().len() == members {
+        for (name, value) in ours.members() {
+            check_same(value, &theirs[&**name]);
+            let found = ours.get(name);
+            assert_eq!(found, Some(value).filter(|value| **value != Value::Null));
         }
     }
 }

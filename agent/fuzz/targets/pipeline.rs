@@ -37,8 +37,8 @@ fuzz_target!(|input: &[u8]| {
         }
     }
     machine.end(is_known, &mut judge);
-    // What is said of our own connections is left out, and where they got their names in between, so is a part.
-    let is_even = is_known && setting.tells_data && judge.ours.is_empty();
+    // What is said of our own connections is left out, and where they got their names in between, so is a part. So is what another policy withholds.
+    let is_even = is_known && setting.tells_data && judge.ours.is_empty() && !judge.has_followed;
     let shown = judge.text();
     match setting.is_json {
         true => check_json(&shown, setting.world.is_selective(), is_even),
