@@ -516,6 +516,7 @@ impl Pipeline {
             let streams = StreamId::both(id);
             for stream in streams {
                 if let Some(entry) = self.connections.get(&id) {
+                    entry.calls.leave(&mut self.held);
                     entry.mcp.leave(&mut self.waits);
                     let (bytes, gaps) = entry.parts(stream.direction).stream.turn_away();
                     self.tally.filtered += bytes;

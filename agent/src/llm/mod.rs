@@ -284,6 +284,13 @@ impl Calls {
         socket.map_or_else(Vec::new, Socket::close)
     }
 
+    /// Nobody hears of them any more.
+    pub fn leave(&mut self, held: &mut Held) {
+        self.weigh_socket(0, held);
+        self.socket = None;
+        held.0 -= self.open.drain().map(|(_, call)| call.held).sum::<usize>();
+    }
+
     /// The exchange that became a WebSocket, and what it asked for.
     pub fn upgraded(&self) -> Option<(u64, &head::Request)> {
         let socket = self.socket.as_ref()?;

@@ -263,3 +263,32 @@ fn numbers_that_are_made_up() {
     );
     assert_eq!(data.length, 4);
 }
+
+/// What a connection holds is nothing any more when nobody hears of it.
+#[test]
+fn who_leaves_holds_nothing() {
+    let (mut calls, mut held) = (Calls::default(), Held::default());
+    let (mut protocol, mut keep) = (Protocol::new(true), Keep::new(Bounds::default()));
+    let whole = request(
+        "/v1/messages",
+        &format!("{{\"model\":\"{}\"}}", "long ".repeat(1000)),
+    );
+    let piece = Piece {
+        direction: Sent,
+        offset: 0,
+        time: 1,
+        bytes: Plaintext::new(&whole[..4000]),
+    };
+    protocol.feed(piece, Some(Sent), &mut keep, &mut |said| match said {
+        Said::Head { exchange, side } => calls.head(exchange, side),
+        Said::Body {
+            exchange,
+            side,
+            bytes,
+        } => calls.body(exchange, side, bytes, 1, &mut held, &mut |_| {}),
+        _ => {}
+    });
+    assert!(held.bytes() > 3000);
+    calls.leave(&mut held);
+    assert_eq!(held.bytes(), 0);
+}
