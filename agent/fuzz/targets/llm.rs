@@ -27,9 +27,8 @@ use vortex_agent::{
     protocol::{Piece, Protocol, Said, Side, exchange::Keep, json::Text},
 };
 
-/// What open calls may hold in all, and decoders besides, doubled as vectors are: each response of a WebSocket has what
-/// its session has.
-const KEPT_MAX: usize = 160 << 20;
+/// What open calls may hold in all, and decoders besides.
+const KEPT_MAX: usize = 24 << 20;
 const LONG: usize = 1 << 20;
 
 const PATHS: [&str; 16] = [

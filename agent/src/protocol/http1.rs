@@ -342,6 +342,7 @@ impl Http1 {
                 if side == Side::Request {
                     // Something was asked, and will be answered.
                     self.ask(Method::Unknown);
+                    self.bound(out);
                 }
                 self.lose(side, out);
                 Step::Used(used)
@@ -369,6 +370,12 @@ impl Http1 {
             head: Head::Request(head),
             began,
         });
+        self.bound(out);
+        self.enter(Side::Request, framing, out);
+    }
+
+    /// Of more requests than this none waits for an answer: nobody knows any more whose one is.
+    fn bound(&mut self, out: Out<'_>) {
         if self.pending.len() > PENDING_MAX {
             out(Message::Limit(Limit::Pipeline));
             self.is_astray = true;
@@ -376,7 +383,6 @@ impl Http1 {
         if self.is_astray {
             self.abandon(out);
         }
-        self.enter(Side::Request, framing, out);
     }
 
     /// The request that a hole tore, if nothing has come of its answer.
@@ -548,11 +554,15 @@ impl Http1 {
             }
         };
         let Ok(head) = head else {
-            return out(Message::Undecoded {
+            out(Message::Undecoded {
                 side,
                 bytes: Plaintext::new(&bytes),
                 end: self.at + used,
             });
+            if side == Side::Request {
+                self.bound(out);
+            }
+            return;
         };
         self.lane(side).exchange = exchange;
         let is_interim = matches!(&head, Head::Response(head) if head.is_interim());
@@ -574,6 +584,9 @@ impl Http1 {
             });
         }
         self.end(side, false, out);
+        if side == Side::Request {
+            self.bound(out);
+        }
     }
 
     /// Looks for a head where one may begin.
@@ -1567,6 +1580,15 @@ mod tests {
                 .count(),
             PENDING_MAX + 1
         );
+
+        // So are those that can't be read, and those of which a part is missing.
+        let strange = asks("GET / HTTP/1.1\r\nA\0: b\r\n\r\n");
+        let torn = [asks("POST /a HTTP/1.1\r\nHost: a"), Wire::Gap(Asks, 9)];
+        for wire in [vec![strange], torn.to_vec()] {
+            let said = self::said(true, &wire.repeat(PENDING_MAX + 2));
+            let limits = said.iter().filter(|line| *line == "Pipeline limit");
+            assert_eq!(limits.count(), 1);
+        }
 
         let line = format!(
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
