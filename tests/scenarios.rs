@@ -1165,6 +1165,7 @@ scenarios! {
     policy_loosened
     policy_names
     policy_of_the_dead
+    policy_of_the_unknown
     policy_tightened
     policy_while_waiting
     redacted

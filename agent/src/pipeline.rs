@@ -1522,10 +1522,14 @@ impl Pipeline {
 
     /// Bytes of a process that is turned away, or a hole in them. One of which nobody has told may turn out to be wanted.
     fn pass_by(&mut self, stream: StreamId, end: u64) {
+        // Of who is decided on meanwhile some may still come that counts as before.
+        if let Some(known) = self.passed_by.get_mut(&stream) {
+            *known = end.max(*known);
+            return;
+        }
         let who = self.processes.get(&stream.handle.pid);
         if who.is_some_and(|who| who.facts.is_bare() || who.is_undecided) {
-            let known = self.passed_by.entry(stream).or_default();
-            *known = end.max(*known);
+            self.passed_by.insert(stream, end);
         }
     }
 
