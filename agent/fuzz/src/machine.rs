@@ -807,7 +807,8 @@ impl Machine {
             ..Count::default()
         };
         self.tell(Input::Count(count), judge);
-        // Of bytes that waited while another policy turned their process away the sum is not judged.
+        // Open: what a second link gave once more, and what waits when another policy turns its process away, is
+        // counted as filtered twice.
         if !is_known || judge.has_followed {
             return;
         }
