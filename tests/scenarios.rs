@@ -1166,6 +1166,7 @@ scenarios! {
     policy_names
     policy_of_the_dead
     policy_of_the_unknown
+    policy_of_what_came_twice
     policy_tightened
     policy_while_waiting
     redacted

@@ -3,7 +3,7 @@
 //! several in one moment, their order is not that of a hash table.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::Range,
     sync::Arc,
 };
@@ -505,11 +505,14 @@ impl Pipeline {
         for id in self.connections.of(pid) {
             let mut pieces = self.backlog.take(&id);
             pieces.extend(self.trials.take(id));
+            // A second link tells the same once more.
+            let mut met = HashSet::new();
             for piece in pieces {
                 match piece.content {
-                    What::Bytes(bytes) => {
+                    What::Bytes(bytes) if met.insert((piece.stream, piece.offset)) => {
                         self.tally.filtered += bytes.plaintext().len() as u64;
                     }
+                    What::Bytes(_) => {}
                     What::Gap(length, cause) => self.told_late += late(cause, length),
                 }
             }
