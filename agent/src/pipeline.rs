@@ -509,10 +509,12 @@ impl Pipeline {
             let mut met = HashSet::new();
             for piece in pieces {
                 match piece.content {
-                    What::Bytes(bytes) if met.insert((piece.stream, piece.offset)) => {
-                        self.tally.filtered += bytes.plaintext().len() as u64;
+                    What::Bytes(bytes) => {
+                        let length = bytes.plaintext().len() as u64;
+                        if met.insert((piece.stream, piece.offset, length)) {
+                            self.tally.filtered += length;
+                        }
                     }
-                    What::Bytes(_) => {}
                     What::Gap(length, cause) => self.told_late += late(cause, length),
                 }
             }
