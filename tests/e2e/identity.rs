@@ -121,7 +121,8 @@ fn renamed_over() {
 }
 
 /// The mount that a file was probed through can go while others use the file through theirs. Under load and
-/// with calls that last all the time, no byte is lost and none comes twice.
+/// with calls that last all the time, no byte is lost and none comes twice. The server stands still before the mount's
+/// last user leaves, so that no moment is without a call.
 #[test]
 fn probes_move_to_another_mount() {
     let Some(lab) = Lab::with("probes_move_to_another_mount", &["unshare"]) else {
@@ -146,11 +147,12 @@ while not os.path.exists('stop'):
              for n in 1 2; do mkdir -p /mnt/up$n /mnt/work$n m$n; mount -t overlay none \
                -o lowerdir=$PWD/private,upperdir=/mnt/up$n,workdir=/mnt/work$n m$n || exit 77; done; \
              LD_LIBRARY_PATH=$PWD/m1 {PYTHON} -c 'import ssl; from client import *; requests({port}); \
-               open(\"ready\", \"w\"); wait_for(\"go\"); requests({port})' & first=$!; \
+               open(\"ready\", \"w\"); wait_for(\"go\"); requests({port}); \
+               open(\"done\", \"w\"); wait_for(\"leave\")' & first=$!; \
              until [ -e ready ]; do sleep 0.01; done; \
              for n in 1 2; do LD_LIBRARY_PATH=$PWD/m2 {PYTHON} busy.py {port} & done; \
-             sleep 1; touch go; wait $first; \
-             kill -STOP \"$2\"; sleep 2.5; umount m1 && exit 4; kill -CONT \"$2\"; \
+             sleep 1; touch go; until [ -e done ]; do sleep 0.01; done; \
+             kill -STOP \"$2\"; touch leave; wait $first; sleep 2.5; umount m1 && exit 4; kill -CONT \"$2\"; \
              unmount m1 || {{ touch stop; exit 3; }}; sleep 0.5; touch stop; wait",
             port = server.port,
         ),

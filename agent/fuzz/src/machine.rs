@@ -807,8 +807,8 @@ impl Machine {
             ..Count::default()
         };
         self.tell(Input::Count(count), judge);
-        // Open: what a second link gave once more, and what waits when another policy turns its process away, is
-        // counted as filtered twice.
+        // Open: of a process that is turned away while some of its bytes wait, a few are counted twice, as after the seed
+        // `ledger_after_a_policy`.
         if !is_known || judge.has_followed {
             return;
         }
