@@ -518,11 +518,13 @@ impl Pipeline {
                     What::Gap(length, cause) => self.told_late += late(cause, length),
                 }
             }
+            if let Some(entry) = self.connections.get(&id) {
+                entry.calls.leave(&mut self.held);
+                entry.mcp.leave(&mut self.waits);
+            }
             let streams = StreamId::both(id);
             for stream in streams {
                 if let Some(entry) = self.connections.get(&id) {
-                    entry.calls.leave(&mut self.held);
-                    entry.mcp.leave(&mut self.waits);
                     let (bytes, gaps) = entry.parts(stream.direction).stream.turn_away();
                     self.tally.filtered += bytes;
                     let gaps = gaps.into_iter();
@@ -541,13 +543,14 @@ impl Pipeline {
         self.waits.forget(pid);
     }
 
-    /// More or less is left out from here on. What decoders keep stays until they have told it.
+    /// How much is kept of bodies from here on: as is wanted, within the agent's own limit.
     fn bound(&mut self) {
         let bounds = self.wanted.bounds;
         let bounds = self.room.map_or(bounds, |room| bounds.within(room));
         self.keep.bound(bounds);
     }
 
+    /// More or less is left out from here on. What decoders keep stays until they have told it.
     fn shed(&mut self, rung: Rung, now: u64) {
         self.account.turn(rung, now);
         self.keep.shed(rung.level() >= Level::Bodies);

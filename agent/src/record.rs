@@ -372,6 +372,19 @@ pub struct Url {
     pub query: Option<Clear>,
 }
 
+/// The host and the port of a URL that has them.
+pub fn authority(url: &str) -> Option<(&str, Option<u64>)> {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    let authority = rest[..end].rsplit('@').next()?;
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
+        _ => (authority, None),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    (!host.is_empty()).then_some((host, port))
+}
+
 /// A line of a head, with its name in lower case. What is `None` was sent in a way that only who saw the
 /// connection from its start could read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -842,6 +855,21 @@ mod tests {
                     || today.month == 1 && before.month == 12 && today.year == before.year + 1);
             assert!(next_in_month || next_month, "{before:?} {today:?}");
             before = today;
+        }
+    }
+
+    #[test]
+    fn addresses_of_urls() {
+        for (url, expected) in [
+            ("https://a.example/b?c", Some(("a.example", None))),
+            ("https://a:8443", Some(("a", Some(8443)))),
+            ("https://[::1]:8443/", Some(("::1", Some(8443)))),
+            ("https://[::1]/", Some(("::1", None))),
+            ("https://[redacted:password:1]@a/", Some(("a", None))),
+            ("/b", None),
+            ("https:///b", None),
+        ] {
+            assert_eq!(authority(url), expected, "{url}");
         }
     }
 

@@ -1014,6 +1014,15 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// What the program says of what it did: its lines that are JSON.
+    pub(crate) fn reports(&self) -> Vec<Value> {
+        let out = self.process.out();
+        let lines = out.lines();
+        lines
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    }
+
     #[track_caller]
     pub(crate) fn success(&self) -> &Self {
         assert_eq!(

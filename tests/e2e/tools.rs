@@ -37,12 +37,8 @@ fn tools_by_sdk() {
         .start(argv![PYTHON, program, "ask", port, certificate])
         .finish(seconds(120));
     run.success();
-    let out = run.process.out();
-    let reports: Vec<Value> = out
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    assert_eq!(reports.len(), CALLS, "{out}");
+    let reports = run.reports();
+    assert_eq!(reports.len(), CALLS, "{}", run.process.out());
     if bare() {
         return;
     }

@@ -1,5 +1,6 @@
 //! A connection as the decoders get it: calls and holes of its two sides.
 
+use flate2::Crc;
 use vortex_agent::protocol::Side;
 
 #[derive(Clone, Debug)]
@@ -84,4 +85,21 @@ pub fn with_hole(steps: &[Step], at: usize, hole: std::ops::Range<usize>) -> Vec
     torn.push(Step::Bytes(*side, bytes[hole.end..].to_vec()));
     torn.extend_from_slice(&steps[at + 1..]);
     torn
+}
+
+/// A message of Amazon's event stream, whole.
+pub fn framed(headers: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let sum = |bytes: &mut Vec<u8>| {
+        let mut crc = Crc::new();
+        crc.update(bytes);
+        bytes.extend(crc.sum().to_be_bytes());
+    };
+    bytes.extend((16 + headers.len() as u32 + payload.len() as u32).to_be_bytes());
+    bytes.extend((headers.len() as u32).to_be_bytes());
+    sum(&mut bytes);
+    bytes.extend(headers);
+    bytes.extend(payload);
+    sum(&mut bytes);
+    bytes
 }

@@ -4,9 +4,11 @@
 //! choices that make one.
 #![no_main]
 
-use flate2::Crc;
 use libfuzzer_sys::fuzz_target;
-use play::{Choices, is_long, memory, talk::pieces};
+use play::{
+    Choices, is_long, memory,
+    talk::{framed, pieces},
+};
 use vortex_agent::protocol::eventstream::{Found, Messages};
 
 /// A message as long as it may be, with a vector's room for as much again.
@@ -37,8 +39,8 @@ fn long(body: &[u8]) {
 /// A message says how long it is, and goes on for so long; behind it comes another.
 fn endless(choices: &mut Choices<'_>) {
     let length = (1 << 20) - 128 + choices.below(256);
-    let body = message(&[], &vec![b'x'; length]);
-    let next = message(&[], b"next");
+    let body = framed(&[], &vec![b'x'; length]);
+    let next = framed(&[], b"next");
     let mut messages = Messages::default();
     let mut found = Vec::new();
     for part in body.chunks(1 << 18).chain([&next[..]]) {
@@ -76,7 +78,7 @@ fn known(choices: &mut Choices<'_>, cuts: [u8; 4]) {
         let (headers, lines) = headers(choices);
         let payload = choices.letters(60);
         let start = body.len();
-        body.extend(message(&headers, payload.as_bytes()));
+        body.extend(framed(&headers, payload.as_bytes()));
         places.push(start..body.len());
         truth.push((lines, payload));
     }
@@ -147,20 +149,4 @@ fn headers(choices: &mut Choices<'_>) -> (Vec<u8>, Lines) {
         }
     }
     (headers, lines)
-}
-
-fn message(headers: &[u8], payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let sum = |bytes: &mut Vec<u8>| {
-        let mut crc = Crc::new();
-        crc.update(bytes);
-        bytes.extend(crc.sum().to_be_bytes());
-    };
-    bytes.extend((16 + headers.len() as u32 + payload.len() as u32).to_be_bytes());
-    bytes.extend((headers.len() as u32).to_be_bytes());
-    sum(&mut bytes);
-    bytes.extend(headers);
-    bytes.extend(payload);
-    sum(&mut bytes);
-    bytes
 }

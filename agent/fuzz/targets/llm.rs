@@ -11,11 +11,10 @@
 use std::{cell::RefCell, fmt::Write as _};
 
 use agent_ebpf::Direction;
-use flate2::Crc;
 use libfuzzer_sys::fuzz_target;
 use play::{
     Choices, is_long, memory,
-    talk::{Step, cut, has_gap, over_and_over, steps, with_hole},
+    talk::{Step, cut, framed, has_gap, over_and_over, steps, with_hole},
     told::BOUNDS,
 };
 use vortex_agent::{
@@ -550,17 +549,5 @@ fn message(piece: &str) -> Vec<u8> {
         headers.extend([7, 0, value.len() as u8]);
         headers.extend(value.bytes());
     }
-    let mut bytes = Vec::new();
-    let sum = |bytes: &mut Vec<u8>| {
-        let mut crc = Crc::new();
-        crc.update(bytes);
-        bytes.extend(crc.sum().to_be_bytes());
-    };
-    bytes.extend((16 + headers.len() as u32 + payload.len() as u32).to_be_bytes());
-    bytes.extend((headers.len() as u32).to_be_bytes());
-    sum(&mut bytes);
-    bytes.extend(headers);
-    bytes.extend(payload.bytes());
-    sum(&mut bytes);
-    bytes
+    framed(&headers, payload.as_bytes())
 }

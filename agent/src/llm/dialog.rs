@@ -187,6 +187,10 @@ fn sign(hasher: &blake3::Hasher) -> Sign {
     hash.as_bytes()[..16].try_into().expect("sixteen bytes")
 }
 
+fn word(text: &Option<Text>) -> &[u8] {
+    text.as_ref().map_or(b"", |text| text.kept.as_bytes())
+}
+
 /// What comes back as it was sent: words, and which tools were called. Thoughts are left out, arguments written anew.
 fn hash(message: &Message, hasher: &mut blake3::Hasher) {
     let mut field = |kind: u8, bytes: &[u8]| {
@@ -195,16 +199,11 @@ fn hash(message: &Message, hasher: &mut blake3::Hasher) {
             .update(&(bytes.len() as u64).to_le_bytes())
             .update(bytes);
     };
-    let word = |text: &Option<Text>| {
-        text.as_ref()
-            .map(|text| text.kept.clone())
-            .unwrap_or_default()
-    };
-    field(0, word(&message.role).as_bytes());
+    field(0, word(&message.role));
     for part in &message.parts {
         match part {
             Part::Text(text) | Part::Refusal(text) => field(1, text.kept.trim().as_bytes()),
-            Part::Call(call) => field(2, word(&call.name).as_bytes()),
+            Part::Call(call) => field(2, word(&call.name)),
             Part::Result(result) => field(3, result.result.kept.as_bytes()),
             Part::Blob { data, .. } => match &data.blob {
                 Some(blob) => field(4, &blob.sha256),

@@ -12,7 +12,7 @@ use crate::{
     http::Teller,
     plaintext::Plaintext,
     protocol::{exchange::Exchange, head, json::Text},
-    record::{Llm, LlmMessage, LlmPart, LlmTool},
+    record::{Llm, LlmMessage, LlmPart, LlmTool, authority},
     redact::{Clear, OwnedContent, Policy},
 };
 
@@ -122,12 +122,8 @@ impl Teller<'_> {
 
     fn provider(&self, url: &Option<Clear>) -> Option<&'static str> {
         let url = url.as_deref()?;
-        let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
-        let authority = authority.split('/').next().unwrap_or_default();
-        let host = authority
-            .rsplit_once(':')
-            .map_or(authority, |(host, _)| host);
-        provider::of(host).or_else(|| provider::of(self.server?))
+        let by_url = authority(url).and_then(|(host, _)| provider::of(host));
+        by_url.or_else(|| provider::of(self.server?))
     }
 
     fn messages(&self, messages: &[Message]) -> Vec<LlmMessage> {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::record::{WallTime, authority};
+
 /// Most programs, and most peers, models or tools of one.
 const MAX: usize = 10_000;
 
@@ -131,7 +133,7 @@ impl Graph {
         let (Some(kind), Some(time)) = (text("/kind"), text("/time")) else {
             return false;
         };
-        let Some(at) = crate::record::WallTime::read(time) else {
+        let Some(at) = WallTime::read(time) else {
             return false;
         };
         let Some(name) = text("/process/comm").filter(|_| at.0 >= since) else {
@@ -188,19 +190,6 @@ impl Peer {
             role,
         })
     }
-}
-
-/// Of a URL that has one.
-fn authority(url: &str) -> Option<(&str, Option<u64>)> {
-    let (_, rest) = url.split_once("://")?;
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let authority = rest[..end].rsplit('@').next()?;
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()),
-        _ => (authority, None),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    (!host.is_empty()).then_some((host, port))
 }
 
 impl Traffic {
@@ -300,21 +289,6 @@ fn listed<K: Serialize, V: Serialize, S: serde::Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_of_urls() {
-        for (url, expected) in [
-            ("https://a.example/b?c", Some(("a.example", None))),
-            ("https://a:8443", Some(("a", Some(8443)))),
-            ("https://[::1]:8443/", Some(("::1", Some(8443)))),
-            ("https://[::1]/", Some(("::1", None))),
-            ("https://[redacted:password:1]@a/", Some(("a", None))),
-            ("/b", None),
-            ("https:///b", None),
-        ] {
-            assert_eq!(authority(url), expected, "{url}");
-        }
-    }
 
     #[test]
     fn names_of_strangers_are_bounded() {
