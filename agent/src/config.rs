@@ -1729,6 +1729,10 @@ mod tests {
                 &["price of \"gpt\"", "million tokens"],
             ),
             (
+                "[[price]]\nmodel = \"gpt\"\ninput = 1.0\ncurrency = \"USDT\"",
+                &["price of \"gpt\"", "\"USD\""],
+            ),
+            (
                 "[[price]]\nmodel = \"gpt\"\ninput = 1.0\ncurrency = \"$\"",
                 &["price of \"gpt\"", "\"USD\""],
             ),

@@ -132,10 +132,20 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
     #[test]
     fn what_was_before_is_left_out() {
         let at = 1_767_225_600_000_000_000;
-        for (since, is_there) in [(at, true), (at + 1_000_000_000, false)] {
+        // Of that moment is the record of coverage.
+        for (since, is_there, is_first) in [
+            (at, true, true),
+            (at + 1, true, false),
+            (at + 1_000_000_000, false, false),
+        ] {
             let mut graph = Graph::default();
             assert_eq!(lines(LLM.as_bytes(), since, &mut graph).unwrap().odd, 0);
             assert_eq!(!draw::text(&graph).is_empty(), is_there);
+            let json = String::from_utf8(draw::json(&graph)).unwrap();
+            assert_eq!(
+                json.contains("\"first\":\"2026-01-01T00:00:00.000000000Z\""),
+                is_first
+            );
         }
     }
 
@@ -171,6 +181,10 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
             assert!(!text.contains(['\u{1b}', '\u{7}']), "{text}");
         }
         let dot = String::from_utf8(draw::dot(&graph)).unwrap();
+        assert!(
+            dot.contains(r#"label="a\"];"#) && dot.contains(r#"label="b\\\""#),
+            "{dot}"
+        );
         let unescaped = dot.replace("\\\\", "").replace("\\\"", "");
         assert!(dot.lines().count() == 6, "{dot}");
         assert!(unescaped.matches('"').count().is_multiple_of(2), "{dot}");
