@@ -70,6 +70,8 @@ pub struct Place {
     /// Behind `;`, as in a connection string.
     in_list: bool,
     at_line: Line,
+    /// Behind `const` or `static`: a colon is followed by a type.
+    is_declared: bool,
     in_head: bool,
 }
 
@@ -123,6 +125,7 @@ impl Place {
             is_tag: matches!(before.last(), Some(b'<')),
             in_list: matches!(before.last(), Some(b';')),
             at_line,
+            is_declared: indent > 0 && (lead.ends_with(b"const") || lead.ends_with(b"static")),
             in_head,
         }
     }
@@ -413,6 +416,7 @@ impl Place {
                     !is_code(value) && !goes_on(text, end)
                 }
                 b' ' => is_made(value, 6),
+                b':' if self.is_declared => false,
                 // In code a value without quotes is no literal.
                 b'=' if !is_tight => self.at_line == Line::Start && is_strong && is_made(value, 6),
                 _ => is_made(value, 8),

@@ -92,7 +92,7 @@ fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf,
             let kind = entry.file_type().unwrap();
             if kind.is_file() {
                 files.push(entry.path());
-            } else if kind.is_dir() && entry.file_name() != "redact" {
+            } else if kind.is_dir() {
                 folders.push(entry.path());
             }
         }
@@ -125,20 +125,14 @@ fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf,
     (total, found)
 }
 
-/// Ordinary text that is surely here: our own sources, and those of Rust's library.
+/// Ordinary text that is surely here: the sources of Rust's library. Ours are full of secrets that tests plant.
 #[test]
 fn ordinary_text_is_left_alone() {
     let rustc = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = String::from_utf8(rustc.unwrap().stdout).unwrap();
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let folders = vec![
-        workspace.join("agent"),
-        workspace.join("agent-ebpf"),
-        workspace.join("xtask"),
-        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library"),
-    ];
-    let (total, found) = redacted_in(folders, 16 << 20);
-    assert!(total > 8 << 20, "{total} bytes are not enough");
+    let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+    let (total, found) = redacted_in(vec![library], 24 << 20);
+    assert!(total > 16 << 20, "{total} bytes are not enough");
     assert!(found.len() <= total >> 20, "{found:#?} in {total} bytes");
 }
 
@@ -232,6 +226,7 @@ fn what_only_looks_like_a_secret() {
         "sort --key=2,3 --code=utf8 file",
         "git commit -S --signature=none --key-id=abc",
         "basic authentication, bearer tokens, digest\n",
+        "pub const ERROR_NO_TOKEN: WIN32_ERROR = 1008;\n",
     ] {
         assert_eq!(clear(text), text);
     }
@@ -256,6 +251,7 @@ fn cuts_change_nothing() {
         "a=1&private_key=-----BEGIN PRIVATE KEY-----\nMIIEAb1Cd2Ef3Gh4Ij5K\n-----END PRIVATE KEY-----&x=1",
         "://{ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2::",
         "://token=hunter2hunter2:x@host and ://{ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2:x@host\n",
+        "const TOKEN: WIN32_X = 1; constant TOKEN: hunter2hunter2\n",
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
