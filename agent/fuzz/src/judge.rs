@@ -8,7 +8,7 @@ use vortex_agent::{
     escape::is_control,
     input::Input,
     policy::Capture,
-    record::{Body, CoverageStatus, Record},
+    record::{Body, CoverageStatus, Kind, Record},
     redact::Policy,
     sink::{Encoder, Format, Origin},
 };
@@ -23,6 +23,8 @@ pub const SECRETS: [&str; 2] = ["hunter2", "0123456789abcdef"];
 pub struct Judge {
     encoder: Encoder,
     world: World,
+    /// The same from the next policy on, while the line hears of it.
+    next: Option<World>,
     /// What is told of content now.
     content: Policy,
     /// Only what is known is played: no bytes were made up that could be anything.
@@ -47,6 +49,7 @@ impl Judge {
         Judge {
             encoder: Encoder::new(format, &origin),
             world,
+            next: None,
             content,
             is_plain: true,
             known: BTreeSet::new(),
@@ -81,10 +84,15 @@ impl Judge {
         self.content = content;
     }
 
-    /// The same, of how much is told of whom.
-    pub fn follow_policy(&mut self, world: World) {
-        self.world = world;
+    /// Before the line hears of another policy: who begins to be told of is told of now.
+    pub fn hears_policy(&mut self, world: World) {
+        self.next = Some(world);
         self.has_followed = true;
+    }
+
+    /// After it has.
+    pub fn follow_policy(&mut self) {
+        self.world = self.next.take().expect("the line heard of a policy");
     }
 
     pub fn read(&mut self, record: &Record<'_>) {
@@ -94,15 +102,10 @@ impl Judge {
             return;
         }
         let line = String::from_utf8_lossy(&self.shown[from..]);
-        let mut capture = match self.world.is_selective() {
-            true => Capture::None,
-            false => Capture::Full,
-        };
-        if let Some(process) = record.process {
-            let is_known = self.known.contains(&process.pid);
-            let named = |id: &str| self.named.contains(id);
-            capture = self.world.capture(process.pid, is_known, named);
-        }
+        let next = self.next.filter(|_| record.body.kind() == Kind::Coverage);
+        let captures = [Some(self.world), next].into_iter().flatten();
+        let capture = captures.map(|world| self.capture(world, record)).max();
+        let capture = capture.unwrap_or(Capture::None);
         // That nothing is told, is: by a policy, not by a filter.
         let is_refusal = match &record.body {
             Body::Stats(_) => true,
@@ -131,6 +134,18 @@ impl Judge {
             ends.is_none_or(|(local, peer)| !self.ours.contains(&canonical(local, peer))),
             "of the agent's own connection: {line}"
         );
+    }
+
+    /// The most that may be told by a record.
+    fn capture(&self, world: World, record: &Record<'_>) -> Capture {
+        match record.process {
+            Some(process) => {
+                let is_known = self.known.contains(&process.pid);
+                world.capture(process.pid, is_known, |id| self.named.contains(id))
+            }
+            None if world.is_selective() => Capture::None,
+            None => Capture::Full,
+        }
     }
 
     /// What a terminal or a file gets.

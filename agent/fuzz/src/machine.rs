@@ -643,8 +643,9 @@ impl Machine {
                 world.follow(choices.byte());
                 let world = *world;
                 self.is_selective |= world.is_selective();
+                judge.hears_policy(world);
                 self.tell(Input::Policy(world.policy()), judge);
-                judge.follow_policy(world);
+                judge.follow_policy();
             }
             _ => {
                 let kind = choices.of(&[Kind::Http, Kind::Sse, Kind::Coverage]);
