@@ -1160,6 +1160,7 @@ scenarios! {
     policy_annotation
     policy_annotation_trusted
     policy_behind_the_dead
+    policy_hides_names
     policy_late
     policy_late_excluded
     policy_loosened

@@ -14,6 +14,7 @@ use crate::{
     mcp,
     protocol::Protocol,
     record::{Attribution, Clear, Connection, Joined},
+    redact::Redactor,
     stream::Stream,
     unclaimed::Greeting,
 };
@@ -183,6 +184,15 @@ impl Connections {
         let mut hasher = DefaultHasher::new();
         (self.key, what, self.opened).hash(&mut hasher);
         format!("{:016x}", hasher.finish())
+    }
+
+    /// Less may be told of what they are called.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        let entries = self.entries.values_mut();
+        for Entry { facts, .. } in entries.chain(self.retired.entries.values_mut()) {
+            let named = [&mut facts.server_name, &mut facts.library_version];
+            redactor.again(named.into_iter().flatten());
+        }
     }
 
     pub fn contains(&self, id: &HandleId) -> bool {

@@ -9,6 +9,7 @@ use crate::{
     half::{FileId, Site},
     locate::{Found, Instruction, Point},
     record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
+    redact::Redactor,
     unclaimed::Library,
 };
 
@@ -158,6 +159,14 @@ impl Said {
             pid,
             gone,
             coverage,
+        }
+    }
+
+    /// Less may be told than when it was to be said.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        self.coverage.redact(redactor);
+        if let Some(process) = &mut self.gone {
+            process.redact(redactor);
         }
     }
 }
@@ -413,6 +422,22 @@ impl Table {
                 Said::of(pid, self.coverage(pid, file, from))
             })
             .collect()
+    }
+
+    /// Less may be told of what files are called.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        for file in self.files.values_mut() {
+            redactor.again([&mut file.path]);
+            if let Some((_, version)) = &mut file.library {
+                redactor.again(version);
+            }
+            if let State::Refused(why) = &mut file.state {
+                redactor.again([why]);
+            }
+            for process in file.waiting.iter_mut().filter_map(|it| it.gone.as_mut()) {
+                process.redact(redactor);
+            }
+        }
     }
 
     /// A process waits no longer: what is attached now came too late for it.

@@ -418,7 +418,9 @@ impl Pipeline {
             for id in self.redactors.holding().all_holding() {
                 self.show_held(id, now, out, |redactor, out| redactor.gap(id, 0, out));
             }
+            let were_whole = self.redactors.are_strings_whole();
             self.redactors.follow(policy);
+            self.redact_names(were_whole);
         }
         let Show {
             emit,
@@ -439,6 +441,27 @@ impl Pipeline {
         self.bound();
     }
 
+    /// What is called something was kept as it was, secrets and all, and may not be told so any more.
+    fn redact_names(&mut self, were_whole: bool) {
+        if !were_whole || self.redactors.are_strings_whole() {
+            return;
+        }
+        let redactor = self.redactors.strings();
+        for who in self.processes.values_mut() {
+            who.facts.redact(redactor);
+        }
+        for happened in self.parked.values_mut().flat_map(|it| &mut it.happened) {
+            if let Happened::Said(said, _) = happened {
+                said.redact(redactor);
+            }
+        }
+        self.containers.redact(redactor);
+        self.connections.redact(redactor);
+        self.coverage.redact(redactor);
+        self.unclaimed.redact(redactor);
+        redactor.again(&mut self.lacks);
+    }
+
     /// Who is to be told less of is told less of at once, also of what was seen before. Who is to be told more of is
     /// told more of what begins from here on: what has begun stays as it was.
     fn follow_policy(&mut self, policy: Option<policy::Policy>, now: u64, out: Out<'_>) {
@@ -448,7 +471,9 @@ impl Pipeline {
         // Who is gone is not judged again.
         let departed = self.coverage.departed();
         self.say(departed, now, out);
+        let were_whole = self.redactors.are_strings_whole();
         self.redactors.are_many(policy.is_some());
+        self.redact_names(were_whole);
         let judge = |id: &str, container: &Container| {
             let policy = policy.as_ref();
             policy.map_or(Verdict::ALL, |policy| policy.of(id, container))
@@ -2319,12 +2344,8 @@ impl Pipeline {
     fn clear_container(&self, container: &Container) -> record::Container {
         let clear = |text: &str| self.redactors.strings().string(text);
         let optional = |text: &Option<String>| text.as_deref().map(clear);
-        // A label's name may say that its value is a secret, as that of a header does.
         let pair = |(key, value): (&String, &String)| {
-            let value = match value.contains(['\r', '\n']) {
-                true => clear(value),
-                false => self.redactors.strings().header(key, value),
-            };
+            let value = self.redactors.strings().labelled(key, value);
             (clear(key), value)
         };
         let image = optional(&container.image);

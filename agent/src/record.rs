@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::llm::{call::Usage, dialog::Place, price::Cost};
 use crate::locate::Instruction;
+use crate::redact::Redactor;
 pub use crate::redact::{Clear, Content, OwnedContent, View};
 use crate::shed::{Account, Level};
 
@@ -130,6 +131,23 @@ pub struct Process {
     pub container: Option<Arc<Container>>,
 }
 
+impl Process {
+    /// Less may be told of it than when it was met.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        let named = [
+            &mut self.comm,
+            &mut self.executable,
+            &mut self.container_id,
+        ];
+        redactor.again(named.into_iter().flatten());
+        let arguments = self.arguments.iter().map(|argument| argument.to_string());
+        self.arguments = redactor.arguments(&arguments.collect::<Vec<_>>());
+        if let Some(container) = &mut self.container {
+            Arc::make_mut(container).redact(redactor);
+        }
+    }
+}
+
 /// A container, as far as its runtime told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Container {
@@ -151,6 +169,24 @@ pub struct Pod {
     pub container: Option<Clear>,
     pub labels: Vec<(Clear, Clear)>,
     pub annotations: Vec<(Clear, Clear)>,
+}
+
+impl Container {
+    /// Less may be told of it than when its runtime told.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        let named = [&mut self.name, &mut self.image, &mut self.image_tag];
+        redactor.again(named.into_iter().flatten());
+        let mut labels: Vec<_> = self.labels.iter_mut().collect();
+        if let Some(pod) = &mut self.pod {
+            redactor.again([&mut pod.namespace, &mut pod.name, &mut pod.uid]);
+            redactor.again(&mut pod.container);
+            labels.extend(pod.labels.iter_mut().chain(&mut pod.annotations));
+        }
+        for (name, value) in labels {
+            *value = redactor.labelled(name, value);
+            redactor.again([name]);
+        }
+    }
 }
 
 /// How often runtimes were asked about containers, and what came of it.
@@ -295,6 +331,18 @@ pub struct Coverage {
     pub functions: Vec<Probed>,
     /// From when it is seen, if it is. `None`: from the first call of the process.
     pub seen_from: Option<WallTime>,
+}
+
+impl Coverage {
+    /// Less may be told of its file than when it was met.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        let named = [
+            &mut self.reason,
+            &mut self.library_path,
+            &mut self.library_version,
+        ];
+        redactor.again(named.into_iter().flatten());
+    }
 }
 
 /// The ledger: every byte and every call has one place.

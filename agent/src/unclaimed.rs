@@ -9,6 +9,7 @@ use std::{
 use crate::{
     half::{Connected, Finding, Runtime},
     record::{Clear, Role},
+    redact::Redactor,
 };
 
 /// A beginning that was seen.
@@ -68,6 +69,12 @@ const QUESTIONS: usize = 16;
 const MORE_THAN_HANDSHAKE: u64 = 64 << 10;
 
 impl Unclaimed {
+    /// Less may be told of the servers that were wanted.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        let greetings = self.open.values_mut().map(|waiting| &mut waiting.greeting);
+        redactor.again(greetings.filter_map(|greeting| greeting.server_name.as_mut()));
+    }
+
     /// A process greets. True if it is to be asked what it is: it may be another program than the last time.
     pub fn greeted(&mut self, connected: Connected, greeting: Greeting) -> bool {
         if self.open.len() >= OPEN_MAX {

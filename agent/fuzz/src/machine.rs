@@ -636,7 +636,12 @@ impl Machine {
                 let comms = comms.iter().map(|comm| (*comm).to_owned()).collect();
                 self.tell(Input::Watch { uids, comms }, judge);
             }
-            1 if self.show.content == Policy::Redacted => self.show.content = Policy::None,
+            1 => {
+                self.show.content = match self.show.content {
+                    Policy::Full => Policy::Redacted,
+                    Policy::Redacted | Policy::None => Policy::None,
+                }
+            }
             2 => self.show.body_limit = choices.byte().into(),
             4 | 5 => {
                 let world = &mut self.setting.world;

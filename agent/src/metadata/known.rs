@@ -7,6 +7,7 @@ use super::{CONTAINERS_MAX, Container};
 use crate::{
     policy::{By, Capture, Verdict},
     record,
+    redact::Redactor,
 };
 
 /// Containers by their ids.
@@ -138,6 +139,15 @@ impl Known {
                 State::Unknown
             }
         };
+    }
+
+    /// Less may be told of what they are called.
+    pub fn redact(&mut self, redactor: &Redactor) {
+        for state in self.containers.values_mut() {
+            if let State::Told(judged) = state {
+                Arc::make_mut(&mut judged.shown).redact(redactor);
+            }
+        }
     }
 
     /// Under another policy. Who is told less of is counted by that from here on.

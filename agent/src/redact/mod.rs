@@ -460,6 +460,13 @@ impl Redactor {
         }))
     }
 
+    /// The same of one of which more could be told before.
+    pub fn again<'a>(&self, texts: impl IntoIterator<Item = &'a mut Clear>) {
+        for text in texts {
+            *text = self.string(text);
+        }
+    }
+
     /// All of a text that was put together, such as a body. `holes` are places where something is missing,
     /// and how much; if it is cut, its end may be half a secret.
     pub fn whole(
@@ -568,6 +575,14 @@ impl Redactor {
             .and_then(|rest| rest.strip_prefix(": "));
         // A name that is a secret itself hides all of its line.
         Clear(Cow::Owned(value.unwrap_or(&clear).to_owned()))
+    }
+
+    /// The value of a label, whose name may say that it is a secret, as that of a header does.
+    pub fn labelled(&self, name: &str, value: &str) -> Clear {
+        match value.contains(['\r', '\n']) {
+            true => self.string(value),
+            false => self.header(name, value),
+        }
     }
 
     /// The arguments of a process, its own name first. Here a name and its secret may be two strings, and

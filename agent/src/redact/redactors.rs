@@ -54,10 +54,15 @@ impl Redactors {
 
     /// For strings that are not part of a stream.
     pub fn strings(&self) -> &Redactor {
-        match self.most {
-            Policy::Full if !self.are_many => &self.full,
-            _ => &self.redacted,
+        match self.are_strings_whole() {
+            true => &self.full,
+            false => &self.redacted,
         }
+    }
+
+    /// Is every string told as it is?
+    pub fn are_strings_whole(&self) -> bool {
+        self.most == Policy::Full && !self.are_many
     }
 
     /// For what is held back.
