@@ -134,11 +134,7 @@ pub struct Process {
 impl Process {
     /// Less may be told of it than when it was met.
     pub fn redact(&mut self, redactor: &Redactor) {
-        let named = [
-            &mut self.comm,
-            &mut self.executable,
-            &mut self.container_id,
-        ];
+        let named = [&mut self.comm, &mut self.executable, &mut self.container_id];
         redactor.again(named.into_iter().flatten());
         let arguments = self.arguments.iter().map(|argument| argument.to_string());
         self.arguments = redactor.arguments(&arguments.collect::<Vec<_>>());
