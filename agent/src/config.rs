@@ -194,9 +194,10 @@ impl Config {
         self.sinks.iter().any(|sink| sink.selection.undecoded)
     }
 
-    /// Is any output told of exchanges while they go on?
+    /// Is any output told of exchanges or calls while they go on?
     pub fn is_live(&self) -> bool {
-        self.sinks.iter().any(sink::Settings::is_live)
+        let mut reads = self.sinks.iter().map(sink::Settings::reads);
+        reads.any(|reads| reads.exchanges || reads.calls)
     }
 }
 
@@ -1548,12 +1549,12 @@ mod tests {
         };
         assert_eq!(audit.name.as_deref(), Some("audit"));
         assert_eq!(audit.selection.kinds, [Kind::Data, Kind::Gap].into());
-        assert!(!audit.selection.undecoded && !audit.is_live());
+        assert!(!audit.selection.undecoded && audit.reads() == Default::default());
         let Type::File(file) = &audit.to else {
             panic!("{audit:?}")
         };
         assert_eq!((&*file.path, file.output), (Path::new("/a"), Output::Json));
-        assert!(screen.name.is_none() && screen.selection.undecoded && screen.is_live());
+        assert!(screen.name.is_none() && screen.selection.undecoded && screen.reads().exchanges);
         let never = sink::Stdout {
             output: Output::Text,
             color: Color::Never,

@@ -49,6 +49,7 @@ impl Teller<'_> {
             exchange: exchange.id,
             is_open,
             is_continued: self.live && exchange.is_told,
+            is_call: false,
             method: asked
                 .and_then(|head| head.method.as_deref())
                 .map(|method| self.text(method)),
@@ -123,6 +124,7 @@ impl Teller<'_> {
             size: event.data.len() as u64,
             data: self.redactor.whole(Plaintext::new(data), &[], is_cut),
             is_cut,
+            is_call: false,
         }
     }
 

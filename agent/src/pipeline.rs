@@ -83,6 +83,13 @@ pub struct Wanted {
     pub secret_key: Key,
 }
 
+impl Wanted {
+    /// Does anybody read along what models say?
+    pub fn reads_calls(&self) -> bool {
+        self.live && self.emit.contains(&Kind::Llm)
+    }
+}
+
 /// All state of the line.
 pub struct Pipeline {
     wanted: Wanted,

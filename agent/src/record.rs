@@ -479,6 +479,8 @@ pub struct Http {
     pub is_open: bool,
     /// An earlier record told that it was open.
     pub is_continued: bool,
+    /// It is told as a call to a model, too.
+    pub is_call: bool,
     pub method: Option<Clear>,
     pub url: Url,
     pub status: Option<u16>,
@@ -510,6 +512,8 @@ pub struct Sse {
     pub size: u64,
     pub data: OwnedContent,
     pub is_cut: bool,
+    /// It is told as a part of a call to a model, too.
+    pub is_call: bool,
 }
 
 /// One message of one end.
@@ -561,6 +565,12 @@ pub struct Message {
 pub struct Llm {
     /// The exchange of its connection.
     pub exchange: u64,
+    /// It goes on. Only who reads along is told of it before it is over.
+    pub is_open: bool,
+    /// What was asked has been told by an earlier record.
+    pub is_continued: bool,
+    /// And the words of the answer by [`Words`].
+    pub has_streamed: bool,
     pub url: Url,
     pub operation: &'static str,
     pub provider: &'static str,
@@ -716,6 +726,18 @@ pub struct Line {
     pub number: u64,
     pub content: OwnedContent,
     pub is_cut: bool,
+    /// It is told as a part of a call to a model, too.
+    pub is_call: bool,
+}
+
+/// What a model says, as it comes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Words {
+    /// The exchange of its connection.
+    pub exchange: u64,
+    /// As in [`LlmPart::Text`].
+    pub kind: &'static str,
+    pub text: Clear,
 }
 
 /// What became of the records at one sink.
@@ -797,6 +819,7 @@ pub enum Body<'a> {
     Grpc(&'a Grpc),
     Message(&'a Message),
     Llm(&'a Llm),
+    Words(&'a Words),
     Mcp(&'a Mcp),
     Line(&'a Line),
     Data {
@@ -820,13 +843,23 @@ pub enum Body<'a> {
 }
 
 impl Body<'_> {
+    /// Is the same told as a call to a model, too?
+    pub fn is_of_call(&self) -> bool {
+        match self {
+            Body::Http(http) => http.is_call,
+            Body::Sse(sse) => sse.is_call,
+            Body::Line(line) => line.is_call,
+            _ => false,
+        }
+    }
+
     pub const fn kind(&self) -> Kind {
         match self {
             Body::Http(_) | Body::Line(_) => Kind::Http,
             Body::Sse(_) => Kind::Sse,
             Body::WebSocket(_) => Kind::Websocket,
             Body::Grpc(_) | Body::Message(_) => Kind::Grpc,
-            Body::Llm(_) => Kind::Llm,
+            Body::Llm(_) | Body::Words(_) => Kind::Llm,
             Body::Mcp(_) => Kind::Mcp,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,

@@ -8,15 +8,18 @@ use crate::{
     connection::Border,
     event::{HandleId, StreamId},
     http::Teller,
-    llm::{Calls, Held, Turn, dialog::Dialogs},
+    llm::{
+        Calls, Held, Turn,
+        dialog::{Dialogs, Place},
+    },
     mcp,
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::{Capture, Past},
     protocol::{Limit, Said, exchange::Exchange, lines, sse},
     record::{
-        Body, Cause, Connection, Content, Joined, Kind, Line, Message, Process, Record, Role,
-        WallTime,
+        Body, Cause, Connection, Content, Joined, Kind, Line, Llm, Message, Process, Record, Role,
+        WallTime, Words,
     },
     redact::{self, Policy, Redactors, Told, View},
     shed::Account,
@@ -239,7 +242,11 @@ impl Speaker<'_> {
                     .data(direction, View::Undecoded, offset, length, content);
             }
             Said::Asked(exchange) if self.voice.wanted.live => self.ask(exchange),
-            Said::Open(exchange) if self.voice.wanted.live => self.exchange(exchange, true),
+            Said::Open(exchange) if self.voice.wanted.live => {
+                self.begins(exchange);
+                let is_call = self.calls.is_one(exchange.id);
+                self.exchange(exchange, true, is_call, false);
+            }
             Said::Part {
                 exchange,
                 direction,
@@ -259,7 +266,10 @@ impl Speaker<'_> {
                 exchange,
                 direction,
                 line,
-            } if self.voice.wanted.live => self.line(exchange, direction, line),
+            } if self.voice.wanted.live => {
+                self.line(exchange, direction, line);
+                self.words(exchange.id);
+            }
             // What is read no further if nobody wants it: JSON, and all of it.
             Said::Head { exchange, side } => {
                 let emit = &self.voice.wanted.emit;
@@ -279,6 +289,7 @@ impl Speaker<'_> {
                 let (time, limits) = (self.voice.time, &mut *self.limits);
                 self.calls
                     .body(exchange, side, bytes, time, self.held, &mut count(limits));
+                self.words(exchange);
                 self.listen(|mcp, ear| mcp.body(exchange, side, bytes, ear));
             }
             Said::Hole { exchange, side } => {
@@ -286,8 +297,14 @@ impl Speaker<'_> {
                 self.listen(|mcp, ear| mcp.hole(exchange, side, ear));
             }
             Said::Exchange(exchange) => {
-                self.exchange(exchange, false);
-                self.call(exchange);
+                let id = exchange.id;
+                let was_call = self.calls.is_one(id) || self.calls.is_forgotten(id);
+                let call = self.call(exchange);
+                let is_new = was_call && call.is_none();
+                self.exchange(exchange, false, call.is_some(), is_new);
+                if let Some(call) = call {
+                    self.tells_call(exchange, &call);
+                }
                 let calls = self.listen(|mcp, ear| mcp.end(exchange, ear));
                 self.messages(exchange.id, &calls);
             }
@@ -300,7 +317,9 @@ impl Speaker<'_> {
                 self.calls
                     .event(exchange.id, event, time, self.held, &mut count(limits));
                 self.names_version(exchange);
+                self.begins(exchange);
                 self.tells_event(exchange, event, number);
+                self.words(exchange.id);
                 let calls = self.listen(|mcp, ear| mcp.event(exchange, event, ear));
                 self.messages(exchange.id, &calls);
             }
@@ -335,7 +354,8 @@ impl Speaker<'_> {
         if capture == Capture::None {
             return;
         }
-        let sse = self.teller(capture).event(exchange, event, number, is_shed);
+        let mut sse = self.teller(capture).event(exchange, event, number, is_shed);
+        sse.is_call = self.calls.is_one(exchange.id);
         let complete = !sse.is_cut;
         self.voice
             .say_of(self.voice.time, complete, 0, Body::Sse(&sse));
@@ -368,13 +388,15 @@ impl Speaker<'_> {
             number: line.number,
             content: redactor.whole(bytes, &line.holes, line.is_cut),
             is_cut: line.is_cut,
+            is_call: self.calls.is_one(exchange.id),
         };
         let complete = !line.is_cut && line.content.holes().is_empty();
         self.voice
             .say_of(self.voice.time, complete, 0, Body::Line(&line));
     }
 
-    fn exchange(&mut self, exchange: &Exchange, is_open: bool) {
+    /// `is_call`: it is told as one to a model, too. `is_new`: it was until now.
+    fn exchange(&mut self, exchange: &Exchange, is_open: bool, is_call: bool, is_new: bool) {
         self.names_version(exchange);
         let Some(began) = began(exchange) else {
             return;
@@ -386,28 +408,80 @@ impl Speaker<'_> {
             self.account
                 .cut(halves.filter(|half| half.body.is_shed).count());
         }
-        let teller = self.teller(self.voice.capture_since(began));
+        let mut teller = self.teller(self.voice.capture_since(began));
+        // Who reads along was told of a call, and of nothing else.
+        teller.live &= !is_new;
         if let Some(grpc) = teller.grpc(exchange, is_open) {
             return self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));
         }
-        let http = teller.http(exchange, is_open);
+        let mut http = teller.http(exchange, is_open);
+        http.is_call = is_call;
         self.voice.say_of(began, complete, lost, Body::Http(&http));
     }
 
-    /// A call to a model, if it was one.
-    fn call(&mut self, exchange: &Exchange) {
-        let Some(call) = self.calls.end(exchange, self.held) else {
+    /// A call to a model, whose answer begins: for who reads along.
+    fn begins(&mut self, exchange: &Exchange) {
+        if !self.voice.wanted.reads_calls() {
+            return;
+        }
+        let began = began(exchange).unwrap_or(self.voice.time);
+        let Some(call) = self.calls.begin(exchange.id, began) else {
             return;
         };
+        let teller = teller(self.redactors, &self.voice, self.voice.capture_since(began));
+        let Some(llm) = teller.llm(call, exchange, Place::UNKNOWN) else {
+            return;
+        };
+        let llm = Llm {
+            is_open: true,
+            is_continued: false,
+            ..llm
+        };
+        self.voice.say_of(began, true, 0, Body::Llm(&llm));
+    }
+
+    /// What has come of its answer since.
+    fn words(&mut self, exchange: u64) {
+        let Some((streamed, answers)) = self.calls.answer(exchange) else {
+            return;
+        };
+        if let Some(began) = streamed.begun {
+            let redactor = self.redactors.of(self.voice.capture_since(began));
+            let words = streamed.fresh(exchange, answers, false, redactor);
+            self.tells_words(began, &words);
+        }
+    }
+
+    fn tells_words(&mut self, began: u64, words: &[Words]) {
+        if self.voice.capture_since(began) == Capture::None {
+            return;
+        }
+        for words in words {
+            self.voice
+                .say_of(self.voice.time, true, 0, Body::Words(words));
+        }
+    }
+
+    /// The call to a model that it was, if it was one.
+    fn call(&mut self, exchange: &Exchange) -> Option<Llm> {
+        let mut call = self.calls.end(exchange, self.held)?;
         let place = self.dialogs.place(&call, self.is_server());
         let began = began(exchange).unwrap_or(self.voice.time);
+        if call.streamed.has_words {
+            let redactor = self.redactors.of(self.voice.capture_since(began));
+            let (streamed, answers) = (&mut call.streamed, &call.response.messages);
+            let words = streamed.fresh(exchange.id, answers, true, redactor);
+            self.tells_words(began, &words);
+        }
         let teller = self.teller(self.voice.capture_since(began));
-        let Some(llm) = teller.llm(&call, exchange, place) else {
-            return;
-        };
+        teller.llm(&call, exchange, place)
+    }
+
+    fn tells_call(&mut self, exchange: &Exchange, llm: &Llm) {
+        let began = began(exchange).unwrap_or(self.voice.time);
         let lost = exchange.halves().map(|half| half.lost).sum();
         let complete = llm.missing.is_empty();
-        self.voice.say_of(began, complete, lost, Body::Llm(&llm));
+        self.voice.say_of(began, complete, lost, Body::Llm(llm));
     }
 
     /// Calls to a model over a WebSocket.
@@ -457,14 +531,18 @@ impl Speaker<'_> {
     }
 
     fn teller(&self, capture: Capture) -> Teller<'_> {
-        Teller {
-            redactor: self.redactors.of(capture),
-            policy: capture.content(self.voice.wanted.content),
-            server: self.voice.connection.server_name.as_deref(),
-            clock: self.voice.clock,
-            prices: &self.voice.wanted.prices,
-            live: self.voice.wanted.live,
-        }
+        teller(self.redactors, &self.voice, capture)
+    }
+}
+
+fn teller<'a>(redactors: &'a Redactors, voice: &'a Voice<'_>, capture: Capture) -> Teller<'a> {
+    Teller {
+        redactor: redactors.of(capture),
+        policy: capture.content(voice.wanted.content),
+        server: voice.connection.server_name.as_deref(),
+        clock: voice.clock,
+        prices: &voice.wanted.prices,
+        live: voice.wanted.live,
     }
 }
 

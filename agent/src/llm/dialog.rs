@@ -24,6 +24,11 @@ pub struct Place {
     pub turn: u64,
 }
 
+impl Place {
+    /// Of a call that is not over.
+    pub const UNKNOWN: Place = Place { id: 0, turn: 0 };
+}
+
 /// All that is known of conversations.
 #[derive(Debug)]
 pub struct Dialogs {

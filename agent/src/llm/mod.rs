@@ -22,9 +22,10 @@ mod provider;
 mod realtime;
 mod responses;
 mod route;
+mod streamed;
 pub mod tell;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use agent_ebpf::Direction;
 
@@ -44,6 +45,7 @@ pub use format::Format;
 use realtime::Socket;
 pub use realtime::Turn;
 use route::Route;
+use streamed::Streamed;
 
 /// Bytes kept of a request, of a response, and of a text that is put together.
 const ROOM: usize = 1 << 20;
@@ -68,6 +70,8 @@ impl Held {
 #[derive(Debug, Default)]
 pub struct Calls {
     open: HashMap<u64, Call>,
+    /// Exchanges that seemed to be calls, and of which nobody knows what they are any more.
+    forgotten: HashSet<u64>,
     /// What it became, and what that holds.
     socket: Option<Socket>,
     socket_held: usize,
@@ -84,6 +88,7 @@ pub struct Call {
     pub response: Response,
     pub pace: Pace,
     pub missing: Missing,
+    pub streamed: Streamed,
     held: usize,
     /// Bytes that came since it was weighed.
     heard: usize,
@@ -226,11 +231,43 @@ impl Calls {
         self.weigh(exchange, goes_on, held, out);
     }
 
+    /// Is it a call, as far as it is known?
+    pub fn is_one(&self, exchange: u64) -> bool {
+        let call = self.open.get(&exchange);
+        call.is_some_and(|call| call.format.is_some())
+    }
+
+    /// Was it told as one, and will not be?
+    pub fn is_forgotten(&self, exchange: u64) -> bool {
+        self.forgotten.contains(&exchange)
+    }
+
+    /// A call whose answer begins to come, the first time.
+    pub fn begin(&mut self, exchange: u64, began: u64) -> Option<&Call> {
+        let call = self.open.get_mut(&exchange)?;
+        let is_asking = matches!(call.asked, Asked::Reading(_));
+        if is_asking || call.format.is_none() || call.streamed.begun.is_some() {
+            return None;
+        }
+        call.settle();
+        call.request.name_results();
+        call.streamed.begun = Some(began);
+        Some(call)
+    }
+
+    /// What was told of its answer, and what that is by now.
+    pub fn answer(&mut self, exchange: u64) -> Option<(&mut Streamed, &[Message])> {
+        let call = self.open.get_mut(&exchange)?;
+        let is_streamed = !matches!(call.answered, Answered::Whole(_));
+        is_streamed.then_some((&mut call.streamed, &call.response.messages))
+    }
+
     /// An exchange is over: the call that it was, if it was one.
     pub fn end(&mut self, exchange: &Exchange, held: &mut Held) -> Option<Call> {
         if let Some(socket) = Socket::of(exchange) {
             self.socket = Some(socket);
         }
+        self.forgotten.remove(&exchange.id);
         let mut call = self.open.remove(&exchange.id)?;
         held.0 -= call.held;
         let is_call = call.ends(exchange);
@@ -288,6 +325,7 @@ impl Calls {
     pub fn leave(&mut self, held: &mut Held) {
         self.weigh_socket(0, held);
         self.socket = None;
+        self.forgotten.clear();
         held.0 -= self.open.drain().map(|(_, call)| call.held).sum::<usize>();
     }
 
@@ -316,6 +354,9 @@ impl Calls {
         }
         if !goes_on || is_too_much {
             held.0 -= call.held;
+            if call.format.is_some() {
+                self.forgotten.insert(exchange);
+            }
             self.open.remove(&exchange);
         }
     }
@@ -332,6 +373,7 @@ impl Call {
             response: Response::default(),
             pace: Pace::default(),
             missing: Missing::default(),
+            streamed: Streamed::default(),
             held: 0,
             heard: 0,
         }

@@ -52,6 +52,9 @@ impl Teller<'_> {
         let models = models.into_iter().flatten().map(|model| &*model.kept);
         Some(Llm {
             exchange,
+            is_open: false,
+            is_continued: call.streamed.begun.is_some(),
+            has_streamed: call.streamed.has_words,
             operation: format.operation(),
             provider,
             api: format.api(),

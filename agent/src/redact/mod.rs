@@ -315,6 +315,22 @@ struct Held {
     is_flushed: bool,
 }
 
+/// A text that comes in pieces: what may become a secret is held back until that is known.
+#[derive(Default)]
+pub struct Pieces {
+    is_begun: bool,
+    /// It is no plain text, and that was said.
+    is_withheld: bool,
+    scanner: Option<Box<Scanner>>,
+}
+
+/// Payload is nobody's to print.
+impl fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pieces")
+    }
+}
+
 /// How long a stream may pause before a secret that is recognised but may go on is said, and before what is
 /// doubtful is redacted. In nanoseconds.
 const IDLE: u64 = 50_000_000;
@@ -465,6 +481,34 @@ impl Redactor {
         for text in texts {
             *text = self.string(text);
         }
+    }
+
+    /// The next piece of a text, as far as it is certain; of its last one `is_end`. `None`: nothing may be told of it.
+    pub fn piece(&self, pieces: &mut Pieces, text: &str, is_end: bool) -> Option<Clear> {
+        let is_first = !std::mem::replace(&mut pieces.is_begun, true);
+        let scanner = match self.policy {
+            Policy::None => return None,
+            Policy::Full => return Some(Clear(Cow::Owned(text.to_owned()))),
+            Policy::Redacted => pieces.scanner.get_or_insert_with(|| {
+                // What came before may have been told as it was.
+                Box::new(Scanner::new(Some(self.key.clone()), 0, is_first))
+            }),
+        };
+        let mut clear = String::new();
+        let is_withheld = &mut pieces.is_withheld;
+        let out: scanner::Out<'_> = &mut |_, _, shown| match shown {
+            Cleared::Text(text, _) => clear.push_str(text),
+            Cleared::Encoded => {
+                if !std::mem::replace(is_withheld, true) {
+                    clear.push_str("(withheld)");
+                }
+            }
+        };
+        scanner.feed(text.as_bytes(), out);
+        if is_end {
+            scanner.close(out);
+        }
+        Some(Clear(Cow::Owned(clear)))
     }
 
     /// All of a text that was put together, such as a body. `holes` are places where something is missing,

@@ -646,3 +646,34 @@ fn holes_have_their_places() {
         assert_eq!(wire, [(24, 5), (35, 7)], "{policy:?}");
     }
 }
+
+/// A text in pieces is told as all of it at once is, and where less may be told from some piece on, of what came
+/// before only what was told.
+#[test]
+fn pieces_of_a_text() {
+    let text = "the key is sk-proj-Ab1Cd2Ef3Gh4Ij5Kl6,\npassword=hunter2";
+    let redactor = |policy| Redactor::new(policy, Key::new([1; 32]));
+    let (full, redacted) = (redactor(Policy::Full), redactor(Policy::Redacted));
+    let whole = redacted.string(text).to_string();
+    assert!(
+        !whole.contains("Ab1") && !whole.contains("hunter2"),
+        "{whole}"
+    );
+    for cut in 0..=text.len() {
+        let (first, second) = text.split_at(cut);
+        let mut pieces = Pieces::default();
+        let mut piece = |text, is_end| redacted.piece(&mut pieces, text, is_end).unwrap();
+        let told = [piece(first, false), piece(second, true)];
+        assert_eq!(told.map(|told| told.to_string()).concat(), whole, "{cut}");
+
+        let mut pieces = Pieces::default();
+        assert_eq!(&*full.piece(&mut pieces, first, false).unwrap(), first);
+        let rest = redacted.piece(&mut pieces, second, true).unwrap();
+        assert!(
+            !rest.contains("Kl6") && !rest.contains("hunter2"),
+            "{cut}: {rest:?}"
+        );
+    }
+    let mut pieces = Pieces::default();
+    assert_eq!(redactor(Policy::None).piece(&mut pieces, text, true), None);
+}

@@ -91,7 +91,7 @@ impl Encoder {
     pub fn new(format: Format, origin: &Origin) -> Self {
         Encoder(match format {
             Format::Json => Form::Json(json::Encoder::new(origin)),
-            Format::Text { colour, live } => Form::Text(text::Encoder { colour, live }),
+            Format::Text { colour, live } => Form::Text(text::Encoder::new(colour, live)),
         })
     }
 
@@ -307,6 +307,7 @@ pub(crate) mod sample {
             exchange: 1,
             is_open: false,
             is_continued: false,
+            is_call: false,
             method: Some("GET".into()),
             url: Url {
                 full: Some("https://example.org/".into()),

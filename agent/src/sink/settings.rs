@@ -101,14 +101,26 @@ impl Selection {
         }
     }
 
-    /// `is_live`: is this output told of what goes on before it is over?
-    pub(super) fn wants(&self, record: &Record<'_>, is_live: bool) -> bool {
+    pub(super) fn wants(&self, record: &Record<'_>, reads: Reads) -> bool {
+        // Who watches everything is told of a call once.
+        if reads.exchanges && reads.calls && record.body.is_of_call() {
+            return false;
+        }
         match Share::of(record) {
             Share::Undecoded => self.undecoded,
-            Share::Part(kind) => is_live && self.kinds.contains(&kind),
+            Share::Part(Kind::Llm) => reads.calls,
+            Share::Part(kind) => reads.exchanges && self.kinds.contains(&kind),
             Share::Whole(kind) => self.kinds.contains(&kind),
         }
     }
+}
+
+/// What an output is told of while it goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reads {
+    pub exchanges: bool,
+    /// Those to models.
+    pub calls: bool,
 }
 
 /// For whom a record is.
@@ -128,7 +140,8 @@ impl Share {
                 view: View::Undecoded,
                 ..
             } => return Share::Undecoded,
-            Body::Message(_) | Body::Line(_) => true,
+            Body::Message(_) | Body::Line(_) | Body::Words(_) => true,
+            Body::Llm(llm) => llm.is_open,
             Body::Http(http) => http.is_open,
             Body::Grpc(grpc) => grpc.http.is_open,
             _ => false,
@@ -141,11 +154,15 @@ impl Share {
 }
 
 impl Settings {
-    /// Are exchanges told while they go on? Only if events are, without which nobody would be told what the response
-    /// was.
-    pub fn is_live(&self) -> bool {
+    /// What is told while it goes on: exchanges only if events are, without which nobody would be told what the
+    /// response was.
+    pub fn reads(&self) -> Reads {
         let (output, _) = self.to.output();
-        output == Output::Text && self.selection.kinds.contains(&Kind::Sse)
+        let has = |kind| output == Output::Text && self.selection.kinds.contains(&kind);
+        Reads {
+            exchanges: has(Kind::Sse),
+            calls: has(Kind::Llm),
+        }
     }
 
     pub(super) fn format(&self, target: &Target) -> Format {
@@ -158,7 +175,7 @@ impl Settings {
                     Color::Never => false,
                     Color::Auto => target.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
                 },
-                live: self.is_live(),
+                live: self.reads().exchanges,
             },
         }
     }

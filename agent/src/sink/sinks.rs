@@ -7,6 +7,7 @@ use std::time::Instant;
 
 #[cfg(any(feature = "otlp", feature = "prometheus"))]
 use super::Type;
+use super::settings::Reads;
 use super::{Failure, OpenError, Origin, Selection, Settings, Sink, State, Target};
 #[cfg(any(feature = "otlp", feature = "prometheus"))]
 use crate::deliver::{self, Courier, Starting};
@@ -110,7 +111,7 @@ pub struct Sinks {
 struct One {
     name: String,
     selection: Selection,
-    is_live: bool,
+    reads: Reads,
     sink: Sink,
     /// Its failure was told.
     is_told: bool,
@@ -121,7 +122,7 @@ impl Sinks {
         let start = |(settings, target): (Settings, Target)| {
             let format = settings.format(&target);
             Ok(One {
-                is_live: settings.is_live(),
+                reads: settings.reads(),
                 selection: settings.selection,
                 name: settings.name.unwrap_or_else(|| target.name.clone()),
                 sink: Sink::start(target, format, origin)?,
@@ -151,7 +152,7 @@ impl Sinks {
     /// Each that wants the record takes it, or drops and counts it.
     pub fn write(&mut self, record: &Record<'_>) {
         for one in &mut self.outputs {
-            if one.selection.wants(record, one.is_live) {
+            if one.selection.wants(record, one.reads) {
                 one.sink.write(record);
             }
         }

@@ -18,7 +18,7 @@ use crate::locate::Instruction;
 use crate::record::{
     Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
     Governing, Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed,
-    Process, Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket,
+    Process, Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket, Words,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -77,6 +77,7 @@ impl Encoder {
             Body::Line(part) => line.line(part),
             Body::Sse(sse) => line.sse(sse),
             Body::Llm(llm) => line.llm(llm),
+            Body::Words(words) => line.words(words),
             Body::Mcp(mcp) => line.mcp(mcp),
             Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
@@ -550,6 +551,13 @@ impl Object<'_> {
             if line.is_cut {
                 member.boolean("cut", true);
             }
+        });
+    }
+
+    fn words(&mut self, words: &Words) {
+        self.object("words", |member| {
+            member.string("type", words.kind);
+            member.string("content", &words.text);
         });
     }
 

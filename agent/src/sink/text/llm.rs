@@ -5,7 +5,7 @@ use agent_ebpf::Direction;
 use super::{BOLD, CYAN, DIM, Encoder, RED, YELLOW, print, size};
 use crate::{
     escape,
-    record::{Llm, LlmMessage, LlmPart, Record, Role},
+    record::{Llm, LlmMessage, LlmPart, Record, Role, Words},
     redact::{OwnedContent, Shown},
 };
 
@@ -13,15 +13,61 @@ use crate::{
 const PART_BYTES: usize = 4 << 10;
 const PART_LINES: usize = 24;
 
+/// Whose words came last, and what they are.
+#[derive(PartialEq, Eq)]
+pub(super) struct Speaking {
+    connection: Option<u64>,
+    exchange: u64,
+    kind: &'static str,
+}
+
 impl Encoder {
-    /// `openai gpt-5 chat, 12 → 34 tokens (8 cached), 0.0012 USD, stop, in 1.2 s`, and as a tree what was said since the
-    /// model spoke last, and what it says to that.
-    pub(super) fn llm(&self, record: &Record<'_>, llm: &Llm, out: &mut Vec<u8>) {
-        let direction = match record.connection.and_then(|connection| connection.role) {
-            Some(Role::Server) => Direction::Received,
-            Some(Role::Client) | None => Direction::Sent,
+    /// What a model says, as it comes: on the same line as long as nobody else is told of.
+    pub(super) fn words(&mut self, record: &Record<'_>, words: &Words, out: &mut Vec<u8>) {
+        let now = Speaking {
+            connection: record.connection.map(|connection| connection.number),
+            exchange: words.exchange,
+            kind: words.kind,
         };
-        self.who(record, record.time, Some(llm.exchange), direction, out);
+        if self.speaking.as_ref() != Some(&now) {
+            if self.speaking.is_some() {
+                out.push(b'\n');
+            }
+            let is_server = record.connection.and_then(|it| it.role) == Some(Role::Server);
+            let direction = match is_server {
+                true => Direction::Sent,
+                false => Direction::Received,
+            };
+            self.who(record, record.time, Some(words.exchange), direction, out);
+            self.painted(BOLD, out, |out| out.extend_from_slice(b"assistant "));
+            if words.kind != "text" {
+                self.painted(DIM, out, |out| print(out, format_args!("{} ", words.kind)));
+            }
+        }
+        for (number, line) in words.text.split('\n').enumerate() {
+            if number > 0 {
+                self.painted(DIM, out, |out| out.extend_from_slice("\n  │ ".as_bytes()));
+            }
+            escape::visible(line, out);
+        }
+        self.speaking = Some(now);
+    }
+
+    /// `openai gpt-5 chat, 12 → 34 tokens (8 cached), 0.0012 USD, stop, in 1.2 s`, and as a tree what was said since the
+    /// model spoke last, and what it says to that. Of one that goes on: what was said; when it is over, what was not
+    /// told on the way.
+    pub(super) fn llm(&self, record: &Record<'_>, llm: &Llm, out: &mut Vec<u8>) {
+        let is_server = record.connection.and_then(|it| it.role) == Some(Role::Server);
+        let direction = match is_server == llm.is_continued {
+            true => Direction::Sent,
+            false => Direction::Received,
+        };
+        let time = if llm.is_continued {
+            llm.ended
+        } else {
+            record.time
+        };
+        self.who(record, time, Some(llm.exchange), direction, out);
         self.painted(DIM, out, |out| {
             print(out, format_args!("{} ", llm.provider))
         });
@@ -34,6 +80,10 @@ impl Encoder {
             self.painted(DIM, out, |out| {
                 print(out, format_args!(", turn {}", llm.place.turn));
             });
+        }
+        if llm.is_open {
+            self.painted(DIM, out, |out| out.extend_from_slice(b", goes on\n"));
+            return self.turns(asked(llm).iter().map(all), out);
         }
         let usage = &llm.usage;
         if usage.input.is_some() || usage.output.is_some() {
@@ -71,10 +121,24 @@ impl Encoder {
             });
         }
         out.push(b'\n');
-        let is_answer = |message: &LlmMessage| message.role.as_deref() == Some("assistant");
-        let new = llm.input.iter().rposition(is_answer).map_or(0, |at| at + 1);
-        let turns = llm.input[new..].iter().chain(&llm.output);
-        let parts = turns.flat_map(|turn| turn.parts.iter().map(move |part| (turn, part)));
+        let asked = match llm.is_continued {
+            true => &[][..],
+            false => asked(llm),
+        };
+        // Of several answers the first one was read along.
+        let (first, others) = llm.output.split_at(llm.output.len().min(1));
+        let first = first.iter().map(|turn| (turn, llm.has_streamed));
+        let turns = asked.iter().map(all).chain(first);
+        self.turns(turns.chain(others.iter().map(all)), out);
+    }
+
+    /// Turns, and whether their words were told.
+    fn turns<'a>(&self, turns: impl Iterator<Item = (&'a LlmMessage, bool)>, out: &mut Vec<u8>) {
+        let parts = turns.flat_map(|(turn, has_streamed)| {
+            let is_told = move |part: &&LlmPart| has_streamed && matches!(part, LlmPart::Text(..));
+            let parts = turn.parts.iter().filter(move |part| !is_told(part));
+            parts.map(move |part| (turn, part))
+        });
         let mut parts = parts.peekable();
         while let Some((turn, part)) = parts.next() {
             self.part(turn, part, parts.peek().is_none(), out);
@@ -185,6 +249,18 @@ impl Encoder {
         }
         out.push(b'\n');
     }
+}
+
+/// None of it was told.
+fn all(turn: &LlmMessage) -> (&LlmMessage, bool) {
+    (turn, false)
+}
+
+/// What was said since the model spoke last.
+fn asked(llm: &Llm) -> &[LlmMessage] {
+    let is_answer = |message: &LlmMessage| message.role.as_deref() == Some("assistant");
+    let new = llm.input.iter().rposition(is_answer).map_or(0, |at| at + 1);
+    &llm.input[new..]
 }
 
 /// Money, with digits that say something: a call costs a fraction of a cent.

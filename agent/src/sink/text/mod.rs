@@ -36,6 +36,8 @@ pub(super) struct Encoder {
     pub(super) colour: bool,
     /// What goes on is told in pieces. Otherwise all of an exchange is in the one record of it.
     pub(super) live: bool,
+    /// The call whose words stand on the last line, which goes on with them.
+    speaking: Option<llm::Speaking>,
 }
 
 const BOLD: &str = "\x1b[1m";
@@ -63,9 +65,24 @@ const DUMPED_DATA: usize = 16;
 const MESSAGES: usize = 8;
 
 impl Encoder {
+    pub(super) fn new(colour: bool, live: bool) -> Encoder {
+        Encoder {
+            colour,
+            live,
+            speaking: None,
+        }
+    }
+
     /// Appends one block.
-    pub(super) fn encode(&self, record: &Record<'_>, out: &mut Vec<u8>) {
+    pub(super) fn encode(&mut self, record: &Record<'_>, out: &mut Vec<u8>) {
+        if let Body::Words(words) = &record.body {
+            return self.words(record, words, out);
+        }
+        if self.speaking.take().is_some() {
+            out.push(b'\n');
+        }
         match &record.body {
+            Body::Words(_) => {}
             Body::Http(http) => self.exchange(record, http, None, out),
             Body::Grpc(grpc) => self.exchange(record, &grpc.http, Some(grpc), out),
             Body::Message(message) => self.message(record, message, out),
@@ -1201,11 +1218,7 @@ mod tests {
 
     fn block(record: &Record<'_>) -> String {
         let mut out = Vec::new();
-        Encoder {
-            colour: false,
-            live: true,
-        }
-        .encode(record, &mut out);
+        Encoder::new(false, true).encode(record, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -1380,11 +1393,7 @@ mod tests {
             Shown::Text(text, &redactions).into(),
         );
         let mut out = Vec::new();
-        Encoder {
-            colour: true,
-            live: true,
-        }
-        .encode(&record, &mut out);
+        Encoder::new(true, true).encode(&record, &mut out);
         let coloured = String::from_utf8(out).unwrap();
         let painted: Vec<&str> = coloured
             .split(MAGENTA)
@@ -1418,7 +1427,7 @@ mod tests {
             ..sample::shown(&process, &connection, 0, Policy::Full.apply(b""))
         };
         let mut out = Vec::new();
-        Encoder { colour, live: true }.encode(&record, &mut out);
+        Encoder::new(colour, true).encode(&record, &mut out);
         String::from_utf8(out).unwrap()
     }
 
@@ -1725,6 +1734,7 @@ mod tests {
                 size: 3,
                 data: Shown::Raw(evil.as_bytes()).into(),
                 is_cut: false,
+                is_call: false,
             };
             let socket = WebSocket {
                 direction: Direction::Sent,
@@ -1767,11 +1777,7 @@ mod tests {
         for payload in [b"GET /\n\x1b[0m".as_slice(), b"\0\x1b\xff"] {
             let record = sample::data(&process, &connection, payload, Policy::Full);
             let mut out = Vec::new();
-            Encoder {
-                colour: true,
-                live: true,
-            }
-            .encode(&record, &mut out);
+            Encoder::new(true, true).encode(&record, &mut out);
             let mut coloured = String::from_utf8(out).unwrap();
             assert!(coloured.contains(CYAN) && coloured.contains(DIM));
             let label = LABELS[3];
