@@ -69,6 +69,9 @@ const SAYINGS: [&[u8]; 20] = [
 ];
 const TLS_RECORD: usize = 13;
 
+/// When the machine begins. Handles are born before it is over: their births count from 1.
+const START: u64 = 1_000_000;
+
 /// Steps that are reports about a process.
 const OF_THE_HALF: [u8; 4] = [1, 25, 26, 27];
 
@@ -213,7 +216,7 @@ impl Machine {
             line,
             setting,
             show,
-            now: 1,
+            now: START,
             births: 0,
             sequence: 0,
             handles: HashMap::new(),
