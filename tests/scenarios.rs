@@ -1171,6 +1171,7 @@ scenarios! {
     policy
     policy_annotation
     policy_annotation_trusted
+    policy_before_the_facts
     policy_behind_the_dead
     policy_hides_names
     policy_late

@@ -35,6 +35,15 @@ pub enum What {
 }
 
 impl Piece {
+    /// Position behind it.
+    pub fn end(&self) -> u64 {
+        let length = match &self.content {
+            What::Bytes(bytes) => bytes.plaintext().len() as u64,
+            What::Gap(length, _) => *length,
+        };
+        self.offset.saturating_add(length)
+    }
+
     fn bytes(&self) -> usize {
         match &self.content {
             What::Bytes(bytes) => bytes.plaintext().len(),

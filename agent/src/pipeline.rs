@@ -540,6 +540,7 @@ impl Pipeline {
             // A second link tells the same once more.
             let mut met = HashSet::new();
             for piece in pieces {
+                self.pass_by(piece.stream, piece.end());
                 match piece.content {
                     What::Bytes(bytes) => {
                         let length = bytes.plaintext().len() as u64;
@@ -557,7 +558,10 @@ impl Pipeline {
             let streams = StreamId::both(id);
             for stream in streams {
                 if let Some(entry) = self.connections.get(&id) {
-                    let (bytes, gaps) = entry.parts(stream.direction).stream.turn_away();
+                    let parts = entry.parts(stream.direction);
+                    let end = parts.stream.end();
+                    let (bytes, gaps) = parts.stream.turn_away();
+                    self.pass_by(stream, end);
                     self.tally.filtered += bytes;
                     let gaps = gaps.into_iter();
                     self.told_late += gaps.map(|(length, cause)| late(cause, length)).sum::<u64>();
