@@ -54,6 +54,7 @@ usage: cargo xtask COMMAND
   bless [--kernel V,...]
                         renew tests/golden by what these kernels show; V may be host
   bench redact          how fast secrets are looked for
+  bench models          how fast calls to language models are read
   bench decode          how fast protocols are decoded; with --memory: what is kept
   bench soak            does anything of a daemon grow, while 100,000 processes, libraries and connections come and go?
   bench capture …       what the agent costs: `cargo xtask bench --help`

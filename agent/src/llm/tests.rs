@@ -13,6 +13,7 @@ mod gemini;
 mod ollama;
 mod realtime;
 mod responses;
+mod speed;
 
 use std::cell::RefCell;
 

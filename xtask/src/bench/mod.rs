@@ -1,5 +1,5 @@
 //! `cargo xtask bench capture`: what capturing costs, when it loses, and whether our targets are met; and
-//! `cargo xtask bench redact`, `bench decode`, `bench sinks`, `bench soak`.
+//! `cargo xtask bench redact`, `bench decode`, `bench models`, `bench sinks`, `bench soak`.
 
 mod agent;
 mod bystander;
@@ -42,6 +42,7 @@ usage: cargo xtask bench capture [OPTIONS]      as root
   --libraries DIR     libssl and libcrypto from here instead of the system's
 
 usage: cargo xtask bench redact                 how fast secrets are looked for, on one core
+       cargo xtask bench models                 how fast calls to language models are read, on one core
        cargo xtask bench decode                 how fast bodies and exchanges are decoded, on one core
        cargo xtask bench decode --memory        what is kept over a million exchanges and 100,000 connections
        cargo xtask bench sinks                  how fast records get into files; needs 5 GB in the temporary directory
@@ -144,6 +145,7 @@ pub(crate) fn main(args: &[&str]) -> Result<()> {
     let options = match args {
         ["capture", rest @ ..] if !rest.contains(&"--help") => parse(rest)?,
         ["redact"] => return speed::main(&speed::REDACT),
+        ["models"] => return speed::main(&speed::MODELS),
         ["decode"] => return speed::main(&speed::DECODE),
         ["decode", "--memory"] => return memory::main(),
         ["sinks"] => return speed::main(&speed::SINKS),

@@ -1,4 +1,4 @@
-//! `cargo xtask bench redact`, `bench decode` and `bench sinks`: how fast the stages are that look at every byte, on
+//! `cargo xtask bench redact`, `bench decode`, `bench models` and `bench sinks`: how fast the stages are that look at every byte, on
 //! one core.
 //! Needs no root.
 
@@ -30,6 +30,17 @@ pub(super) const DECODE: Measurement = Measurement {
         ("http1-bodies", 500.0),
         ("http1-exchanges", 200_000.0),
         ("http2-exchanges", 100_000.0),
+    ],
+};
+
+/// Calls to models, with all that carries them.
+pub(super) const MODELS: Measurement = Measurement {
+    test: "llm::tests::speed::speed",
+    unit: "MB/s",
+    targets: &[
+        ("conversations", 150.0),
+        ("streams", 150.0),
+        ("vectors", 150.0),
     ],
 };
 
