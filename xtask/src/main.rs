@@ -13,6 +13,7 @@ mod fetch;
 mod fuzz;
 mod image;
 mod kernel;
+mod panics;
 mod plan;
 mod planted;
 mod reach;

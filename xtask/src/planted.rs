@@ -73,6 +73,7 @@ fn boot(rig: &Rig, suffix: &str, kernels: &[&str]) -> Result<Vec<Outcome>> {
             files: files.with_context(|| format!("the archive has no {}", kernel.wanted()))?,
             plan: Plan::of_tests(&[LOAD_CHECK, TEST]),
             limit: 4 * MINUTE,
+            is_quiet: false,
         });
     }
     Ok(rig.boot_all(machines, None))

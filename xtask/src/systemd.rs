@@ -112,6 +112,7 @@ pub(crate) fn run(update: bool) -> Result<Vec<Outcome>> {
         files: files.with_context(|| format!("the archive has no {}", kernel.wanted()))?,
         plan,
         limit: 16 * MINUTE,
+        is_quiet: false,
     };
     let outcomes = rig.boot_all(vec![machine], None);
     for outcome in &outcomes {

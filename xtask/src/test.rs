@@ -10,7 +10,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{
-    deb, deploy, drill, fetch, fuzz, image, reach, release,
+    deb, deploy, drill, fetch, fuzz, image,
+    panics::Panics,
+    reach, release,
     roster::Roster,
     setup,
     sh::{self, MINUTE},
@@ -174,8 +176,8 @@ fn other_kernels(filter: Option<&str>, tally: &mut Tally) -> Result<()> {
     };
     outcomes.iter().for_each(|outcome| *tally += outcome.tally);
     let bad = outcomes.iter().filter(|outcome| outcome.tally.failed > 0);
-    let bad: Vec<_> = bad.map(|outcome| outcome.machine.as_str()).collect();
-    ensure!(bad.is_empty(), "kernels that failed: {}", bad.join(", "));
+    let bad: Vec<_> = bad.map(vm::Outcome::why).collect();
+    ensure!(bad.is_empty(), "kernels that failed:\n{}", bad.join("\n"));
     Ok(())
 }
 
@@ -263,8 +265,10 @@ fn as_root(
 /// Runs test binaries, shows what they say, counts what they count.
 fn libtest(command: &mut Command, limit: Duration, tally: &mut Tally) -> Result<()> {
     let mut failed = Vec::new();
+    let mut panics = Panics::default();
     let status = sh::lines(command, limit, |line| {
         sh::say(line);
+        panics.see(line);
         if let Some(counts) = Tally::parse(line) {
             *tally += counts;
         } else if let Some(name) = line
@@ -278,12 +282,13 @@ fn libtest(command: &mut Command, limit: Duration, tally: &mut Tally) -> Result<
         return Ok(());
     }
     bail!(
-        "{status}; failed tests: {}",
+        "{status}; failed tests: {}\n{}",
         if failed.is_empty() {
             "none by name".to_owned()
         } else {
             failed.join(", ")
-        }
+        },
+        panics.lines().join("\n")
     )
 }
 

@@ -21,6 +21,7 @@ use crate::{
     cpio::Cpio,
     drill, fetch,
     kernel::{Files, Kernel},
+    panics::Panics,
     plan::Plan,
     planted, root,
     roster::Roster,
@@ -35,6 +36,8 @@ pub(crate) struct Outcome {
     pub(crate) tally: Tally,
     /// Why it is not well, or why it was skipped.
     pub(crate) reasons: Vec<String>,
+    /// Where tests of it panicked.
+    pub(crate) panics: Panics,
     /// The last lines of the console of one that is not well.
     pub(crate) tail: Vec<String>,
     pub(crate) took: Duration,
@@ -48,6 +51,8 @@ pub(crate) struct Machine {
     pub(crate) plan: Plan,
     /// From its start to its end.
     pub(crate) limit: Duration,
+    /// What it says goes to its log alone.
+    pub(crate) is_quiet: bool,
 }
 
 /// What all machines have in common.
@@ -137,6 +142,7 @@ pub(crate) fn run(
                 files,
                 plan: Plan::of_tests(&tests),
                 limit: 14 * MINUTE,
+                is_quiet: false,
             }),
             None => outcomes.push(Outcome {
                 machine: name.to_owned(),
@@ -148,6 +154,7 @@ pub(crate) fn run(
                     "SKIPPED: the archive has no package {} any more",
                     kernel.wanted()
                 )],
+                panics: Panics::default(),
                 tail: Vec::new(),
                 took: Duration::ZERO,
             }),
@@ -177,6 +184,18 @@ fn log_of(machine: &str) -> PathBuf {
 impl Outcome {
     pub(crate) fn log(&self) -> PathBuf {
         log_of(&self.machine)
+    }
+
+    /// All that is known of one that failed.
+    pub(crate) fn why(&self) -> String {
+        let mut lines = vec![format!("{}: {}", self.machine, self.tally)];
+        lines.extend_from_slice(&self.reasons);
+        // Where nothing panicked, the console's last words are all there is.
+        match self.panics.lines() {
+            [] => lines.extend_from_slice(&self.tail),
+            panics => lines.extend_from_slice(panics),
+        }
+        lines.join("\n  ")
     }
 
     pub(crate) fn tell(&self) {
@@ -235,7 +254,8 @@ impl Rig {
         loop {
             let start = Instant::now();
             let mut console = Console::new(&machine.plan.expected());
-            let result = self.qemu(machine, &mut console);
+            let mut panics = Panics::default();
+            let result = self.qemu(machine, &mut console, &mut panics);
             sh::say(&format!(
                 "[{}] ended after {:.0} s",
                 machine.name,
@@ -263,6 +283,7 @@ impl Rig {
             return Outcome {
                 machine: machine.name.clone(),
                 tally,
+                panics,
                 tail: tail.map(str::to_owned).collect(),
                 took: start.elapsed(),
                 reasons,
@@ -271,7 +292,7 @@ impl Rig {
     }
 
     /// Runs one VM to its end; returns QEMU's exit code.
-    fn qemu(&self, machine: &Machine, console: &mut Console) -> Result<i32> {
+    fn qemu(&self, machine: &Machine, console: &mut Console, panics: &mut Panics) -> Result<i32> {
         let name = &machine.name;
         let file = log_of(name);
         fs::create_dir_all(file.parent().context("the log has no directory")?)?;
@@ -300,10 +321,11 @@ impl Rig {
             let at = start.elapsed().as_secs_f32();
             let _ = writeln!(log, "{at:6.1} {line}");
             // What the verifier says of a refused program is thousands of lines: they are in the log.
-            if !(console.is_loading && line.starts_with(' ')) {
+            if !(machine.is_quiet || console.is_loading && line.starts_with(' ')) {
                 sh::say(&format!("[{name}] {at:6.1} {}", console::cut(line)));
             }
             console.see(line);
+            panics.see(line);
         });
         fs::remove_file(root)?;
         status?.code().context("QEMU was killed")
