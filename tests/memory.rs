@@ -86,6 +86,7 @@ impl Play {
             names: Names::default(),
             policy: None,
             prices: Prices::default(),
+            findings: vortex_agent::detect::Settings::default(),
             key: 1,
             secret_key: Key::new([1; 32]),
         });

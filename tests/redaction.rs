@@ -7,22 +7,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_ebpf::{Data, Direction, Head, Shape, cookie, kind};
+use agent_ebpf::Direction;
 use clap::ValueEnum as _;
 use vortex_agent::{
     coverage::User,
     half::Facts,
     input::{Input, Show},
-    llm::price::Prices,
-    locate::{Found, Instruction, Point},
-    metadata::{Container, Names, Pod},
+    metadata::{Container, Pod},
     pipeline::{Pipeline, Wanted},
-    protocol::exchange::Bounds,
     record::Kind,
-    redact::{Key, Policy},
+    redact::Policy,
     sink::{Format, Origin, Sink, Target},
 };
-use zerocopy::IntoBytes as _;
+
+#[path = "line.rs"]
+mod line;
 
 /// A text and what of it must not be seen.
 struct Planted {
@@ -61,7 +60,7 @@ const UPPER: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const HEX: &str = "0123456789abcdef";
 
 /// Formats that say by themselves what they are: kind, beginning, alphabet, length.
-const TOKENS: [(&str, &str, &str, usize); 46] = [
+const TOKENS: [(&str, &str, &str, usize); 64] = [
     ("openai", "sk-proj-", LETTERS, 120),
     ("openai", "sk-svcacct-", LETTERS, 60),
     ("openai", "sk-admin-", LETTERS, 60),
@@ -108,6 +107,24 @@ const TOKENS: [(&str, &str, &str, usize); 46] = [
     ("notion", "ntn_", LETTERS, 46),
     ("grafana", "glsa_", LETTERS, 32),
     ("age", "AGE-SECRET-KEY-1", UPPER, 58),
+    ("langfuse", "sk-lf-", HEX, 36),
+    ("e2b", "e2b_", HEX, 40),
+    ("terraform", "Ab1Cd2Ef3Gh4Ij.atlasv1.", LETTERS, 67),
+    ("dropbox", "sl.", LETTERS, 130),
+    ("deno", "ddp_", LETTERS, 36),
+    ("infracost", "ico-", LETTERS, 32),
+    ("artifactory", "cmVmdGtu", LETTERS, 56),
+    ("docker", "dckr_pat_", LETTERS, 27),
+    ("atlassian", "ATATT3", LETTERS, 186),
+    ("sentry", "sntryu_", HEX, 64),
+    ("figma", "figd_", LETTERS, 40),
+    ("supabase", "sbp_", HEX, 40),
+    ("pinecone", "pcsk_", LETTERS, 70),
+    ("rubygems", "rubygems_", HEX, 48),
+    ("square", "sq0csp-", LETTERS, 43),
+    ("pulumi", "pul-", HEX, 40),
+    ("nvidia", "nvapi-", LETTERS, 64),
+    ("brevo", "xkeysib-", HEX, 64),
 ];
 
 /// Where a token may stand; `@` is the token.
@@ -127,7 +144,7 @@ const PLACES: [&str; 12] = [
 ];
 
 /// Where a value is known by its name; `@` is the value.
-const NAMED: [(&str, &str); 54] = [
+const NAMED: [(&str, &str); 64] = [
     (
         "authorization",
         "GET / HTTP/1.1\r\nAuthorization: @\r\nHost: x\r\n\r\n",
@@ -302,7 +319,51 @@ const NAMED: [(&str, &str); 54] = [
         "signature",
         "GET /o?X-Amz-Signature=@&x=1 HTTP/1.1\r\nHost: x\r\n\r\n",
     ),
+    (
+        "declared in Rust",
+        "pub const PASSWORD: &str = \"@\";\nfn main() {}\n",
+    ),
+    (
+        "declared in Rust",
+        "    let api_key: String = \"@\".to_owned();\n",
+    ),
+    (
+        "declared in TypeScript",
+        "const clientSecret: string | undefined = '@';\n",
+    ),
+    ("declared in Go", "var apiToken string = \"@\"\n"),
+    ("netrc", "machine h.example login me password @\n"),
+    ("jwk", "{\"kty\":\"EC\",\"d\":\"@@@\",\"x\":1}"),
+    ("htpasswd", "user:$apr1$Ab1Cd2Ef$@@\n"),
+    ("bcrypt", "user:$2y$05$@@@\n"),
+    (
+        "connection string",
+        "{\"url\":\"mongodb+srv://me:@AT@h.example/db\"}",
+    ),
+    (
+        "service bus",
+        "Endpoint=sb://h/;SharedAccessKeyName=n;SharedAccessKey=@;EntityPath=p\n",
+    ),
 ];
+
+/// Sixteen digits of an issuer's, the last of which is right.
+fn card(random: &mut Random) -> String {
+    let digits = random.text("0123456789", 14);
+    let number = (0..10).map(|last| format!("4{digits}{last}"));
+    let is_right = |number: &String| {
+        let sum: u32 = number
+            .bytes()
+            .rev()
+            .enumerate()
+            .map(|(at, digit)| match (u32::from(digit - b'0'), at % 2) {
+                (digit, 0) => digit,
+                (digit, _) => 2 * digit / 10 + 2 * digit % 10,
+            })
+            .sum();
+        sum.is_multiple_of(10)
+    };
+    number.clone().find(is_right).expect("one of ten is")
+}
 
 fn planted() -> Vec<Planted> {
     let mut random = Random(0x5eed);
@@ -320,6 +381,7 @@ fn planted() -> Vec<Planted> {
         let text = match kind {
             // The second @ is the URL's.
             "password url user" => place.replacen('@', &secret, 1),
+            "connection string" => place.replacen("@AT", &secret, 1),
             _ => place.replace('@', &secret),
         };
         all.push(Planted { kind, text, secret });
@@ -340,6 +402,23 @@ fn planted() -> Vec<Planted> {
         let secret = halves.join(escape);
         let text = place.replace('@', &secret);
         all.push(Planted { kind, text, secret });
+    }
+    // Numbers with a check digit, as people write them.
+    for (place, separator) in [
+        ("charge @, please\n", ""),
+        ("{\"card_number\":\"@\"}", ""),
+        ("it is @, exp. 12/29\n", " "),
+        ("cc=@&x=1", "-"),
+    ] {
+        let digits = card(&mut random);
+        let groups: Vec<&str> = (0..4).map(|at| &digits[4 * at..][..4]).collect();
+        let secret = groups.join(separator);
+        let text = place.replace('@', &secret);
+        all.push(Planted {
+            kind: "card",
+            text,
+            secret,
+        });
     }
     for label in [
         "PRIVATE KEY",
@@ -390,21 +469,16 @@ struct Bench {
 
 impl Bench {
     fn new(name: &str, content: Policy) -> Bench {
-        let key = Key::new([3; 32]);
+        Bench::of(name, content, |_| true)
+    }
+
+    fn of(name: &str, content: Policy, is_wanted: impl Fn(&Kind) -> bool) -> Bench {
+        let kinds = Kind::value_variants().iter().copied();
         let pipeline = Pipeline::new(Wanted {
-            emit: Kind::value_variants().iter().copied().collect(),
-            undecoded: false,
+            emit: kinds.filter(is_wanted).collect(),
             live: true,
-            bounds: Bounds::default(),
             content,
-            exes: Vec::new(),
-            uids: Vec::new(),
-            comms: Vec::new(),
-            names: Names::default(),
-            policy: None,
-            prices: Prices::default(),
-            key: 1,
-            secret_key: key,
+            ..line::wanted()
         });
         let origin = Origin {
             run: "run".into(),
@@ -423,29 +497,6 @@ impl Bench {
             let target = Target::file(&path).unwrap();
             (Sink::start(target, format, &origin).unwrap(), path)
         });
-        let point = |function, direction, offset| Point {
-            offset,
-            function_offset: offset,
-            library: "OpenSSL",
-            function,
-            direction,
-            shape: Shape::OutFourth,
-            instruction: Instruction::Emulated,
-            detail: 0,
-            bytes: [0; 16],
-        };
-        let found = Found {
-            library: "OpenSSL",
-            version: None,
-            points: vec![
-                point("ssl_read_internal", Direction::Received, 16),
-                point("ssl_write_internal", Direction::Sent, 32),
-            ],
-            others: Vec::new(),
-            partly: None,
-            located: "symbols",
-            on_trial: false,
-        };
         let mut bench = Bench {
             pipeline,
             sinks,
@@ -456,7 +507,7 @@ impl Bench {
             Input::Found {
                 file: 1,
                 path,
-                found,
+                found: line::libssl(),
             },
             0,
         );
@@ -526,25 +577,30 @@ impl Bench {
     }
 
     fn chunk(&mut self, handle: u64, offset: u64, bytes: &[u8], now: u64) {
-        let data = Data {
-            head: Head {
-                kind: kind::DATA,
-                direction: Direction::Sent as u16,
-                len: bytes.len() as u32,
-                time: now,
-            },
-            pid_tgid: 7 << 32 | 7,
-            born: 0,
-            handle,
-            offset,
-            socket: 0,
-            place: agent_ebpf::Place {
-                sequence: 0,
-                skipped: 0,
-            },
-            cookie: cookie(2, Direction::Sent, Shape::OutFourth),
-        };
-        let raw = [data.as_bytes(), bytes].concat();
+        self.chunk_of(Direction::Sent, handle, offset, bytes, now);
+    }
+
+    /// A request, its answer, and what is sent then.
+    fn exchange(&mut self, parts: [&[u8]; 3]) {
+        self.handle += 1;
+        let mut sent = 0;
+        for (number, bytes) in parts.into_iter().enumerate() {
+            let (direction, mut offset) = match number {
+                1 => (Direction::Received, 0),
+                _ => (Direction::Sent, sent),
+            };
+            let now = 1_000 * (1 + number as u64);
+            for piece in bytes.chunks(1000) {
+                self.chunk_of(direction, self.handle, offset, piece, now);
+                offset += piece.len() as u64;
+            }
+            sent = if number == 0 { offset } else { sent };
+        }
+        self.tell(Input::Finish, 5_000);
+    }
+
+    fn chunk_of(&mut self, direction: Direction, handle: u64, offset: u64, bytes: &[u8], now: u64) {
+        let raw = line::data((7, handle), direction, offset, bytes, now);
         self.tell(Input::Record(&raw), now);
     }
 
@@ -633,7 +689,7 @@ fn there_are_enough() {
     let planted = planted();
     let kinds: BTreeSet<&str> = planted.iter().map(|planted| planted.kind).collect();
     assert!(
-        planted.len() >= 200 && kinds.len() >= 25,
+        planted.len() >= 300 && kinds.len() >= 40,
         "{} {}",
         planted.len(),
         kinds.len()
@@ -690,6 +746,10 @@ fn none_is_seen_when_the_policy_changes() {
 #[test]
 fn none_is_seen_when_the_stream_pauses() {
     for (number, planted) in planted().iter().enumerate() {
+        // A pause in the type takes that for the value: SECURITY.md says so.
+        if matches!(planted.kind, "declared in Rust" | "declared in TypeScript") {
+            continue;
+        }
         let bytes = planted.text.as_bytes();
         for pause in [100_000_000, 3_000_000_000] {
             let mut bench = Bench::new(&format!("pause-{number}-{pause}"), Policy::Redacted);
@@ -837,4 +897,254 @@ fn all_are_seen_with_content_full() {
         assert!(is_seen, "{}", planted.text);
         assert!(!outputs.json.contains("[redacted"));
     }
+}
+
+/// A way to write a text, which whoever reads it can undo.
+type Way = (&'static str, fn(&str) -> String);
+
+const WAYS: [Way; 11] = [
+    ("plain", str::to_owned),
+    ("base64", |text| {
+        base64_simd::STANDARD.encode_to_string(text)
+    }),
+    ("base64 of URLs", |text| {
+        base64_simd::URL_SAFE_NO_PAD.encode_to_string(format!("x {text}"))
+    }),
+    ("base64 in lines", |text| {
+        let text = "a line before it, and what was to be said first\n".to_owned() + text;
+        let digits = base64_simd::STANDARD.encode_to_string(text);
+        let lines = digits.as_bytes().chunks(64);
+        let lines: Vec<_> = lines.map(String::from_utf8_lossy).collect();
+        lines.join("\r\n")
+    }),
+    ("percent", |text| each(text, |byte| format!("%{byte:02X}"))),
+    ("percent twice", |text| {
+        each(text, |byte| format!("%25{byte:02x}"))
+    }),
+    ("escapes", |text| {
+        each(text, |byte| format!("\\u{byte:04x}"))
+    }),
+    ("entities", |text| each(text, |byte| format!("&#{byte};"))),
+    ("digits", |text| each(text, |byte| format!("{byte:02x}"))),
+    ("JSON in JSON", |text| {
+        let wrapped = |text: String| serde_json::json!({ "in": text }).to_string();
+        wrapped(wrapped(wrapped(text.to_owned())))
+    }),
+    ("base64 in percent", |text| {
+        let digits = base64_simd::STANDARD.encode_to_string(format!("{text}?>"));
+        each(&digits, |byte| format!("%{byte:02x}"))
+    }),
+];
+
+fn each(text: &str, write: impl Fn(u8) -> String) -> String {
+    text.bytes().map(write).collect()
+}
+
+/// Where in a conversation a text may be.
+fn carriers(text: &str) -> Vec<[Vec<u8>; 3]> {
+    let post = |path: &str, media: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: h.example\r\nContent-Type: {media}\r\nContent-Length: {length}\r\n\r\n"
+        );
+        [head.as_bytes(), body].concat()
+    };
+    let answer = |fields: &str, body: &[u8]| {
+        let length = body.len();
+        let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\nContent-Length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    };
+    let json = "application/json";
+    let get = |path: &str, fields: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: h.example\r\n{fields}\r\n").into_bytes()
+    };
+    let ok = answer("Content-Type: text/plain", b"ok");
+    let note = serde_json::json!({ "note": text, "n": 1 }).to_string();
+    let form = each(text, |byte| match byte {
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte => format!("%{byte:02X}"),
+    });
+    let line = text.replace(['\r', '\n'], "");
+    let multipart = format!(
+        "--b\r\nContent-Disposition: form-data; name=\"note\"; filename=\"{line}\"\r\n\r\n{text}\r\n--b--\r\n"
+    );
+    let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packer, note.as_bytes()).unwrap();
+    let gzip = packer.finish().unwrap();
+    let zstd = zstd::encode_all(note.as_bytes(), 1).unwrap();
+    let chat = serde_json::json!({
+        "model": "m",
+        "tools": [{"type": "function", "function": {"name": "f", "description": text, "parameters": {"title": text}}}],
+        "messages": [{"role": "system", "content": text}, {"role": "user", "content": [{"type": "text", "text": text}]},
+            {"role": "tool", "tool_call_id": "c", "content": text}],
+    });
+    let said = serde_json::json!({
+        "id": "c", "object": "chat.completion", "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text,
+            "tool_calls": [{"id": "c", "type": "function",
+                "function": {"name": "f", "arguments": serde_json::json!({"note": text}).to_string()}}]}}],
+    });
+    let called = serde_json::json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call",
+        "params": {"name": "f", "arguments": {"note": text}}});
+    let result = serde_json::json!({"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": text}]}});
+    let event = format!("data: {note}\n\n");
+    let mut frame = vec![0x81];
+    frame.extend(match note.len() {
+        short @ ..126 => vec![0x80 | short as u8],
+        long => [&[0x80 | 126][..], &(long as u16).to_be_bytes()].concat(),
+    });
+    let mask = [0x5a, 0xc3, 0x11, 0x7e];
+    frame.extend(mask);
+    frame.extend(
+        note.bytes()
+            .zip(mask.iter().cycle())
+            .map(|(byte, mask)| byte ^ mask),
+    );
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+    let upgraded = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    let plain = |request: Vec<u8>| [request, ok.clone(), Vec::new()];
+    let got = |fields: &str, body: &[u8]| [get("/", ""), answer(fields, body), Vec::new()];
+    let asked = |path: &str, request: String, response: String| {
+        let response = answer("Content-Type: application/json", response.as_bytes());
+        [post(path, json, request.as_bytes()), response, Vec::new()]
+    };
+    vec![
+        plain(post("/", json, note.as_bytes())),
+        plain(post("/", "text/plain", text.as_bytes())),
+        plain(post(
+            "/",
+            "application/x-www-form-urlencoded",
+            format!("a=1&note={form}&b=2").as_bytes(),
+        )),
+        plain(post(
+            "/",
+            "multipart/form-data; boundary=b",
+            multipart.as_bytes(),
+        )),
+        plain(get(&format!("/a?note={form}&b=2"), "")),
+        plain(get(&format!("/a/{form}/b"), "")),
+        plain(get("/", &format!("X-Note: {line}\r\n"))),
+        got("Content-Encoding: gzip", &gzip),
+        got("Content-Encoding: zstd", &zstd),
+        got("Content-Type: text/event-stream", event.as_bytes()),
+        asked("/v1/chat/completions", chat.to_string(), said.to_string()),
+        asked("/mcp", called.to_string(), result.to_string()),
+        [get("/", upgrade), upgraded.to_vec(), frame],
+    ]
+}
+
+/// A text and all that it says when it is decoded in any way, by other code than the agent's.
+fn undone(text: &str, levels: u32, all: &mut Vec<String>) {
+    all.push(text.to_owned());
+    if levels == 0 {
+        return;
+    }
+    let mut plain = text.to_owned();
+    for byte in b' '..=b'~' {
+        let written = char::from(byte).to_string();
+        for escape in [
+            format!("%{byte:02X}"),
+            format!("%{byte:02x}"),
+            format!("\\u{byte:04x}"),
+            format!("&#{byte};"),
+        ] {
+            plain = plain.replace(&escape, &written);
+        }
+    }
+    plain = plain
+        .replace("\\\\", "\\")
+        .replace("\\\"", "\"")
+        .replace("\\r", "\r")
+        .replace("\\n", "\n");
+    if plain != text {
+        undone(&plain, levels - 1, all);
+    }
+    let joined = text.replace(['\r', '\n'], "").replace("\\r\\n", "");
+    for run in
+        joined.split(|letter: char| !letter.is_ascii_alphanumeric() && !"+/-_".contains(letter))
+    {
+        if run.len() < 16 {
+            continue;
+        }
+        let (pairs, _) = run.as_bytes().as_chunks::<2>();
+        let digits = pairs
+            .iter()
+            .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok());
+        let digits: Option<Vec<u8>> = digits.collect();
+        let standard: String = run.replace('-', "+").replace('_', "/");
+        for start in 0..4 {
+            let digits = &standard[start..];
+            let digits = &digits[..digits.len() - usize::from(digits.len() % 4 == 1)];
+            if let Ok(said) = base64_simd::forgiving_decode_to_vec(digits.as_bytes()) {
+                all.push(String::from_utf8_lossy(&said).into_owned());
+            }
+        }
+        all.extend(digits.map(|said| String::from_utf8_lossy(&said).into_owned()));
+    }
+}
+
+/// Secrets of many kinds, in every position, written in every way.
+#[test]
+fn none_is_seen_when_it_is_encoded() {
+    let mut random = Random(0xc0de);
+    // Every other one: those between differ in what they begin with.
+    let mut secrets: Vec<(String, String)> = TOKENS
+        .into_iter()
+        .step_by(2)
+        .map(|(_, beginning, set, length)| {
+            let secret = random.text(set, length);
+            (format!("{beginning}{secret}"), secret)
+        })
+        .collect();
+    for place in [
+        "{\"password\":\"@\"}",
+        "postgres://me:@AT@h.example/db",
+        "api_key=@",
+    ] {
+        let secret = random.text(LETTERS, 20);
+        let text = place.replacen(if place.contains("@AT") { "@AT" } else { "@" }, &secret, 1);
+        secrets.push((text, secret));
+    }
+    let number = card(&mut random);
+    secrets.push((format!("card {number}, thanks"), number));
+    let mut count = 0;
+    for (number, (text, secret)) in secrets.iter().enumerate() {
+        for (way, write) in WAYS {
+            // Of data the pieces come one by one, and are not decoded.
+            let mut bench = Bench::of(&format!("encoded-{number}"), Policy::Redacted, |kind| {
+                *kind != Kind::Data
+            });
+            bench.process(facts());
+            for [request, response, then] in carriers(&write(text)) {
+                bench.exchange([&request, &response, &then]);
+                count += 1;
+            }
+            let outputs = bench.outputs();
+            for kind in ["http", "sse", "llm", "mcp", "websocket"] {
+                assert!(
+                    outputs.json.contains(&format!("\"kind\":\"{kind}\"")),
+                    "{kind}"
+                );
+            }
+            let planted = Planted {
+                kind: way,
+                text: text.clone(),
+                secret: secret.clone(),
+            };
+            let mut decoded = Vec::new();
+            for text in readable(&outputs) {
+                undone(&text, 3, &mut decoded);
+            }
+            let text = decoded.join("\n");
+            assert_hidden(
+                &planted,
+                &Outputs {
+                    json: outputs.json,
+                    text,
+                },
+                way,
+            );
+        }
+    }
+    assert!(count >= 300 * 13, "{count}");
 }

@@ -8,6 +8,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -17,14 +18,17 @@ use agent_ebpf::{
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
+use serde_json::Value;
 use vortex_agent::{
-    config::{Config, Settings, WrittenPolicy},
+    config::{Config, Settings, WrittenFindings, WrittenPolicy},
     confine::Landlock,
     coverage::User,
+    detect,
     half::{Connected, Facts, Features, Files, Finding, Link, Pending, Sockets},
     input::{Count, Input},
     llm::price::{Price, Prices},
     locate::{Found, Instruction, Point},
+    map::Chart,
     metadata::{Container, Names, Pod},
     pipeline::{Pipeline, Wanted},
     policy::{self, ANNOTATION},
@@ -63,6 +67,9 @@ struct Scenario {
     /// For people.
     #[serde(default)]
     text: bool,
+    /// What is looked for in what goes out.
+    #[serde(default)]
+    findings: Option<WrittenFindings>,
     /// How much of bodies is kept.
     #[serde(default)]
     body_limit: Option<usize>,
@@ -150,6 +157,8 @@ enum Step {
         offset: u64,
         text: Option<String>,
         hex: Option<String>,
+        /// So often in a row.
+        times: Option<usize>,
         #[serde(default)]
         socket: u64,
         /// 1: the read function of the file found first, 2: its write function.
@@ -368,6 +377,7 @@ struct Bench {
     now: u64,
     /// Who watches everything is told of a call once.
     is_text: bool,
+    chart: Chart,
 }
 
 impl Bench {
@@ -378,12 +388,14 @@ impl Bench {
             recorder,
             now,
             is_text,
+            chart,
         } = self;
         recorder.write(&input, *now);
         line.take(input, *now, &mut |record| {
             if !(*is_text && record.body.is_of_call()) {
                 sink.write(record);
             }
+            chart.hear(record);
         });
     }
 }
@@ -553,6 +565,14 @@ fn policy_of(written: Option<&WrittenPolicy>) -> Option<policy::Policy> {
     Config::try_from(settings).unwrap().policy
 }
 
+fn findings_of(findings: Option<WrittenFindings>) -> detect::Settings {
+    let settings = Settings {
+        findings,
+        ..Settings::default()
+    };
+    Config::try_from(settings).unwrap().findings
+}
+
 /// What calls to one of the models of the scenarios cost.
 fn prices() -> Prices {
     Prices(vec![Price {
@@ -590,6 +610,7 @@ fn wanted(scenario: &Scenario, header: &Header) -> Wanted {
         names: header.names.clone(),
         policy: policy_of(scenario.policy.as_ref()),
         prices: prices(),
+        findings: findings_of(scenario.findings.clone()),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }
@@ -605,6 +626,7 @@ fn run(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
         recorder: Recorder::start(recording.target(), &header).unwrap(),
         now: 0,
         is_text: scenario.text,
+        chart: Chart::new(&header.origin.host),
     };
     // Boot was at 2026-01-01T00:00:00Z.
     bench.tell(Input::Clock(1_767_225_600_000_000_000));
@@ -622,7 +644,37 @@ fn run(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
         line_step(&mut bench, step);
     }
     assert!(bench.recorder.drain(soon()), "{:?}", bench.recorder.ended());
-    written(bench.sink, &output)
+    let written = written(bench.sink, &output);
+    if !scenario.text {
+        let told = serde_json::from_slice(&bench.chart.json()).unwrap();
+        assert_eq!(without_data(told), without_data(map(&output)), "{name}");
+    }
+    written
+}
+
+/// As `vortex-agent map` has it of what was written.
+fn map(written: &Scratch) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vortex-agent"));
+    let done = command.args(["map", "--output", "json"]).arg(&written.0);
+    let done = done.output().unwrap();
+    assert!(done.status.success() && done.stderr.is_empty(), "{done:?}");
+    serde_json::from_slice(&done.stdout).unwrap()
+}
+
+/// What is decoded is data, too, of which a daemon's own map says nothing.
+fn without_data(mut value: Value) -> Value {
+    match &mut value {
+        Value::Object(members) => {
+            members.remove("data");
+            let values = members.values_mut();
+            values.for_each(|value| *value = without_data(value.take()));
+        }
+        Value::Array(values) => values
+            .iter_mut()
+            .for_each(|value| *value = without_data(value.take())),
+        _ => {}
+    }
+    value
 }
 
 /// The same of the recording alone.
@@ -789,6 +841,7 @@ fn line_step(line: &mut Bench, step: &Step) {
             offset,
             text,
             hex,
+            times,
             socket,
             point,
             born,
@@ -799,6 +852,7 @@ fn line_step(line: &mut Bench, step: &Step) {
                 (Some(text), _) => text.clone().into_bytes(),
                 (None, hex) => unhex(hex.as_deref().unwrap_or_default()),
             };
+            let bytes = bytes.repeat(times.unwrap_or(1));
             let direction = towards(direction);
             let data = Data {
                 head: head(kind::DATA, direction, bytes.len(), time),
@@ -1145,6 +1199,12 @@ scenarios! {
     bound_by_its_handshake
     content_none
     explained_behind_a_name
+    findings
+    findings_content_none
+    findings_encoded
+    findings_learning
+    findings_of_a_server
+    findings_upload
     forked_child
     gone_before_a_look
     gone_before_the_probes
@@ -1177,10 +1237,12 @@ scenarios! {
     policy_late
     policy_late_excluded
     policy_loosened
+    policy_loosened_inside_a_block
     policy_names
     policy_of_the_dead
     policy_of_the_unknown
     policy_of_what_came_twice
+    policy_program
     policy_tightened
     policy_while_waiting
     redacted
@@ -1196,6 +1258,7 @@ scenarios! {
     stopped_too_late
     text_api
     text_cut
+    text_findings
     text_gap
     text_grpc
     text_http2

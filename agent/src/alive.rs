@@ -131,20 +131,8 @@ impl Door {
             }
             Err(error) => return Err(wrong(error)),
         }
-        match rustix::fs::unlink(path) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(wrong(error)),
-        }
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket =
-            socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(wrong)?;
-        let address = SocketAddrUnix::new(path).map_err(wrong)?;
-        bind(&socket, &address).map_err(wrong)?;
-        // Nobody can connect before it listens.
-        chmod(path, Mode::RUSR | Mode::WUSR).map_err(wrong)?;
-        listen(&socket, WAITING).map_err(wrong)?;
         Ok(Door {
-            socket,
+            socket: listen_at(path).map_err(wrong)?,
             uid,
             _lock: lock,
         })
@@ -152,13 +140,7 @@ impl Door {
 
     /// Tells everybody who has asked. Never waits: the line fits into any socket's buffer.
     pub fn answer(&self, status: impl Fn() -> Status) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok(asking) = accept_with(&self.socket, flags) {
-            let may_ask = socket_peercred(&asking)
-                .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == self.uid);
-            if !may_ask {
-                continue;
-            }
+        while let Some(asking) = accept_one(&self.socket, self.uid) {
             let mut line = serde_json::to_vec(&status()).unwrap_or_default();
             line.push(b'\n');
             let _ = send(&asking, &line, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -174,6 +156,34 @@ impl AsFd for Door {
 
 /// So many may have asked and not be answered yet.
 const WAITING: i32 = 16;
+
+/// A socket 0600, in the place of a dead daemon's.
+pub(crate) fn listen_at(path: &Path) -> Result<OwnedFd, Errno> {
+    match rustix::fs::unlink(path) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    // Nobody can connect before it listens.
+    chmod(path, Mode::RUSR | Mode::WUSR)?;
+    listen(&socket, WAITING)?;
+    Ok(socket)
+}
+
+/// The next of those who may ask: root and `uid`. All others find the connection closed.
+pub(crate) fn accept_one(socket: &OwnedFd, uid: u32) -> Option<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    while let Ok(asking) = accept_with(socket, flags) {
+        let may_ask = socket_peercred(&asking)
+            .is_ok_and(|peer| peer.uid.is_root() || peer.uid.as_raw() == uid);
+        if may_ask {
+            return Some(asking);
+        }
+    }
+    None
+}
 
 /// Ours alone: who can write there puts another socket in the place of ours.
 fn make_directory(path: &Path) -> Result<(), DoorError> {
@@ -231,7 +241,7 @@ pub fn ask(path: &Path, patience: Duration) -> Result<Status, AskError> {
 const LINE_MAX: usize = 16 << 10;
 
 /// A daemon that accepts nobody has a full queue: that, too, is waited for no longer than `until`.
-fn connect(path: &Path, until: Instant) -> Result<UnixStream, AskError> {
+pub(crate) fn connect(path: &Path, until: Instant) -> Result<UnixStream, AskError> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     let address = SocketAddrUnix::new(path)?;

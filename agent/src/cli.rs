@@ -196,6 +196,10 @@ pub struct Replay {
     #[arg(long, value_name = "SIZE")]
     pub body_limit: Option<Size>,
 
+    /// What was usual before the run: a copy of the file that [findings] names, from then [default: nothing]
+    #[arg(long, value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+
     /// Form of the records [default: text]
     #[arg(long)]
     pub output: Option<Output>,
@@ -234,11 +238,17 @@ impl Replay {
 #[derive(Debug, Args)]
 #[command(after_help = MAP_AFTER, after_long_help = MAP_AFTER)]
 pub struct Map {
-    /// Files of records, also rotated and compressed ones (`.gz`, `.zst`); `-` is stdin
-    #[arg(required = true, value_name = "FILE")]
+    /// Files of records, also rotated and compressed ones (`.gz`, `.zst`); `-` is stdin. Without any the daemon of
+    /// this machine is asked
+    #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
-    /// Only what was in this time up to now: 90s, 15m, 24h, 7d
+    /// Where the daemon answers
+    #[arg(long, value_name = "PATH", default_value = DAEMON_SOCKET, conflicts_with = "files")]
+    pub socket: PathBuf,
+
+    /// Only what was in this time up to now: 90s, 15m, 24h, 7d. Of a daemon: whom it has heard of in this time, with
+    /// all that it has counted of them
     #[arg(long, value_name = "DUR")]
     pub since: Option<Interval>,
 
@@ -248,7 +258,7 @@ pub struct Map {
 }
 
 const MAP_AFTER: &str = "\
-Exit status: 0 done; 1 a file could not be read; 2 misuse";
+Exit status: 0 done; 1 a file could not be read, or no daemon answers; 2 misuse";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Drawing {

@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer, de};
 use agent_ebpf::{Direction, Shape};
 
 use crate::{
+    detect::{self, Rule, Severity},
     input::Show,
     llm::price::{Price, Prices},
     locate::{Named, Signature, Which},
@@ -39,6 +40,9 @@ pub struct Config {
     /// Containers of which less is told than that; `None`: of all the same.
     pub policy: Option<policy::Policy>,
     pub prices: Prices,
+    pub findings: detect::Settings,
+    /// Where is kept what they have learned. Absolute.
+    pub baseline: Option<PathBuf>,
     /// So much of each body is written, in bytes.
     pub body_limit: usize,
     /// Where everything that comes in is kept for a replay; with [`Policy::Full`] only.
@@ -130,6 +134,7 @@ impl Config {
         keep!("pod, namespace or label", filter.names);
         keep!("metadata", runtimes);
         keep!("price", prices);
+        keep!("findings.baseline", baseline);
         keep!("record", record);
         keep!("ring-size", ring_size);
         keep!("hold", hold);
@@ -268,6 +273,13 @@ impl TryFrom<Settings> for Config {
             content: settings.content.unwrap_or(Policy::Redacted),
             policy: settings.policy.map(capture_policy).transpose()?,
             prices: Prices(each(settings.price, price)?),
+            baseline: settings
+                .findings
+                .as_ref()
+                .and_then(|findings| findings.baseline.clone())
+                .map(baseline)
+                .transpose()?,
+            findings: findings(settings.findings.unwrap_or_default())?,
             body_limit: settings.body_limit.map_or(BODY_LIMIT, Size::in_memory),
             record: settings.record,
             ring_size,
@@ -320,8 +332,23 @@ fn capture_policy(written: WrittenPolicy) -> Result<policy::Policy, ConfigError>
         let capture = rule.capture;
         Ok(policy::Rule { names, capture })
     });
+    let programs = written.program.into_iter().enumerate();
+    let programs = programs.map(|(at, program)| {
+        let exes = each(program.exe, |glob| pattern("--exe", glob))?;
+        let comms = each(program.comm, comm)?;
+        if exes.is_empty() && comms.is_empty() {
+            return Err(ConfigError::Program(at + 1));
+        }
+        let capture = program.capture;
+        Ok(policy::Program {
+            exes,
+            comms,
+            capture,
+        })
+    });
     Ok(policy::Policy {
         rules: rules.collect::<Result<_, _>>()?,
+        programs: programs.collect::<Result<_, _>>()?,
         default: written.default,
         host: written.host,
         trusts_annotation: written.trust_annotation,
@@ -418,6 +445,49 @@ fn daemon(written: WrittenDaemon) -> Result<Daemon, ConfigError> {
         user: written.user,
         socket,
     })
+}
+
+fn baseline(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    match path.is_absolute() {
+        true => Ok(path),
+        false => Err(ConfigError::Baseline(path)),
+    }
+}
+
+fn findings(written: WrittenFindings) -> Result<detect::Settings, ConfigError> {
+    let WrittenFindings {
+        baseline: _,
+        learning,
+        window,
+        trusted,
+        severity,
+    } = written;
+    if let Some(host) = trusted.iter().find(|host| !is_host(host)) {
+        return Err(ConfigError::Trusted(host.clone()));
+    }
+    let mut settings = detect::Settings {
+        trusted,
+        ..detect::Settings::default()
+    };
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    if let Some(Learning(learning)) = learning {
+        settings.learning = nanoseconds(learning);
+    }
+    if let Some(Interval(window)) = window {
+        settings.window = nanoseconds(window);
+    }
+    let severities = settings.severities.iter_mut();
+    for (rule, of) in Rule::value_variants().iter().zip(severities) {
+        *of = severity.of(*rule).unwrap_or(*of);
+    }
+    Ok(settings)
+}
+
+/// As requests have it, in lower case.
+fn is_host(host: &str) -> bool {
+    let is_part =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:_".contains(&byte);
+    !host.is_empty() && host.bytes().all(is_part)
 }
 
 /// Text that lives as long as the process, as a configuration does.
@@ -657,6 +727,10 @@ pub struct Settings {
     #[arg(skip)]
     pub price: Option<Vec<WrittenPrice>>,
 
+    /// In a file only.
+    #[arg(skip)]
+    pub findings: Option<WrittenFindings>,
+
     /// Colours in text output [default: auto]
     #[arg(long, value_name = "WHEN")]
     #[serde(default, deserialize_with = "name")]
@@ -784,6 +858,7 @@ impl Settings {
             metadata: self.metadata.or(other.metadata),
             policy: self.policy.or(other.policy),
             price: self.price.or(other.price),
+            findings: self.findings.or(other.findings),
             color: self.color.or(other.color),
             limits: self.limits.or(other.limits),
             daemon: self.daemon.or(other.daemon),
@@ -889,6 +964,18 @@ pub struct WrittenPolicy {
     pub trust_annotation: bool,
     #[serde(default)]
     pub rule: Vec<WrittenRule>,
+    #[serde(default)]
+    pub program: Vec<WrittenProgram>,
+}
+
+/// A list is "or", both are "and", as of filters.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenProgram {
+    pub exe: Option<Vec<String>>,
+    pub comm: Option<Vec<String>>,
+    #[serde(deserialize_with = "word")]
+    pub capture: Capture,
 }
 
 /// A list is "or", lists are "and", as of filters.
@@ -909,6 +996,66 @@ fn metadata_only() -> Capture {
 
 fn all_of_content() -> Capture {
     Capture::Full
+}
+
+/// The table `[findings]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WrittenFindings {
+    pub baseline: Option<PathBuf>,
+    pub learning: Option<Learning>,
+    pub window: Option<Interval>,
+    #[serde(default)]
+    pub trusted: Vec<String>,
+    #[serde(default)]
+    pub severity: WrittenSeverities,
+}
+
+/// By rule, as in `finding.rule`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WrittenSeverities {
+    #[serde(default, deserialize_with = "name")]
+    pub secret_leaving: Option<Severity>,
+    #[serde(default, deserialize_with = "name")]
+    pub new_model_endpoint: Option<Severity>,
+    #[serde(default, deserialize_with = "name")]
+    pub new_mcp_server: Option<Severity>,
+    #[serde(default, deserialize_with = "name")]
+    pub new_model_user: Option<Severity>,
+    #[serde(default, deserialize_with = "name")]
+    pub large_upload: Option<Severity>,
+    #[serde(default, deserialize_with = "name")]
+    pub encoded_data: Option<Severity>,
+}
+
+impl WrittenSeverities {
+    fn of(&self, rule: Rule) -> Option<Severity> {
+        match rule {
+            Rule::SecretLeaving => self.secret_leaving,
+            Rule::NewModelEndpoint => self.new_model_endpoint,
+            Rule::NewMcpServer => self.new_mcp_server,
+            Rule::NewModelUser => self.new_model_user,
+            Rule::LargeUpload => self.large_upload,
+            Rule::EncodedData => self.encoded_data,
+        }
+    }
+}
+
+/// A time as of [`Interval`], or `none`: everything is usual or not from the first call on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Learning(pub Duration);
+
+impl TryFrom<String> for Learning {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        match &*text {
+            "none" => Ok(Self(Duration::ZERO)),
+            text => text.parse().map(|Interval(time)| Self(time)),
+        }
+    }
 }
 
 /// A table `[[price]]`: of a million tokens.
@@ -1115,6 +1262,11 @@ pub enum ConfigError {
          [policy] is for the others"
     )]
     Rule(usize),
+    #[error(
+        "[[policy.program]] number {0} says of no program: write `exe` or `comm`; `host` and `default` of [policy] are \
+         for the others"
+    )]
+    Program(usize),
     #[error("--pid and CMD exclude each other: with CMD, it and its children are watched")]
     PidAndCommand,
     #[error("{0} needs a value that is not empty")]
@@ -1131,6 +1283,10 @@ pub enum ConfigError {
     Label(String),
     #[error("[metadata] {}: write the socket's path from the root", .0.display())]
     Socket(PathBuf),
+    #[error("findings.baseline {}: the path has to be absolute", .0.display())]
+    Baseline(PathBuf),
+    #[error("findings.trusted {0:?}: write a host, in lower case: \"vault.example.com\"")]
+    Trusted(String),
     #[error("price of {0:?}: {1}")]
     Price(String, &'static str),
     #[error("signature {0:?}: {1}")]
@@ -1230,6 +1386,12 @@ mod tests {
         check_schema(policy, "[policy]");
         let rule = &policy["properties"]["rule"]["items"];
         check_schema(rule, "[[policy.rule]]\ncapture = \"none\"");
+        let program = &policy["properties"]["program"]["items"];
+        check_schema(program, "[[policy.program]]\ncapture = \"none\"");
+        let findings = &schema["properties"]["findings"];
+        check_schema(findings, "[findings]");
+        let severity = &findings["properties"]["severity"];
+        check_schema(severity, "[findings.severity]");
         let price = &schema["properties"]["price"]["items"];
         check_schema(price, "[[price]]\nmodel = \"a\"\ninput = 1.0");
         let signature = &schema["properties"]["signature"]["items"];
@@ -1294,6 +1456,7 @@ mod tests {
         assert_eq!(of(&schema["$defs"]["kinds"]["items"]), known::<Kind>());
         assert_eq!(of(&properties["content"]), known::<Policy>());
         assert_eq!(of(&schema["$defs"]["capture"]), known::<Capture>());
+        assert_eq!(of(&schema["$defs"]["severity"]), known::<Severity>());
         assert_eq!(of(&properties["output"]), known::<Output>());
         assert_eq!(of(&properties["color"]), known::<Color>());
         for count in of(&schema["$defs"]["function"]["properties"]["count"]) {
@@ -1342,6 +1505,8 @@ mod tests {
             ("[daemon]\nuser = \"a\"", Some("daemon")),
             ("[metadata]", Some("metadata")),
             ("[policy]", None),
+            ("[findings]\nlearning = \"2d\"", None),
+            ("[findings]\nbaseline = \"/a\"", Some("findings.baseline")),
             ("pod = [\"a\"]", Some("pod, namespace or label")),
         ] {
             let new = match text.starts_with("emit") {
@@ -1511,7 +1676,7 @@ mod tests {
             (bare.default, bare.host),
             (Capture::Metadata, Capture::Full)
         );
-        assert!(bare.rules.is_empty() && !bare.trusts_annotation);
+        assert!(bare.rules.is_empty() && bare.programs.is_empty() && !bare.trusts_annotation);
         let some = policy(
             "[policy]\ndefault = \"redacted\"\nhost = \"none\"\ntrust-annotation = true\n\
              [[policy.rule]]\nnamespace = [\"kube-*\"]\nlabel = [\"a=b\"]\ncapture = \"none\"\n\
@@ -1539,6 +1704,19 @@ mod tests {
             (&*second.names.pods[0], second.capture),
             ("p", Capture::Full)
         );
+    }
+
+    #[test]
+    fn policies_of_programs() {
+        let text =
+            "[[policy.program]]\nexe = [\"/opt/*\"]\ncomm = [\"a\", \"b\"]\ncapture = \"none\"\n";
+        let policy = config(text).unwrap().policy.unwrap();
+        let [program] = &policy.programs[..] else {
+            panic!("{policy:?}")
+        };
+        assert_eq!(program.exes, ["/opt/*"]);
+        assert_eq!(program.comms, ["a", "b"]);
+        assert_eq!(program.capture, Capture::None);
     }
 
     #[test]
@@ -1715,6 +1893,10 @@ mod tests {
             (
                 "[[policy.rule]]\nlabel = [\"a\"]\ncapture = \"none\"",
                 &["--label a", "KEY=VALUE"],
+            ),
+            (
+                "[[policy.program]]\ncapture = \"none\"",
+                &["[[policy.program]]", "number 1", "exe"],
             ),
             (
                 "record = \"f\"\ncontent = \"full\"\n[policy]",

@@ -4,6 +4,9 @@
 //! socket, starts no program, traces nobody and cannot become anybody else, not even by a bug. Sudo
 //! and CMD must have been started before, for they would inherit it.
 
+mod half;
+mod reader;
+
 use std::{collections::BTreeMap, fs, io, os::fd::BorrowedFd};
 
 use landlock::{
@@ -19,9 +22,11 @@ use rustix::{
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Is, SeccompCondition,
-    SeccompFilter, SeccompRule,
+    SeccompFilter, SeccompRule, sock_filter,
 };
 use serde::{Deserialize, Serialize};
+
+pub use self::{half::lock_in_half, reader::lock_in_reader};
 
 /// The user and group `nobody`, on every distribution.
 pub const NOBODY: u32 = 65534;
@@ -109,6 +114,16 @@ impl Landlock {
             Landlock::Full => "full",
             Landlock::Partial => "partial",
             Landlock::None => "none",
+        }
+    }
+}
+
+impl From<RulesetStatus> for Landlock {
+    fn from(status: RulesetStatus) -> Landlock {
+        match status {
+            RulesetStatus::FullyEnforced => Landlock::Full,
+            RulesetStatus::PartiallyEnforced => Landlock::Partial,
+            RulesetStatus::NotEnforced => Landlock::None,
         }
     }
 }
@@ -303,11 +318,7 @@ fn forbid_files(reach: Reach<'_>) -> Result<Landlock, ConfineError> {
         }
         rules.restrict_self()
     };
-    Ok(match ruleset()?.ruleset {
-        RulesetStatus::FullyEnforced => Landlock::Full,
-        RulesetStatus::PartiallyEnforced => Landlock::Partial,
-        RulesetStatus::NotEnforced => Landlock::None,
-    })
+    Ok(ruleset()?.ruleset.into())
 }
 
 /// Three filters, since each knows two answers. The kernel takes the strictest: a call passes if
@@ -341,6 +352,11 @@ fn forbid_system_calls(mode: Mode, reach: Reach<'_>) -> Result<(), ConfineError>
 
 type Rules = Vec<(libc::c_long, Vec<SeccompRule>)>;
 
+/// Of 32 bits; those above are the caller's, and the kernel ignores them where an argument is an `int`.
+fn argument(index: u8, is: Is, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(index, Width::Dword, is, value)
+}
+
 fn filter(
     rules: impl IntoIterator<Item = (libc::c_long, Vec<SeccompRule>)>,
     otherwise: SeccompAction,
@@ -352,10 +368,41 @@ fn filter(
     Ok(filter.try_into()?)
 }
 
+/// seccompiler can't ask for the line in the kernel's log.
+fn install(program: &BpfProgram, logs: bool) -> Result<(), ConfineError> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        filter: *const sock_filter,
+    }
+    let length = u16::try_from(program.len()).map_err(io::Error::other);
+    let program = Program {
+        length: length.map_err(step("make a seccomp filter"))?,
+        filter: program.as_ptr(),
+    };
+    let flags = if logs {
+        libc::SECCOMP_FILTER_FLAG_LOG
+    } else {
+        0
+    };
+    // SAFETY: `struct sock_fprog`, whose instructions outlive the call; the kernel copies them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(step("install a seccomp filter")(io::Error::last_os_error()))
+}
+
 /// An error for these: libraries try them and go on without. A panic's backtrace wants to open our
 /// own executable; the message must come all the same.
 fn refused(reach: Reach<'_>) -> Result<Rules, ConfineError> {
-    let argument = |index, is, value| SeccompCondition::new(index, Width::Dword, is, value);
     let one = |condition| SeccompRule::new(vec![condition]);
     let masked = |mask: i32| Is::MaskedEq(mask as u64);
     let executable = one(argument(
@@ -636,22 +683,20 @@ const REFUSED: &[libc::c_long] = &[
 /// Without their causes, which their chain has.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfineError {
-    #[error("lock in the pipeline: {what}")]
+    #[error("lock in: {what}")]
     Step {
         what: &'static str,
         source: io::Error,
     },
-    #[error(
-        "lock in the pipeline: no {0} (to stop being root); `vortex-agent doctor` says how to give it"
-    )]
+    #[error("lock in: no {0} (to stop being root); `vortex-agent doctor` says how to give it")]
     Right(&'static str),
-    #[error("lock in the pipeline: {0} threads run already, they would keep their rights")]
+    #[error("lock in: {0} threads run already, they would keep their rights")]
     Threads(usize),
-    #[error("lock in the pipeline: Landlock")]
+    #[error("lock in: Landlock")]
     Landlock(#[from] RulesetError),
-    #[error("lock in the pipeline: make a seccomp filter")]
+    #[error("lock in: make a seccomp filter")]
     Filter(#[from] seccompiler::BackendError),
-    #[error("lock in the pipeline: install a seccomp filter")]
+    #[error("lock in: install a seccomp filter")]
     Seccomp(#[from] seccompiler::Error),
 }
 
@@ -712,12 +757,12 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(test: impl FnOnce() -> anyhow::Result<()>) {
+    pub(super) fn check(test: impl FnOnce() -> anyhow::Result<()>) {
         let (status, message) = in_child(test);
         assert!(status.success(), "{status}: {message}");
     }
 
-    fn system_call(number: libc::c_long, arguments: [libc::c_long; 4]) -> i32 {
+    pub(super) fn system_call(number: libc::c_long, arguments: [libc::c_long; 4]) -> i32 {
         let [a, b, c, d] = arguments;
         // SAFETY: the callers give harmless arguments.
         match unsafe { libc::syscall(number, a, b, c, d) } {
@@ -1022,8 +1067,7 @@ mod tests {
     fn a_cause_is_said_once() {
         let error = step("drop all capabilities")(Errno::PERM);
         let said = format!("{:#}", anyhow::Error::from(error));
-        let expected =
-            "lock in the pipeline: drop all capabilities: Operation not permitted (os error 1)";
+        let expected = "lock in: drop all capabilities: Operation not permitted (os error 1)";
         assert_eq!(said, expected);
         let filter = SeccompFilter::new(
             BTreeMap::new(),

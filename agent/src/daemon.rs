@@ -1,6 +1,6 @@
 //! `vortex-agent daemon`: a run of the whole machine as a service, and `vortex-agent health`, which asks one.
 //!
-//! What makes it a service is in [`Service`]: the door behind which it is asked, the way to its manager, and who reads
+//! What makes it a service is in [`Service`]: the doors behind which it is asked, the way to its manager, and who reads
 //! its configuration again. All of it is opened before the lock-in, and the door first: of two daemons the second one
 //! must not get as far as to empty the first one's output.
 
@@ -20,6 +20,7 @@ use crate::{
     config::{Config, ConfigError, DAEMON_USER, Settings},
     confine::{Identity, NOBODY},
     coverage::Counts,
+    map,
     notify::Notifier,
     obstacle::Obstacle,
     reader::Reader,
@@ -81,6 +82,8 @@ fn identity(name: Option<&str>) -> Result<Identity, ConfigError> {
 #[derive(Debug)]
 pub struct Service {
     pub door: Door,
+    /// For those who ask for the map.
+    pub map_door: map::door::Door,
     pub notifier: Notifier,
     pub identity: Identity,
     pub reader: Reader,
@@ -93,12 +96,14 @@ pub struct Service {
 impl Service {
     fn open(config: &Config, identity: Identity, path: &Path, text: &str) -> Result<Service> {
         let door = Door::open(&config.daemon.socket, identity.uid)?;
+        let map_door = map::door::Door::open(&config.daemon.socket, identity.uid)?;
         let reader =
             Reader::start(path, text).context("start who reads the configuration again")?;
         let notifier = Notifier::connect().context("connect to the service manager")?;
         let since = alive::written(WallTime(since_boot().wrapping_add(to_wall())));
         Ok(Service {
             door,
+            map_door,
             notifier,
             identity,
             reader,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use crate::{
     confine::Landlock,
     coverage::User,
-    event,
+    detect, event,
     half::{Connected, Facts, Features, FileId, Finding, Pending, Runtime, Silent},
     locate::{Found, stored},
     metadata::Container,
@@ -106,6 +106,8 @@ pub enum Input<'a> {
     /// So many bytes of bodies, and of whatever else open exchanges hold, are kept at most from here on, by what memory
     /// the agent may use; `None`: as many as usual.
     Room(Option<u64>),
+    /// Other findings are told from here on.
+    Findings(detect::Settings),
 }
 
 /// What is shown, and how much of it.
@@ -130,6 +132,7 @@ impl Show {
             Kind::Grpc,
             Kind::Llm,
             Kind::Mcp,
+            Kind::Finding,
         ];
         self.undecoded || kinds.iter().any(|kind| self.emit.contains(kind))
     }

@@ -2,6 +2,7 @@
 
 pub mod ahead;
 pub mod alive;
+pub mod amount;
 pub mod attach;
 pub mod attribute;
 pub mod backlog;
@@ -19,6 +20,7 @@ pub mod coverage;
 pub mod daemon;
 #[cfg(any(feature = "otlp", feature = "prometheus"))]
 pub mod deliver;
+pub mod detect;
 pub mod doctor;
 pub mod escape;
 pub mod event;
@@ -31,6 +33,7 @@ mod helper;
 pub mod http;
 pub mod input;
 pub mod launch;
+pub mod learned;
 pub mod ledger;
 pub mod llm;
 pub mod locate;

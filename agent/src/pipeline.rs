@@ -17,6 +17,7 @@ use crate::{
     connection::{Connections, Parts},
     container,
     coverage::{Counts, Placed, Said, Table, User},
+    detect::{self, Detector, baseline::Baseline},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::glob,
     half::{Connected, Facts, Features, FileId, Finding, Pending, Silent, Site, Sockets},
@@ -77,6 +78,8 @@ pub struct Wanted {
     pub policy: Option<policy::Policy>,
     /// What calls to models cost.
     pub prices: Prices,
+    /// What is looked for in what goes out.
+    pub findings: detect::Settings,
     /// Makes the ids of connections; random, but the same for a replay.
     pub key: u128,
     /// Makes the hashes of secrets; random.
@@ -112,6 +115,8 @@ pub struct Pipeline {
     dialogs: Dialogs,
     /// What waits of calls of MCP.
     waits: mcp::Waiting,
+    /// What a person should look at.
+    detector: Detector,
     /// How often a bound of a decoder was reached.
     limits: BTreeMap<Limit, u64>,
     /// The requests of the last moment, if somebody reads along.
@@ -263,9 +268,12 @@ impl Pipeline {
                 Kind::Grpc,
                 Kind::Llm,
                 Kind::Mcp,
+                Kind::Finding,
             ]);
         let policy = policy(wanted.content, &wanted.emit, decodes);
+        let redactors = Redactors::new(policy, wanted.policy.is_some(), wanted.secret_key.clone());
         Pipeline {
+            detector: Detector::new(wanted.findings.clone()),
             decodes,
             keep: Keep::new(wanted.bounds),
             room: None,
@@ -276,7 +284,7 @@ impl Pipeline {
             asked: VecDeque::new(),
             account: Account::default(),
             connections: Connections::new(wanted.key),
-            redactors: Redactors::new(policy, wanted.policy.is_some(), wanted.secret_key.clone()),
+            redactors,
             solver: Solver::default(),
             backlog: Backlog::default(),
             trials: Trials::default(),
@@ -378,8 +386,19 @@ impl Pipeline {
                 self.bound();
             }
             Input::Policy(policy) => self.follow_policy(policy, now, out),
+            Input::Findings(settings) => self.detector.follow(settings),
             Input::Finish => self.finish(now, out),
         }
+    }
+
+    /// What another run has learned of what is usual here.
+    pub fn remember(&mut self, baseline: Baseline) {
+        self.detector.remember(baseline);
+    }
+
+    /// What is usual here, if more of that is known than when this was asked last.
+    pub fn learned(&mut self) -> Option<&Baseline> {
+        self.detector.learned()
     }
 
     fn machine(&mut self, landlock: Landlock, features: Features, limits: &[String]) {
@@ -1654,6 +1673,7 @@ impl Pipeline {
             held,
             dialogs,
             waits,
+            detector,
             limits,
             asked,
             account,
@@ -1700,6 +1720,7 @@ impl Pipeline {
             dialogs,
             mcp,
             waits,
+            detector,
             handle: id,
         };
         ask(decoder, keep, &mut |said| speaker.heard(said));
@@ -1758,6 +1779,7 @@ impl Pipeline {
             held,
             dialogs,
             waits,
+            detector,
             limits,
             asked,
             account,
@@ -1831,6 +1853,7 @@ impl Pipeline {
                 dialogs,
                 mcp,
                 waits,
+                detector,
                 handle: id.handle,
             };
             match output {
@@ -2170,6 +2193,9 @@ impl Pipeline {
             Some(comm),
             who.is_outside,
         );
+        if self.wanted.policy.is_some() {
+            self.judge_again(pid, now, out);
+        }
     }
 
     fn ended(&mut self, pid: u32, now: u64, out: Out<'_>) {
@@ -2478,7 +2504,7 @@ fn passes(wanted: &Wanted, facts: &Facts) -> bool {
 fn capture_of(wanted: &Wanted, who: Option<&Who>) -> (Capture, Past) {
     let nowhere = || {
         let policy = wanted.policy.as_ref();
-        policy.map_or(Verdict::ALL, policy::Policy::nowhere)
+        policy.map_or(Verdict::ALL, policy::Policy::nobody)
     };
     match who {
         Some(who) => (who.verdict.capture, who.past),
@@ -2495,12 +2521,13 @@ fn judged(
     let Some(policy) = policy else {
         return Verdict::ALL;
     };
-    match container {
+    let verdict = match container {
         Some(verdict) => verdict.unwrap_or_else(|| policy.unknown()),
         // It was gone, or is going, when /proc was asked about its control groups.
         None if facts.executable.is_none() => policy.nowhere(),
         None => policy.host(),
-    }
+    };
+    policy.of_program(verdict, facts.executable.as_deref(), facts.comm.as_deref())
 }
 
 /// How much of a gap counts as one that may be told late.

@@ -1,6 +1,8 @@
-//! How much of a container is told: what the configuration says of it, and what its pod asks for.
+//! How much of a container is told: what the configuration says of it, and what its pod asks for. And how much of a
+//! process, whatever it is in: the least that one of both allows.
 //!
-//! A container that is not known yet may be any of them, so nothing is told of it that one of the rules forbids.
+//! A container that is not known yet may be any of them, so nothing is told of it that one of the rules forbids. Nor of
+//! a process of which it is not known what it runs.
 
 use std::cmp::min;
 
@@ -8,6 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    glob::glob,
     metadata::{Container, Names},
     redact,
 };
@@ -40,6 +43,8 @@ impl Capture {
 pub struct Policy {
     /// The first that fits decides.
     pub rules: Vec<Rule>,
+    /// The first that fits decides as well, wherever the process is: it takes away, and adds nothing.
+    pub programs: Vec<Program>,
     /// Of containers that no rule fits.
     pub default: Capture,
     /// Of processes in no container.
@@ -53,6 +58,32 @@ pub struct Rule {
     /// Not empty.
     pub names: Names,
     pub capture: Capture,
+}
+
+/// Who runs one of these, and is called one of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// Paths of executables, with `*` and `?`. Empty: any. One of both lists is not.
+    pub exes: Vec<String>,
+    /// What it calls itself.
+    pub comms: Vec<String>,
+    pub capture: Capture,
+}
+
+impl Program {
+    /// `None`: that depends on what is not known.
+    fn fits(&self, exe: Option<&str>, comm: Option<&str>) -> Option<bool> {
+        let fits = |patterns: &[String], text: Option<&str>| match text {
+            _ if patterns.is_empty() => Some(true),
+            Some(text) => Some(patterns.iter().any(|pattern| glob(pattern, text))),
+            None => None,
+        };
+        match (fits(&self.exes, exe), fits(&self.comms, comm)) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), Some(true)) => Some(true),
+            _ => None,
+        }
+    }
 }
 
 /// What is told of a container, and who wanted it.
@@ -73,6 +104,8 @@ pub enum By {
     Unknown,
     /// It is in no container.
     Host,
+    /// What it runs, or may run.
+    Program,
 }
 
 /// How little was told of a process under policies before, and until when: what began then stays as it was. In
@@ -117,6 +150,7 @@ impl Verdict {
             }
             By::Unknown => "its container is not known, and the policy excludes some",
             By::Host => "the policy excludes processes that are in no container",
+            By::Program => "the policy excludes the program that it runs",
         })
     }
 }
@@ -169,6 +203,28 @@ impl Policy {
         }
     }
 
+    /// The same of a process that runs this and is called so, wherever it is.
+    pub fn of_program(&self, verdict: Verdict, exe: Option<&str>, comm: Option<&str>) -> Verdict {
+        let mut least = verdict;
+        for program in &self.programs {
+            let fits = program.fits(exe, comm);
+            let capture = match fits {
+                Some(false) => continue,
+                Some(true) => program.capture,
+                // It may be this one.
+                None => min(program.capture, Capture::Metadata),
+            };
+            if capture < least.capture {
+                let by = By::Program;
+                least = Verdict { capture, by };
+            }
+            if fits == Some(true) {
+                break;
+            }
+        }
+        least
+    }
+
     /// Of a process of which nobody has told where it is.
     pub fn nowhere(&self) -> Verdict {
         let Verdict { capture, by } = self.unknown();
@@ -176,6 +232,11 @@ impl Policy {
             capture: min(capture, self.host),
             by,
         }
+    }
+
+    /// Of a process of which nothing is known at all.
+    pub fn nobody(&self) -> Verdict {
+        self.of_program(self.nowhere(), None, None)
     }
 }
 
@@ -201,6 +262,7 @@ mod tests {
                 rule("shop", Capture::Redacted),
                 rule("*", Capture::Metadata),
             ],
+            programs: Vec::new(),
             default: Capture::Metadata,
             host: Capture::Full,
             trusts_annotation,
@@ -234,6 +296,47 @@ mod tests {
         }
         let alone = policy.of("c0ffee", &Container::default());
         assert_eq!(alone.capture, Capture::Metadata, "in no pod");
+    }
+
+    #[test]
+    fn a_program_is_told_of_as_little_as_its_rule_and_its_container_allow() {
+        let program = |exe: &str, comm: &str, capture| Program {
+            exes: Some(exe.to_owned())
+                .filter(|exe| !exe.is_empty())
+                .into_iter()
+                .collect(),
+            comms: Some(comm.to_owned())
+                .filter(|comm| !comm.is_empty())
+                .into_iter()
+                .collect(),
+            capture,
+        };
+        let policy = Policy {
+            programs: vec![
+                program("/opt/*", "agent", Capture::Full),
+                program("/opt/*", "", Capture::Redacted),
+                program("", "bank*", Capture::None),
+            ],
+            ..policy(false)
+        };
+        use Capture::{Full, Metadata, None as Nothing, Redacted};
+        let (all, least) = (policy.host(), policy.unknown());
+        for (verdict, exe, comm, capture) in [
+            (all, Some("/opt/x"), Some("agent"), Full),
+            (all, Some("/opt/x"), Some("bank1"), Redacted),
+            (all, Some("/bin/x"), Some("bank1"), Nothing),
+            (all, Some("/bin/x"), Some("agent"), Full),
+            // It takes away only.
+            (least, Some("/opt/x"), Some("agent"), Nothing),
+            // What may be, counts as if it were.
+            (all, None, Some("agent"), Metadata),
+            (all, Some("/bin/x"), None, Nothing),
+            (all, Some("/opt/x"), None, Metadata),
+        ] {
+            let told = policy.of_program(verdict, exe, comm);
+            assert_eq!(told.capture, capture, "{exe:?} {comm:?}");
+        }
+        assert_eq!(policy.nobody().capture, Nothing);
     }
 
     #[test]

@@ -17,13 +17,13 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::inotify,
     io::Errno,
-    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     command::close_all_but,
     config::{Config, ConfigError, Owner, Settings},
+    confine::{ConfineError, lock_in_reader},
     half::{self, Received, clip},
     helper::Helper,
 };
@@ -98,19 +98,13 @@ impl AsFd for Reader {
 }
 
 /// The terminal's signals are the pipeline's, with which this process ends.
-fn become_little() -> io::Result<()> {
+fn become_little() -> Result<(), ConfineError> {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
         // SAFETY: ignoring a signal installs no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    let none = CapabilitySet::empty();
-    let sets = CapabilitySets {
-        effective: none,
-        permitted: none,
-        inheritable: none,
-    };
-    set_capabilities(None, sets)?;
-    Ok(set_no_new_privs(true)?)
+    lock_in_reader()?;
+    Ok(())
 }
 
 /// The file, and what is known of it.

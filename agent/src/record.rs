@@ -8,10 +8,11 @@ use std::{net::SocketAddr, sync::Arc};
 use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
+use crate::detect::{Rule, Severity};
 use crate::llm::{call::Usage, dialog::Place, price::Cost};
 use crate::locate::Instruction;
 use crate::redact::Redactor;
-pub use crate::redact::{Clear, Content, OwnedContent, View};
+pub use crate::redact::{Clear, Content, OwnedContent, Redaction, View};
 use crate::shed::{Account, Level};
 
 /// Wall clock, nanoseconds since 1970-01-01T00:00:00Z.
@@ -49,6 +50,34 @@ impl WallTime {
         Some(WallTime(nanoseconds.checked_add(digits(20, 29)?)?))
     }
 
+    /// The same, appended. RFC 3339, UTC, all nine digits of the fraction, so that lines sort as text.
+    pub fn write(self, out: &mut Vec<u8>) {
+        let civil = self.civil();
+        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+        let fields = [
+            (0..4, civil.year),
+            (5..7, civil.month),
+            (8..10, civil.day),
+            (11..13, civil.hour),
+            (14..16, civil.minute),
+            (17..19, civil.second),
+            (20..29, civil.nanosecond),
+        ];
+        for (place, mut value) in fields {
+            for digit in text[place].iter_mut().rev() {
+                *digit = b'0' + (value % 10) as u8;
+                value /= 10;
+            }
+        }
+        out.extend_from_slice(&text);
+    }
+
+    pub fn written(self) -> String {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        String::from_utf8(out).expect("digits and signs")
+    }
+
     pub fn civil(self) -> Civil {
         let seconds = self.0 / 1_000_000_000;
         let of_day = (seconds % 86_400) as u32;
@@ -77,7 +106,7 @@ impl WallTime {
     }
 }
 
-/// The kinds of the contract. `--emit` accepts all of them; some have no producer yet.
+/// The kinds of the contract.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
@@ -233,6 +262,15 @@ pub enum Role {
     Server,
 }
 
+impl Role {
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Client => "client",
+            Role::Server => "server",
+        }
+    }
+}
+
 /// Was the connection seen from its first byte?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joined {
@@ -303,6 +341,17 @@ pub enum CoverageStatus {
     Partly,
     Refused,
     Unknown,
+}
+
+impl CoverageStatus {
+    pub fn name(self) -> &'static str {
+        match self {
+            CoverageStatus::Probed => "probed",
+            CoverageStatus::Partly => "partly",
+            CoverageStatus::Refused => "refused",
+            CoverageStatus::Unknown => "unknown",
+        }
+    }
 }
 
 /// One probed function of a coverage record.
@@ -716,6 +765,43 @@ pub struct Mcp {
     pub missing: Vec<&'static str>,
 }
 
+/// What a person should look at. All of it was behind redaction before it was put together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The exchange of its connection.
+    pub exchange: Option<u64>,
+    pub rule: Rule,
+    pub severity: Severity,
+    /// Where in the record that it is about, by the names of its fields.
+    pub place: Option<Clear>,
+    /// Host, and port if it is no usual one.
+    pub peer: Clear,
+    pub expected: Clear,
+    pub seen: Clear,
+    pub evidence: Option<Evidence>,
+    /// Like it and not told since the last one.
+    pub suppressed: u64,
+    /// The number of the record that it is about, if that was wanted.
+    pub about: Option<u64>,
+}
+
+/// What a finding is about, and what stands around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    pub before: Clear,
+    /// What stands there instead of a secret.
+    pub secret: Option<Redaction>,
+    pub behind: Clear,
+}
+
+impl Evidence {
+    pub fn text(&self) -> String {
+        let label = self.secret.map(|secret| secret.label());
+        let label = label.unwrap_or_default();
+        format!("{}{label}{}", self.before.as_str(), self.behind.as_str())
+    }
+}
+
 /// A line of a response that goes on: for who reads along.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Line {
@@ -821,6 +907,7 @@ pub enum Body<'a> {
     Llm(&'a Llm),
     Words(&'a Words),
     Mcp(&'a Mcp),
+    Finding(&'a Finding),
     Line(&'a Line),
     Data {
         direction: Direction,
@@ -853,6 +940,17 @@ impl Body<'_> {
         }
     }
 
+    /// Is it of something that is not over, for who reads along?
+    pub fn is_part(&self) -> bool {
+        match self {
+            Body::Message(_) | Body::Line(_) | Body::Words(_) => true,
+            Body::Llm(llm) => llm.is_open,
+            Body::Http(http) => http.is_open,
+            Body::Grpc(grpc) => grpc.http.is_open,
+            _ => false,
+        }
+    }
+
     pub const fn kind(&self) -> Kind {
         match self {
             Body::Http(_) | Body::Line(_) => Kind::Http,
@@ -861,6 +959,7 @@ impl Body<'_> {
             Body::Grpc(_) | Body::Message(_) => Kind::Grpc,
             Body::Llm(_) | Body::Words(_) => Kind::Llm,
             Body::Mcp(_) => Kind::Mcp,
+            Body::Finding(_) => Kind::Finding,
             Body::Data { .. } => Kind::Data,
             Body::Gap { .. } => Kind::Gap,
             Body::Coverage(_) => Kind::Coverage,

@@ -1,7 +1,7 @@
 //! A run as the line was told of it: `run --record` writes it, `replay` plays it.
 //!
 //! ```text
-//! vortex-agent recording, version 5: raw plaintext, with every secret
+//! vortex-agent recording, version N: raw plaintext, with every secret
 //! length (4 bytes, little-endian), Header
 //! length, time, Input
 //! length, time, Input …
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Changes with [`Input`], with [`Header`], and with every type inside of them.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 const TITLE: &str = "vortex-agent recording, version ";
 const WARNING: &str = ": raw plaintext, with every secret\n";
 /// The first line is no longer than this.
@@ -234,6 +234,7 @@ mod tests {
     use crate::{
         confine::Landlock,
         coverage::User,
+        detect,
         half::{
             Connected, Facts, Features, Files, Finding, Link, Pending, Runtime, Silent, Sockets,
         },
@@ -467,10 +468,19 @@ mod tests {
                     },
                     capture: Capture::Redacted,
                 }],
+                programs: vec![policy::Program {
+                    exes: vec!["/opt/*".into()],
+                    comms: vec!["db".into()],
+                    capture: policy::Capture::None,
+                }],
                 default: Capture::Metadata,
                 host: Capture::Full,
                 trusts_annotation: true,
             })),
+            Input::Findings(detect::Settings {
+                trusted: vec!["a".into()],
+                ..detect::Settings::default()
+            }),
             Input::Ended { pid: 7 },
             Input::Finish,
             Input::Count(Count {
@@ -540,6 +550,7 @@ mod tests {
             names: header.names,
             policy: None,
             prices: Prices::default(),
+            findings: detect::Settings::default(),
             key: header.key,
             secret_key: Key::new(header.secret_key),
         });
@@ -562,7 +573,7 @@ mod tests {
                 name.split('(').next().unwrap().to_owned()
             })
             .collect();
-        assert_eq!(kinds.len(), 32, "a new one belongs here, too: {kinds:?}");
+        assert_eq!(kinds.len(), 33, "a new one belongs here, too: {kinds:?}");
     }
 
     /// Whoever changes what is written gives it another version, or older recordings are misread.
@@ -570,7 +581,7 @@ mod tests {
     fn what_is_written_is_what_the_version_says() {
         let (bytes, _) = sample();
         let hash = blake3::hash(&bytes).to_hex();
-        assert_eq!((VERSION, &hash[..16]), (6, "02fc83ccd9479f45"));
+        assert_eq!((VERSION, &hash[..16]), (7, "23a25f038ef0b083"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     confine::{Identity, Mode, harden, lock_in},
     input::Input,
+    learned,
     pipeline::{Out, Pipeline, Wanted},
     protocol::exchange::Bounds,
     recording::{Header, Opened, ReadError, Recording},
@@ -53,10 +54,19 @@ fn show(arguments: &Replay, config: &Config) -> Result<()> {
     if is_output(opened.file(), config)? {
         bail!("-o: that is the recording itself, and would be emptied");
     }
+    let learned = arguments.baseline.as_deref();
+    let learned = learned.map(learned::Opened::named).transpose()?;
     let outputs = Ready::open(&config.sinks, false, &Origin::new()?)?;
     lock_in(Identity::default(), Mode::Enforce)?;
     let (header, mut recording) = opened.read().with_context(context)?;
     let mut pipeline = Pipeline::new(wanted(config, &header));
+    if let Some(opened) = learned {
+        let (learned, _) = opened.parse();
+        let baseline = learned
+            .baseline
+            .context("--baseline: nothing in it can be read")?;
+        pipeline.remember(baseline);
+    }
     let mut sinks = Sinks::start(outputs.without_recovery(), &header.origin)?;
     let played = play(&mut recording, &mut pipeline, &mut |record| {
         // No record may be dropped, and there is time.
@@ -114,6 +124,7 @@ pub fn wanted(config: &Config, header: &Header) -> Wanted {
         // Where there is one nothing is recorded.
         policy: None,
         prices: config.prices.clone(),
+        findings: config.findings.clone(),
         key: header.key,
         secret_key: Key::new(header.secret_key),
     }

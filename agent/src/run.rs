@@ -50,8 +50,10 @@ use crate::{
     },
     input::{Count, Input},
     launch::{self, Half},
+    learned::{self, Keeper},
     ledger::ledger,
     locate::{Found as Library, Pread, Refusal, Signature, is_named_like_one},
+    map::Chart,
     metadata::{self, Answer, Asked, Question, Sockets as Runtimes},
     namespace,
     obstacle::Obstacle,
@@ -140,6 +142,11 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
     let watched = open_watched(config).map_err(agent_failed)?;
     let cache = config.cache_directory.as_deref();
     let cache = cache.map(Opened::open).transpose().map_err(agent_failed)?;
+    let learned = config.baseline.as_deref();
+    let learned = learned
+        .map(learned::Opened::open)
+        .transpose()
+        .map_err(agent_failed)?;
     let asked = ask_runtimes(config, words).map_err(agent_failed)?;
     let options = Attach {
         ring_size: config.ring_size,
@@ -173,7 +180,11 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
         .map_err(agent_failed)?;
     runtime
         .block_on(async {
-            let beside = Beside { asked, service };
+            let beside = Beside {
+                asked,
+                service,
+                learned,
+            };
             Session::start(config, outputs, half, command, watched, cache, beside)?
                 .run()
                 .await
@@ -186,6 +197,20 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
 pub fn ignore_file_limit() {
     // SAFETY: ignoring a signal installs no handler.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Tells the line what other runs have learned. Who writes what this one does.
+fn remember(opened: learned::Opened, pipeline: &mut Pipeline) -> Result<Keeper> {
+    let (learned, file) = opened.parse();
+    if learned.is_damaged {
+        complain("baseline: nothing in it can be read, so what is usual is learned anew");
+    }
+    let keeper =
+        Keeper::start(file, &learned).context("start the thread that keeps the baseline")?;
+    if let Some(baseline) = learned.baseline {
+        pipeline.remember(baseline);
+    }
+    Ok(keeper)
 }
 
 /// Starts the process that asks container runtimes, if there are any to be asked: on behalf of root, whose sockets
@@ -261,6 +286,8 @@ struct Beside {
     /// Who asks container runtimes.
     asked: Option<Asked>,
     service: Option<Service>,
+    /// What findings have learned before.
+    learned: Option<learned::Opened>,
 }
 
 /// What the filter names and can be opened only now.
@@ -384,6 +411,9 @@ struct Session {
     locating: HashMap<FileId, Locating>,
     workers: Workers<FileId, Result<Library, Refusal>>,
     cache: Arc<Cache>,
+    /// Keeps what findings have learned.
+    keeper: Option<Keeper>,
+    next_keep: Instant,
     signatures: Arc<[Signature]>,
     /// Files that CMD needs and the half has not answered yet: it waits for them.
     unanswered: HashSet<FileId>,
@@ -452,6 +482,8 @@ struct Line {
     pipeline: Pipeline,
     recorder: Option<Recorder>,
     sinks: Sinks,
+    /// For those who ask a daemon.
+    chart: Option<Chart>,
 }
 
 impl Line {
@@ -460,9 +492,17 @@ impl Line {
             recorder.write(&input, now);
         }
         let Line {
-            pipeline, sinks, ..
+            pipeline,
+            sinks,
+            chart,
+            ..
         } = self;
-        pipeline.take(input, now, &mut |record| sinks.write(record));
+        pipeline.take(input, now, &mut |record| {
+            sinks.write(record);
+            if let Some(chart) = chart {
+                chart.hear(record);
+            }
+        });
     }
 
     /// Could what comes next find no room?
@@ -491,6 +531,8 @@ struct Wakers {
     located: Option<AsyncFd<OwnedFd>>,
     /// Somebody asks a daemon how it is.
     door: Option<AsyncFd<OwnedFd>>,
+    /// Somebody asks a daemon for its map.
+    map_door: Option<AsyncFd<OwnedFd>>,
     /// Its settings were read again.
     reader: Option<AsyncFd<OwnedFd>>,
 }
@@ -524,6 +566,8 @@ const HELD_NET: Duration = Duration::from_secs(1);
 /// written. Together below half a second.
 const DRAIN: Duration = Duration::from_millis(100);
 const LAST_SURVEY: Duration = Duration::from_millis(100);
+/// How often what findings have learned is written.
+const KEEP_INTERVAL: Duration = Duration::from_secs(300);
 const LAST_WRITE: Duration = Duration::from_millis(200);
 /// Instead of each of these without CMD: nobody waits for us.
 const ALONE: Duration = Duration::from_secs(5);
@@ -537,7 +581,11 @@ impl Session {
         command: Option<Command>,
         watched: Watched,
         cache: Option<Opened>,
-        Beside { asked, service }: Beside,
+        Beside {
+            asked,
+            service,
+            learned,
+        }: Beside,
     ) -> Result<Session> {
         let mut key = [0; 16];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
@@ -592,7 +640,7 @@ impl Session {
             key: u128::from_ne_bytes(key),
             secret_key,
         };
-        let pipeline = Pipeline::new(Wanted {
+        let mut pipeline = Pipeline::new(Wanted {
             emit: config.emit(),
             undecoded: config.is_undecoded_told(),
             live: config.is_live(),
@@ -604,17 +652,24 @@ impl Session {
             names: header.names.clone(),
             policy: config.policy.clone(),
             prices: config.prices.clone(),
+            findings: config.findings.clone(),
             key: header.key,
             secret_key: Key::new(secret_key),
         });
+        let keeper = learned
+            .map(|opened| remember(opened, &mut pipeline))
+            .transpose()?;
         let sinks = Sinks::start(records, &header.origin);
         let recorder = recording.map(|target| Recorder::start(target, &header));
         let mut line = Line {
             pipeline,
             recorder: recorder.transpose().context("start the recording")?,
             sinks: sinks.context("start the threads of the outputs")?,
+            chart: service.as_ref().map(|_| Chart::new(&header.origin.host)),
         };
         line.tell(Input::Clock(clock), now());
+        // So that they are in a recording.
+        line.tell(Input::Findings(config.findings.clone()), now());
         if let Some(room) = config.limits.room() {
             line.tell(Input::Room(Some(room)), now());
         }
@@ -635,6 +690,8 @@ impl Session {
             workers: Workers::new().context("make an eventfd")?,
             // Parsed behind the lock-in.
             cache: Arc::new(cache.map(Opened::parse).unwrap_or_default()),
+            keeper,
+            next_keep: now + KEEP_INTERVAL,
             signatures: config.signatures.clone().into(),
             unanswered: HashSet::new(),
             filter_set: false,
@@ -702,6 +759,7 @@ impl Session {
         self.drain();
         self.settle().await;
         self.line.tell(Input::Finish, now());
+        self.keep_last();
         let until = Instant::now() + self.patience(LAST_WRITE);
         self.line.sinks.drain(until);
         self.stats(true);
@@ -743,6 +801,7 @@ impl Session {
             asked: fd(self.asked.as_ref().map(|asked| asked.socket.as_fd()))?,
             located: fd(Some(self.workers.fd()))?,
             door: fd(service.map(|service| service.door.as_fd()))?,
+            map_door: fd(service.map(|service| service.map_door.as_fd()))?,
             reader: fd(service.map(|service| service.reader.as_fd()))?,
         };
         self.locate_ahead()?;
@@ -765,6 +824,9 @@ impl Session {
             }
             self.watch_recording();
             self.by_the_clock();
+            if self.is_telling() {
+                self.tell_map();
+            }
             if wakers.ring.is_none()
                 && let Some(shared) = &self.shared
             {
@@ -800,6 +862,7 @@ impl Session {
             match woke {
                 Woke::ToLook => {}
                 Woke::ToAnswer => self.answer(),
+                Woke::ToTell => self.tell_map(),
                 Woke::ToFollow => self.take_settings()?,
                 Woke::CommandDone => return Ok(End::CommandDone),
                 Woke::Asked(signal) => {
@@ -838,7 +901,9 @@ impl Session {
         let pause = pause
             .min(self.next_stats.saturating_duration_since(now))
             .min(self.next_clock.saturating_duration_since(now))
+            .min(self.next_keep.saturating_duration_since(now))
             .min(self.until_sign(now))
+            .min(self.until_told())
             .max(Duration::from_nanos(1));
         let once = Itimerspec {
             it_interval: Timespec {
@@ -860,6 +925,20 @@ impl Session {
         next.map_or(Duration::MAX, |next| next.saturating_duration_since(now))
     }
 
+    /// Until more is told to who asks for the map, and may have read what there was.
+    fn until_told(&self) -> Duration {
+        match self.is_telling() {
+            true => LOOK,
+            false => Duration::MAX,
+        }
+    }
+
+    /// Is somebody in the middle of reading the map?
+    fn is_telling(&self) -> bool {
+        let service = self.service.as_ref();
+        service.is_some_and(|service| service.map_door.is_telling())
+    }
+
     async fn wait(&mut self, wakers: &Wakers) -> Result<Woke> {
         let Wakers {
             half,
@@ -868,6 +947,7 @@ impl Session {
             asked,
             located,
             door,
+            map_door,
             reader,
         } = wakers;
         let reader = reader.as_ref().filter(|_| !self.is_reader_gone);
@@ -895,6 +975,7 @@ impl Session {
             ready = ready(asked) => ready.map(|()| Woke::ToLook),
             ready = ready(located.as_ref()) => ready.map(|()| Woke::ToLook),
             ready = ready(door.as_ref()) => ready.map(|()| Woke::ToAnswer),
+            ready = ready(map_door.as_ref()) => ready.map(|()| Woke::ToTell),
             ready = ready(reader) => ready.map(|()| Woke::ToFollow),
             guard = self.pace.readable() => {
                 guard?.clear_ready();
@@ -1567,6 +1648,13 @@ impl Session {
         service.answer(self.line.pipeline.covered(), &ledger);
     }
 
+    /// Those who ask a daemon for its map.
+    fn tell_map(&mut self) {
+        if let (Some(service), Some(chart)) = (&mut self.service, &self.line.chart) {
+            service.map_door.take(Instant::now(), || chart.json());
+        }
+    }
+
     /// Says once that the daemon is ready.
     fn watch_start(&mut self) {
         let Some(service) = &mut self.service else {
@@ -1621,6 +1709,10 @@ impl Session {
         self.line.sinks.select(&self.config.sinks);
         if old.show() != self.config.show() {
             self.line.tell(Input::Show(self.config.show()), now());
+        }
+        if old.findings != self.config.findings {
+            self.line
+                .tell(Input::Findings(self.config.findings.clone()), now());
         }
         if old.policy != self.config.policy {
             self.line
@@ -1693,6 +1785,10 @@ impl Session {
                 recorder.flush();
             }
         }
+        if at >= self.next_keep {
+            self.next_keep = at + KEEP_INTERVAL;
+            self.keep();
+        }
         if at >= self.next_stats {
             self.next_stats = at + self.config.stats_interval;
             let pending = self.has_untold_loss();
@@ -1744,6 +1840,30 @@ impl Session {
         };
         let lost = |cause| shared.counters.get(counter::LOST + usize::from(cause));
         lost(cause::RING_FULL) + lost(cause::OVER_BUDGET) != self.line.pipeline.told_late()
+    }
+
+    /// Writes what findings have learned since the last time, if anything.
+    fn keep(&mut self) {
+        let (Some(keeper), Some(learned)) = (&mut self.keeper, self.line.pipeline.learned()) else {
+            return;
+        };
+        if let Err(error) = keeper.keep(learned) {
+            complain(format!(
+                "baseline: {error}: what is learned from here on is not kept"
+            ));
+            self.keeper = None;
+        }
+    }
+
+    fn keep_last(&mut self) {
+        let Some(keeper) = self.keeper.take() else {
+            return;
+        };
+        if let Err(error) = keeper.end(self.line.pipeline.learned(), LAST_WRITE) {
+            complain(format!(
+                "baseline: {error}: what was learned last is not kept"
+            ));
+        }
     }
 
     fn stats(&mut self, last: bool) {
@@ -1890,6 +2010,8 @@ enum Woke {
     ToLook,
     /// Somebody asks a daemon how it is.
     ToAnswer,
+    /// And for its map.
+    ToTell,
     /// The settings were read again.
     ToFollow,
     CommandDone,

@@ -6,6 +6,7 @@ use agent_ebpf::Direction;
 
 use crate::{
     connection::Border,
+    detect::{About, Detector, Heard},
     event::{HandleId, StreamId},
     http::Teller,
     llm::{
@@ -18,8 +19,8 @@ use crate::{
     policy::{Capture, Past},
     protocol::{Limit, Said, exchange::Exchange, lines, sse},
     record::{
-        Body, Cause, Connection, Content, Joined, Kind, Line, Llm, Message, Process, Record, Role,
-        WallTime, Words,
+        Body, Cause, Connection, Content, Http, Joined, Kind, Line, Llm, Mcp, Message, Process,
+        Record, Role, WallTime, Words,
     },
     redact::{self, Policy, Redactors, Told, View},
     shed::Account,
@@ -54,11 +55,17 @@ impl Voice<'_> {
         self.say_of(self.time, is_known && lost == 0, lost, body);
     }
 
-    /// `time`: when what is told of began.
-    fn say_of(&mut self, time: u64, complete: bool, lost_bytes: u64, body: Body<'_>) {
+    /// `time`: when what is told of began. Gives the record's number, if its kind is wanted.
+    fn say_of(
+        &mut self,
+        time: u64,
+        complete: bool,
+        lost_bytes: u64,
+        body: Body<'_>,
+    ) -> Option<u64> {
         // What came before that was known is in its decoder still.
         if self.capture_since(time) == Capture::None {
-            return;
+            return None;
         }
         let record = &mut Record {
             sequence: 0,
@@ -71,7 +78,7 @@ impl Voice<'_> {
             lost_bytes,
             body,
         };
-        emit(self.wanted, self.sequence, self.out, record);
+        emit(self.wanted, self.sequence, self.out, record)
     }
 
     /// How much is told of what seems to have begun at this time.
@@ -103,14 +110,21 @@ impl Voice<'_> {
     }
 }
 
-/// Numbers the record and lets it out, if its kind is wanted.
-pub fn emit(wanted: &Wanted, sequence: &mut u64, out: Out<'_>, record: &mut Record<'_>) {
+/// Numbers the record and lets it out, if its kind is wanted: its number.
+pub fn emit(
+    wanted: &Wanted,
+    sequence: &mut u64,
+    out: Out<'_>,
+    record: &mut Record<'_>,
+) -> Option<u64> {
     let kind = record.body.kind();
-    if wanted.emit.contains(&kind) || kind == Kind::Data && wanted.undecoded {
+    let is_wanted = wanted.emit.contains(&kind) || kind == Kind::Data && wanted.undecoded;
+    is_wanted.then(|| {
         record.sequence = *sequence;
         *sequence += 1;
         out(record);
-    }
+        record.sequence
+    })
 }
 
 /// A [`Voice`] and what it redacts with.
@@ -129,6 +143,8 @@ pub struct Speaker<'a> {
     /// Those of MCP, and what waits of all of them.
     pub mcp: &'a mut mcp::Calls,
     pub waits: &'a mut mcp::Waiting,
+    /// What a person should look at.
+    pub detector: &'a mut Detector,
     pub handle: HandleId,
 }
 
@@ -273,10 +289,11 @@ impl Speaker<'_> {
             // What is read no further if nobody wants it: JSON, and all of it.
             Said::Head { exchange, side } => {
                 let emit = &self.voice.wanted.emit;
-                if emit.contains(&Kind::Llm) {
+                let is_judged = emit.contains(&Kind::Finding);
+                if is_judged || emit.contains(&Kind::Llm) {
                     self.calls.head(exchange, side);
                 }
-                if emit.contains(&Kind::Mcp) {
+                if is_judged || emit.contains(&Kind::Mcp) {
                     self.mcp.head(exchange, side);
                 }
             }
@@ -301,12 +318,11 @@ impl Speaker<'_> {
                 let was_call = self.calls.is_one(id) || self.calls.is_forgotten(id);
                 let call = self.call(exchange);
                 let is_new = was_call && call.is_none();
-                self.exchange(exchange, false, call.is_some(), is_new);
-                if let Some(call) = call {
-                    self.tells_call(exchange, &call);
-                }
+                let http = self.exchange(exchange, false, call.is_some(), is_new);
+                let llm = call.and_then(|call| self.tells_call(exchange, call));
                 let calls = self.listen(|mcp, ear| mcp.end(exchange, ear));
-                self.messages(exchange.id, &calls);
+                let mcp = self.messages(exchange.id, &calls);
+                self.judge(http, llm, &mcp);
             }
             Said::Event {
                 exchange,
@@ -321,7 +337,8 @@ impl Speaker<'_> {
                 self.tells_event(exchange, event, number);
                 self.words(exchange.id);
                 let calls = self.listen(|mcp, ear| mcp.event(exchange, event, ear));
-                self.messages(exchange.id, &calls);
+                let mcp = self.messages(exchange.id, &calls);
+                self.judge(None, None, &mcp);
             }
             Said::Message { direction, message } => {
                 let is_shed = self.account.cuts(&message.bytes);
@@ -340,7 +357,8 @@ impl Speaker<'_> {
                 let turns = self.calls.close(self.held);
                 self.turns(&turns);
                 for (exchange, call) in self.listen(|mcp, ear| mcp.close(ear)) {
-                    self.messages(exchange, &[call]);
+                    let mcp = self.messages(exchange, &[call]);
+                    self.judge(None, None, &mcp);
                 }
             }
             Said::Limit(limit) => *self.limits.entry(limit).or_default() += 1,
@@ -396,11 +414,16 @@ impl Speaker<'_> {
     }
 
     /// `is_call`: it is told as one to a model, too. `is_new`: it was until now.
-    fn exchange(&mut self, exchange: &Exchange, is_open: bool, is_call: bool, is_new: bool) {
+    /// What was told of it, unless nothing may be.
+    fn exchange(
+        &mut self,
+        exchange: &Exchange,
+        is_open: bool,
+        is_call: bool,
+        is_new: bool,
+    ) -> Option<(Http, About)> {
         self.names_version(exchange);
-        let Some(began) = began(exchange) else {
-            return;
-        };
+        let began = began(exchange)?;
         let complete = exchange.halves().filter(|half| half.is_whole).count() == 2;
         let lost = exchange.halves().map(|half| half.lost).sum();
         if !is_open {
@@ -408,15 +431,23 @@ impl Speaker<'_> {
             self.account
                 .cut(halves.filter(|half| half.body.is_shed).count());
         }
-        let mut teller = self.teller(self.voice.capture_since(began));
+        let capture = self.voice.capture_since(began);
+        let mut teller = self.teller(capture);
         // Who reads along was told of a call, and of nothing else.
         teller.live &= !is_new;
-        if let Some(grpc) = teller.grpc(exchange, is_open) {
-            return self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));
-        }
-        let mut http = teller.http(exchange, is_open);
-        http.is_call = is_call;
-        self.voice.say_of(began, complete, lost, Body::Http(&http));
+        let told = match teller.grpc(exchange, is_open) {
+            Some(grpc) => {
+                let about = self.voice.say_of(began, complete, lost, Body::Grpc(&grpc));
+                (grpc.http, about)
+            }
+            None => {
+                let mut http = teller.http(exchange, is_open);
+                http.is_call = is_call;
+                let about = self.voice.say_of(began, complete, lost, Body::Http(&http));
+                (http, about)
+            }
+        };
+        (capture > Capture::None).then_some(told)
     }
 
     /// A call to a model, whose answer begins: for who reads along.
@@ -477,24 +508,30 @@ impl Speaker<'_> {
         teller.llm(&call, exchange, place)
     }
 
-    fn tells_call(&mut self, exchange: &Exchange, llm: &Llm) {
+    /// It, unless nothing may be told of it.
+    fn tells_call(&mut self, exchange: &Exchange, llm: Llm) -> Option<(Llm, About)> {
         let began = began(exchange).unwrap_or(self.voice.time);
         let lost = exchange.halves().map(|half| half.lost).sum();
         let complete = llm.missing.is_empty();
-        self.voice.say_of(began, complete, lost, Body::Llm(llm));
+        let about = self.voice.say_of(began, complete, lost, Body::Llm(&llm));
+        (self.voice.capture_since(began) > Capture::None).then_some((llm, about))
     }
 
     /// Calls to a model over a WebSocket.
     fn turns(&mut self, turns: &[Turn]) {
         for turn in turns {
             let place = self.dialogs.place(&turn.call, self.is_server());
-            let teller = self.teller(self.voice.capture_since(turn.began));
+            let capture = self.voice.capture_since(turn.began);
+            let teller = self.teller(capture);
             let became = self.calls.upgraded();
             let Some(llm) = became.and_then(|became| teller.turn(turn, became, place)) else {
                 continue;
             };
             let complete = llm.missing.is_empty();
-            self.voice.say_of(turn.began, complete, 0, Body::Llm(&llm));
+            let about = self.voice.say_of(turn.began, complete, 0, Body::Llm(&llm));
+            if capture > Capture::None {
+                self.judge(None, Some((llm, about)), &[]);
+            }
         }
     }
 
@@ -514,12 +551,42 @@ impl Speaker<'_> {
     }
 
     /// Calls of MCP that ended in an exchange.
-    fn messages(&mut self, exchange: u64, calls: &[mcp::call::Call]) {
+    fn messages(&mut self, exchange: u64, calls: &[mcp::call::Call]) -> Vec<(Mcp, About)> {
+        let mut told = Vec::new();
         for call in calls {
             let capture = self.voice.capture_since(call.began);
             let mcp = self.teller(capture).mcp(call, exchange);
             let complete = mcp.missing.is_empty();
-            self.voice.say_of(call.began, complete, 0, Body::Mcp(&mcp));
+            let about = self.voice.say_of(call.began, complete, 0, Body::Mcp(&mcp));
+            if capture > Capture::None {
+                told.push((mcp, about));
+            }
+        }
+        told
+    }
+
+    /// Looks at what was told, for what a person should look at, too.
+    fn judge(
+        &mut self,
+        http: Option<(Http, About)>,
+        llm: Option<(Llm, About)>,
+        mcp: &[(Mcp, About)],
+    ) {
+        let is_any = http.is_some() || llm.is_some() || !mcp.is_empty();
+        if !is_any || !self.voice.wanted.emit.contains(&Kind::Finding) {
+            return;
+        }
+        let heard = Heard {
+            time: self.voice.time,
+            process: self.voice.process,
+            connection: self.voice.connection,
+            http: http.as_ref().map(|(http, about)| (http, *about)),
+            llm: llm.as_ref().map(|(llm, about)| (llm, *about)),
+            mcp,
+        };
+        for finding in self.detector.hear(&heard, self.redactors.holding()) {
+            self.voice
+                .say_of(self.voice.time, true, 0, Body::Finding(&finding));
         }
     }
 

@@ -10,6 +10,7 @@ use crate::golden::{self, Column};
 use crate::harness::{
     Agent, End, Lab, PYTHON, Run, argv, bare, is_alone, limit, seconds, wait_for,
 };
+use crate::proc::{half_of, status};
 
 /// What the agent may need somewhere.
 const KNOWN: [(&str, CapabilitySet); 10] = [
@@ -109,6 +110,38 @@ while time.time() < end:
         fs::remove_file(self.lab.path("records.ndjson")).ok();
         run
     }
+}
+
+/// Of root's rights the privileged half keeps those that the doctor asks for, and the three that are of use.
+#[test]
+fn half_keeps_what_it_needs() {
+    let Some(lab) = Lab::new("half_keeps_what_it_needs") else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let mut needed = missing(&lab, CapabilitySet::empty());
+    needed.extend(missing(&lab, sets(&needed)));
+    let pipelines = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::SETPCAP;
+    let of_use = CapabilitySet::SYS_NICE | CapabilitySet::LEASE | CapabilitySet::KILL;
+    let expected = (sets(&needed) - pipelines) | of_use;
+
+    let client = lab.spawn(lab.command(argv!["sleep", "60"]), "sleep");
+    let run = lab.quiet_agent().watch_without_coverage(client.pid());
+    let half = wait_for("the half", seconds(10), || half_of(run.process.pid()));
+    // It gives up what it may have last: before that it tries what it can do with less.
+    for field in ["CapPrm", "CapEff"] {
+        let held = wait_for("fewer rights", seconds(10), || {
+            let held = u64::from_str_radix(&status(half, field)?, 16).ok()?;
+            let held = CapabilitySet::from_bits_retain(held);
+            (!held.contains(CapabilitySet::SETUID)).then_some(held)
+        });
+        assert_eq!(held, expected, "{field}");
+    }
+    run.process.signal(libc::SIGTERM);
+    run.finish(seconds(20)).success();
+    client.signal(libc::SIGKILL);
 }
 
 #[test]

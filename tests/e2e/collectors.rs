@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use prost::Message;
 use serde_json::Value;
 
@@ -37,23 +38,33 @@ pub(crate) fn requests<M: Message + Default>(lab: &Lab, name: &str, signal: &str
     bodies.map(|body| M::decode(&*body).unwrap()).collect()
 }
 
-/// The records that arrived: kind and id of each.
-fn arrived(lab: &Lab, name: &str) -> Vec<(String, String)> {
+/// The records that arrived.
+pub(crate) fn logs(lab: &Lab, name: &str) -> impl Iterator<Item = LogRecord> {
     let requests = requests::<ExportLogsServiceRequest>(lab, name, "logs");
     let resources = requests.into_iter().flat_map(|one| one.resource_logs);
     let scopes = resources.flat_map(|one| one.scope_logs);
-    let records = scopes.flat_map(|one| one.log_records);
-    let told = records.map(|record| {
-        let id = record.attributes.iter().find(|pair| pair.key == "id");
-        match id.and_then(|id| id.value.clone()?.value) {
-            Some(Any::StringValue(id)) => (record.event_name, id),
-            other => panic!("{other:?}"),
-        }
+    scopes.flat_map(|one| one.log_records)
+}
+
+/// A text among the attributes of a record.
+pub(crate) fn attribute(record: &LogRecord, key: &str) -> Option<String> {
+    let pair = record.attributes.iter().find(|pair| pair.key == key)?;
+    match pair.value.clone()?.value? {
+        Any::StringValue(text) => Some(text),
+        other => panic!("{key}: {other:?}"),
+    }
+}
+
+/// Kind and id of each record that arrived.
+pub(crate) fn arrived(lab: &Lab, name: &str) -> Vec<(String, String)> {
+    let told = logs(lab, name).map(|record| {
+        let id = attribute(&record, "id").expect("an id");
+        (record.event_name, id)
     });
     told.collect()
 }
 
-fn written(records: &Records) -> Vec<(String, String)> {
+pub(crate) fn written(records: &Records) -> Vec<(String, String)> {
     let records = records.0.iter();
     let name = |record| {
         (

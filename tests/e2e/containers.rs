@@ -297,8 +297,9 @@ fn the_agent_is_never_recorded() {
         .agent()
         .before(argv!["sh", "-c", format!("{enter} exec \"$@\""), "sh"])
         .env("LD_PRELOAD", &talker)
-        // The privileged half; the other one may have no thread before it is locked in.
+        // The privileged half: the other one begins no thread when it is locked in.
         .env("TALK", "--ring-size")
+        .env("TALK_LATER", "1")
         .options(argv!["--container", &id])
         .watch_group();
     // The same in somebody else's process is seen.
@@ -316,8 +317,11 @@ fn the_agent_is_never_recorded() {
     assert!(!comms.iter().any(is_ours), "{comms:?}");
     let talked = fs::read_dir(&lab.dir).unwrap().flatten().filter(|entry| {
         let name = entry.file_name();
-        name.to_str()
-            .is_some_and(|name| name.starts_with("client-") && name.ends_with(".sent"))
+        let has_talked = entry.metadata().is_ok_and(|file| file.len() > 0);
+        has_talked
+            && name
+                .to_str()
+                .is_some_and(|name| name.starts_with("client-") && name.ends_with(".sent"))
     });
     assert_eq!(talked.count(), 2, "the agent's own TLS and the client's");
 }

@@ -23,7 +23,7 @@ use crate::{
         Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, free_port, limit, scaled, seconds,
         skip, wait_for,
     },
-    proc::tree,
+    proc::{status, tree},
     records::{Records, compare, total},
 };
 
@@ -144,6 +144,23 @@ fn health(lab: &Lab, options: &[&str]) -> (End, String, String) {
     (end, process.out(), process.err())
 }
 
+/// What the daemon says of who talks to whom.
+fn map(lab: &Lab) -> Value {
+    let words = argv![
+        Agent::path(),
+        "map",
+        "--output",
+        "json",
+        "--socket",
+        socket(lab)
+    ];
+    let process = lab.spawn(lab.command(words), "map");
+    let end = process.wait(seconds(10));
+    let (out, said) = (process.out(), process.err());
+    assert_eq!(end, End::Code(0), "{said}");
+    serde_json::from_str(&out).unwrap()
+}
+
 fn socket(lab: &Lab) -> PathBuf {
     lab.path("run/agent.sock")
 }
@@ -257,6 +274,16 @@ fn daemon_from_its_start_to_its_end() {
     let bytes = &status["bytes"];
     assert_eq!(bytes["seen"], total(&server.truth()), "{status}");
     assert_eq!(bytes["delivered"], bytes["seen"], "{status}");
+
+    // Whom it has heard of, each time again.
+    for _ in 0..2 {
+        let told = map(&lab);
+        let programs = told["programs"].as_array().unwrap();
+        let peers = &programs[0]["peers"];
+        assert_eq!(programs.len(), 1, "{told}");
+        assert_eq!(peers[0]["role"], "server", "{told}");
+        assert_eq!(peers[0]["address"], "127.0.0.1", "{told}");
+    }
 
     // A line that stands still says nothing, and nobody says it for it.
     daemon.process.signal(libc::SIGSTOP);
@@ -651,6 +678,15 @@ fn daemon_is_told_from_its_helpers() {
         "vortex-starter\n",
     ];
     assert_eq!(names, expected);
+    // Whatever each may do, it is locked in before it reads what others wrote.
+    for pid in pids {
+        for (field, expected) in [("Seccomp", "2"), ("NoNewPrivs", "1")] {
+            let what = format!("{field} of {}", comm(&pid).trim_end());
+            wait_for(&what, seconds(5), || {
+                (status(pid, field)? == expected).then_some(())
+            });
+        }
+    }
     daemon.stop().success();
 }
 

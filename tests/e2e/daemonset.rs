@@ -1,14 +1,19 @@
 //! The container of the DaemonSet in `deploy/kubernetes`, as the manifest says it, run by a containerd of the test's
-//! own: with exactly its capabilities, mounts, seccomp profile and read-only root. What the kubelet would do between
-//! the two is done here, through CRI.
+//! own: with its command, its settings and those of the overlays that deliver, and exactly its capabilities, mounts,
+//! seccomp profile and read-only root. What the kubelet would do between the two is done here, through CRI.
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Lab, PYTHON, Proc, argv, bare, seconds, skip, wait_for};
+use crate::collectors::{arrived, attribute, collector, logs, written};
+use crate::harness::{Lab, PYTHON, Proc, argv, bare, free_port, seconds, skip, wait_for};
+use crate::limits::read_page;
 use crate::records::{Records, compare, total};
 
 const PAUSE: &str = "test.local/pause:1";
@@ -104,9 +109,10 @@ impl<'a> Node<'a> {
     }
 
     /// A pod on the node's network: there is no other here.
-    fn pod(&mut self, name: &str, pid: u64) -> Pod {
+    fn pod(&mut self, namespace: &str, name: &str, pid: u64) -> Pod {
         let config = json!({
-            "metadata": { "name": name, "uid": format!("{name}-uid"), "namespace": "vortex" },
+            "metadata": { "name": name, "uid": format!("{name}-uid"), "namespace": namespace },
+            "labels": { "app": "web" },
             "log_directory": self.lab.dir,
             "linux": {
                 "cgroup_parent": self.group,
@@ -185,8 +191,8 @@ struct Pod {
     config: Value,
 }
 
-/// The pod that the DaemonSet makes on a node.
-fn manifest(lab: &Lab) -> Option<Value> {
+/// The pod that the DaemonSet makes on a node, and the settings that it mounts.
+fn manifest(lab: &Lab) -> Option<(Value, String)> {
     let kubectl = lab.fixture("kubernetes", "bin/kubectl")?;
     let chart = lab.fixture("kubernetes", "bin/chart")?;
     let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/kubernetes/base");
@@ -195,8 +201,96 @@ fn manifest(lab: &Lab) -> Option<Value> {
     let mut command = Command::new(chart);
     command.arg("-").stdin(fs::File::open(yaml).unwrap());
     let objects: Vec<Value> = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
-    let set = objects.iter().find(|object| object["kind"] == "DaemonSet");
-    Some(set?["spec"]["template"]["spec"].clone())
+    let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind);
+    let pod = of_kind("DaemonSet")?["spec"]["template"]["spec"].clone();
+    let settings = of_kind("ConfigMap")?["data"]["config.toml"].as_str()?;
+    Some((pod, settings.to_owned()))
+}
+
+/// Puts `new` where `old` is, once.
+#[track_caller]
+fn replaced(text: &str, old: &str, new: &str) -> String {
+    assert_eq!(text.matches(old).count(), 1, "{old} in {text}");
+    text.replace(old, new)
+}
+
+/// The settings of the manifest, as somebody changes them who wants to see what his shop says, with the sinks of the
+/// overlays at these ports. The one line that nobody would write limits the agent to a container of the test, whose
+/// library nobody else maps: the machine is not the test's.
+fn settings(lab: &Lab, manifest: &str, container: &str, collector: u16, page: u16) {
+    let head = format!("container = [\"{container}\"]\ncontent = \"full\"\n");
+    let text = replaced(manifest, "content = \"none\"\n", &head);
+    let rule = |mark: &str, capture: &str| {
+        [
+            "[[policy.rule]]",
+            "namespace = [\"shop\"]",
+            "label = [\"app=web\"]",
+            capture,
+        ]
+        .map(|line| format!("{mark}{line}\n"))
+        .concat()
+    };
+    let text = replaced(
+        &text,
+        &rule("#", "capture = \"redacted\""),
+        &rule("", "capture = \"full\""),
+    );
+    let otlp = replaced(
+        &sink("otlp"),
+        "https://otel-collector.observability.svc:4317",
+        &format!("http://127.0.0.1:{collector}"),
+    );
+    // Every pod has its own network there, and its own addresses.
+    let prometheus = replaced(
+        &sink("prometheus"),
+        "0.0.0.0:9464",
+        &format!("127.0.0.1:{page}"),
+    );
+    // Of the manifest's last table, which is its sink.
+    let log = "output = \"json\"\nemit = [\"data\", \"gap\", \"coverage\", \"stats\"]\n";
+    let text = format!("{text}{log}{otlp}{prometheus}");
+    let directory = lab.path("volume-config");
+    fs::create_dir(&directory).unwrap();
+    fs::write(directory.join("config.toml"), text).unwrap();
+}
+
+/// The last table in the settings of an overlay: the sink that it is for.
+fn sink(overlay: &str) -> String {
+    let overlays = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kubernetes/overlays");
+    let text = fs::read_to_string(overlays.join(overlay).join("config.toml")).unwrap();
+    let start = text.rfind("[[sink]]").expect("a sink");
+    text[start..].to_owned()
+}
+
+/// rotel, which takes OTLP by gRPC and passes it on to `collector.py`; and its port.
+fn rotel(lab: &Lab, program: PathBuf) -> (Proc, Proc, u16) {
+    let (end, behind) = collector(lab, "behind", &[]);
+    let [grpc, http] = [free_port(), free_port()];
+    let words = argv![
+        program,
+        "start",
+        "--otlp-grpc-endpoint",
+        format!("127.0.0.1:{grpc}"),
+        "--otlp-http-endpoint",
+        format!("127.0.0.1:{http}"),
+        "--exporter",
+        "otlp",
+        "--otlp-exporter-endpoint",
+        format!("http://127.0.0.1:{behind}"),
+        "--otlp-exporter-protocol",
+        "http",
+        "--pid-file",
+        lab.path("rotel.pid"),
+        "--log-file",
+        lab.path("rotel.log"),
+    ];
+    let rotel = lab.spawn(lab.command(words), "rotel");
+    wait_for("rotel", seconds(20), || {
+        TcpStream::connect(("127.0.0.1", grpc))
+            .is_ok()
+            .then_some(())
+    });
+    (rotel, end, grpc)
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -211,8 +305,8 @@ fn pid(pod: &Value) -> u64 {
     0
 }
 
-/// What the kubelet makes of the pod's one container, with another command.
-fn kubelet(lab: &Lab, pod: &Value, args: &[&str], log: &str) -> Value {
+/// What the kubelet makes of the pod's one container.
+fn kubelet(lab: &Lab, pod: &Value, args: &Value, log: &str) -> Value {
     let container = &pod["containers"][0];
     let security = &container["securityContext"];
     let mounts = list(&container["volumeMounts"]).iter().map(|mount| {
@@ -226,6 +320,8 @@ fn kubelet(lab: &Lab, pod: &Value, args: &[&str], log: &str) -> Value {
             None => {
                 let dir = lab.path(&format!("volume-{}", mount["name"].as_str().unwrap()));
                 fs::create_dir_all(&dir).unwrap();
+                // As the kubelet makes them.
+                fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
                 dir
             }
         };
@@ -309,11 +405,30 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     })
 }
 
-/// The lines of a container, without the runtime's own words before each.
+/// The lines of a container, without the runtime's own words before each: when, to where, and whether more of it
+/// follows.
 fn said(lab: &Lab, log: &str) -> String {
-    let text = fs::read_to_string(lab.path(log)).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
-    lines.map(|line| format!("{line}\n")).collect()
+    said_to(lab, log, |_| true)
+}
+
+/// Those to one of `stdout` and `stderr`.
+fn said_to(lab: &Lab, log: &str, is_wanted: impl Fn(&[u8]) -> bool) -> String {
+    let log = fs::read(lab.path(log)).unwrap_or_default();
+    let mut said = Vec::new();
+    // The runtime may be in the middle of its last line.
+    let whole = log.split_inclusive(|byte| *byte == b'\n');
+    for line in whole.filter_map(|line| line.strip_suffix(b"\n")) {
+        let words: Vec<&[u8]> = line.splitn(4, |byte| *byte == b' ').collect();
+        let &[_, to, part, words] = &words[..] else {
+            continue;
+        };
+        if is_wanted(to) {
+            said.extend_from_slice(words);
+            // It cuts long lines where it likes, within characters, too.
+            said.extend_from_slice(if part == b"P" { b"" } else { b"\n" });
+        }
+    }
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 #[test]
@@ -331,33 +446,26 @@ fn daemonset_sees_a_neighbour() {
     let Some(grpcio) = lab.fixture("grpcio", "") else {
         return;
     };
-    let Some(pod) = manifest(&lab) else {
+    let Some(program) = lab.fixture("rotel", "rotel/rotel-agent") else {
         return;
     };
+    let Some((pod, manifests)) = manifest(&lab) else {
+        return;
+    };
+    let (_rotel, _behind, port) = rotel(&lab, program);
+    let page = free_port();
     let server = lab.server(&[]);
     let mut node = Node::start(&lab, grpcio, image.as_ref());
-    let other = node.pod("neighbour", 0);
+    let other = node.pod("shop", "neighbour", 0);
     let client = node.container(&other, &neighbour(&lab, server.port));
+    settings(&lab, &manifests, &client, port, page);
 
-    // Not `daemon`: that watches the whole machine, which is not the test's.
-    let args = [
-        "run",
-        "--container",
-        &client,
-        "--output",
-        "json",
-        "--content",
-        "full",
-        "--emit",
-        "data,gap,coverage,stats",
-        "-o",
-        "/run/vortex-agent/records.ndjson",
-    ];
-    let ours = node.pod("vortex-agent", pid(&pod));
-    let agent = node.container(&ours, &kubelet(&lab, &pod, &args, "agent.log"));
-    let file = lab.path("volume-run/records.ndjson");
+    let ours = node.pod("vortex", "vortex-agent", pid(&pod));
+    let told = &pod["containers"][0];
+    let agent = node.container(&ours, &kubelet(&lab, &pod, &told["args"], "agent.log"));
+    // Where `kubectl logs` finds it.
     let records = |finished| {
-        let text = fs::read_to_string(&file).unwrap_or_default();
+        let text = said_to(&lab, "agent.log", |to| to == b"stdout");
         Records::parse(&text, finished).unwrap()
     };
     wait_for("coverage of the neighbour", seconds(20), || {
@@ -374,9 +482,31 @@ fn daemonset_sees_a_neighbour() {
             .is_some()
             .then_some(())
     });
+    for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let command = &told[probe]["exec"]["command"];
+        let request = json!({ "container_id": agent, "cmd": command, "timeout": told[probe]["timeoutSeconds"] });
+        let answer = node.call("ExecSync", request);
+        assert_eq!(answer["exit_code"], 0, "{probe}: {answer}");
+    }
     lab.file("go", "");
     assert_eq!(node.end(&client), 0, "{}", said(&lab, "client.log"));
     let truth = server.client_truth();
+    // Before there is no more agent to ask.
+    let exchanges = || {
+        let records = logs(&lab, "behind");
+        records.filter(|one| one.event_name == "http").count() as u64
+    };
+    let counted = wait_for("the exchanges on the page", seconds(20), || {
+        let text = read_page(page).ok()?;
+        let to_server = format!("server_port=\"{}\"", server.port);
+        let counts = text.lines().filter(|line| {
+            line.starts_with("http_client_request_duration_seconds_count{")
+                && line.contains(&to_server)
+        });
+        let counts = counts.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
+        let count = counts.sum::<u64>();
+        (count > 0 && count == exchanges()).then_some(count)
+    });
     node.call(
         "StopContainer",
         json!({ "container_id": agent, "timeout": 10 }),
@@ -387,6 +517,32 @@ fn daemonset_sees_a_neighbour() {
     assert_eq!(records.check_ledger().unwrap(), total(&truth));
     for record in records.kind("data").chain(records.kind("coverage")) {
         assert_eq!(record["container"]["id"], *client, "{record:.300}");
+        assert_eq!(record["container"]["name"], "client", "{record:.300}");
+        assert_eq!(record["k8s"]["namespace"]["name"], "shop", "{record:.300}");
+        assert_eq!(record["k8s"]["pod"]["name"], "neighbour", "{record:.300}");
+    }
+    // What `kubectl logs` shows arrived at the collector too, but for single chunks, which it is not sent: each once,
+    // and under the same names.
+    let here = written(&records).into_iter();
+    let here: BTreeSet<_> = here.filter(|(kind, _)| kind != "data").collect();
+    wait_for("what rotel passes on", seconds(20), || {
+        let there: BTreeSet<_> = arrived(&lab, "behind").into_iter().collect();
+        here.is_subset(&there).then_some(())
+    });
+    assert_eq!(exchanges(), counted, "told of after it had been counted");
+    let there = arrived(&lab, "behind");
+    let once: BTreeSet<_> = there.iter().collect();
+    assert_eq!(there.len(), once.len(), "twice at the collector");
+    for record in logs(&lab, "behind") {
+        if ["data", "coverage", "http"].contains(&&*record.event_name) {
+            for (key, value) in [("k8s.pod.name", "neighbour"), ("container.name", "client")] {
+                assert_eq!(
+                    attribute(&record, key).as_deref(),
+                    Some(value),
+                    "{record:?}"
+                );
+            }
+        }
     }
 
     // It was what the manifest says, and no more.
@@ -416,7 +572,7 @@ fn daemonset_sees_a_neighbour() {
     // The doctor is content with that, and names what is taken away.
     let doctor = |without: Option<&str>| {
         let log = format!("doctor-{}.log", without.unwrap_or("all"));
-        let mut config = kubelet(&lab, &pod, &["doctor"], &log);
+        let mut config = kubelet(&lab, &pod, &json!(["doctor"]), &log);
         config["metadata"]["name"] = log.clone().into();
         let add = &mut config["linux"]["security_context"]["capabilities"]["add_capabilities"];
         add.as_array_mut()

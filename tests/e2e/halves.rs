@@ -45,14 +45,7 @@ fn pipeline_has_no_privileges() {
     }
     assert_eq!(status(pipeline, "NoNewPrivs").as_deref(), Some("1"));
     assert_eq!(status(pipeline, "Seccomp").as_deref(), Some("2"));
-    for thread in fs::read_dir(format!("/proc/{pipeline}/task")).unwrap() {
-        let thread: u32 = thread
-            .unwrap()
-            .file_name()
-            .to_str()
-            .unwrap()
-            .parse()
-            .unwrap();
+    for thread in threads(pipeline) {
         assert_eq!(
             status(thread, "Seccomp").as_deref(),
             Some("2"),
@@ -64,15 +57,41 @@ fn pipeline_has_no_privileges() {
             "thread {thread}"
         );
     }
-    // The half, on the other hand, reads nothing that it would need a network for.
     let half = half_of(pipeline).expect("a privileged half");
     assert_ne!(
         status(half, "CapEff").as_deref(),
         Some("0000000000000000"),
         "{half} is not the half"
     );
+    // It has files opened by now, by threads of its own.
+    let threads = threads(half);
+    assert!(threads.len() > 1, "{threads:?}");
+    for thread in threads {
+        for (field, expected) in [("Seccomp", "2"), ("NoNewPrivs", "1")] {
+            assert_eq!(
+                status(thread, field).as_deref(),
+                Some(expected),
+                "{field} of the half's thread {thread}"
+            );
+        }
+    }
     stream.stop(client);
     run.finish(seconds(10)).success();
+}
+
+fn threads(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads
+        .map(|thread| {
+            thread
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect()
 }
 
 /// What CMD can tell about how it was started: identity, signals, limits, environment, directory.

@@ -356,7 +356,8 @@ const GOVERNOR: [(&str, &str); 4] = [
     ),
 ];
 
-fn read_page(port: u16) -> std::io::Result<String> {
+/// What Prometheus would read.
+pub(crate) fn read_page(port: u16) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(seconds(5)))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")?;

@@ -4,6 +4,7 @@ usage: collector.py DIR NAME [tls]   writes DIR/NAME.port, and of each request D
 """
 
 import ctypes
+import gzip
 import http.server
 import itertools
 import os
@@ -23,6 +24,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers["content-encoding"] == "gzip":
+            body = gzip.decompress(body)
         path = "%s-%d.%s" % (base, next(numbers), self.path.rsplit("/", 1)[1])
         with open(path + ".new", "wb") as file:
             file.write(body)

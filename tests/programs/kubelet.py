@@ -72,6 +72,10 @@ METHODS = {
     "StartContainer": (ONE, {}),
     "StopContainer": ({**ONE, "timeout": (2, NUMBER)}, {}),
     "RemoveContainer": (ONE, {}),
+    "ExecSync": (
+        {**ONE, "cmd": (2, STRINGS), "timeout": (3, NUMBER)},
+        {"stdout": (1, STRING), "stderr": (2, STRING), "exit_code": (3, NUMBER)},
+    ),
     "ContainerStatus": ({**ONE, "verbose": (2, NUMBER)}, {"status": (1, STATUS), "info": (2, MAP)}),
 }
 

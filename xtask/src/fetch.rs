@@ -12,7 +12,7 @@
 //!   go/                           our Go program, made by several versions of Go: bin/tls-VERSION alone
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
-//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, mcp/, pyopenssl/, pyopenssl-1.1.1/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, mcp/, pyopenssl/, pyopenssl-1.1.1/, rotel/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
 //!   kubernetes/                   bin/kubectl (trixie), and bin/chart, ours, made with Helm's parts
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
@@ -279,6 +279,14 @@ const WHEELS: &[Wheel] = &[
             ),
             TYPING,
         ],
+    },
+    // A collector: a program, and the Python around it.
+    Wheel {
+        name: "rotel",
+        packages: &[(
+            "rotel==0.0.1a15",
+            "2f4117e58410c933e0dc042a268ef738dab2e3a5d63b5831209acdac2a6ddcb7",
+        )],
     },
     Wheel {
         name: "httpx",

@@ -114,6 +114,7 @@ const NATIVE: &[&str] = &[
     "pyopenssl",
     "pyopenssl-1.1.1",
     "reach",
+    "rotel",
     "websockets",
 ];
 

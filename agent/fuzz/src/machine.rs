@@ -209,6 +209,7 @@ impl Machine {
             names: world.names(),
             policy: world.policy(),
             prices: Prices::default(),
+            findings: vortex_agent::detect::Settings::default(),
             key: 1,
             secret_key: Key::new([1; 32]),
         });

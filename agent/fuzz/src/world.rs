@@ -121,6 +121,7 @@ impl World {
                 rule("kube-*", self.excluded()),
                 rule("shop", Capture::Redacted),
             ],
+            programs: Vec::new(),
             default: Capture::Metadata,
             host: self.host,
             trusts_annotation: self.trusts,

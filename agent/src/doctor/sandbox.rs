@@ -83,9 +83,11 @@ fn seccomp_check(refused: &[&str]) -> Check {
 const HELPFUL: &str = "pidfd_getfd";
 
 /// What the privileged half calls and filters refuse, each with arguments that make it fail before it does anything.
-const CALLS: [(&str, libc::c_long, [libc::c_long; 5]); 3] = [
+const CALLS: [(&str, libc::c_long, [libc::c_long; 5]); 4] = [
     // No such command.
     ("bpf", libc::SYS_bpf, [9999, 0, 0, 0, 0]),
+    // No such operation. By it both halves give up what they do not need, and neither goes on without.
+    ("seccomp", libc::SYS_seccomp, [9999, 0, 0, 0, 0]),
     // No such flag.
     (
         "perf_event_open",

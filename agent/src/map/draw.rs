@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, io::Write as _};
 
 use super::graph::{Graph, Peer, Program, Talk, Traffic};
 use crate::{
+    amount::{plural, size},
     escape,
-    sink::{plural, size},
+    record::WallTime,
 };
 
 pub fn json(graph: &Graph) -> Vec<u8> {
@@ -20,7 +21,7 @@ pub fn text(graph: &Graph) -> Vec<u8> {
         let name = visible(&title(program));
         let file = program.executable.as_ref();
         let file = file.map_or(String::new(), |path| format!(" ({})", visible(path)));
-        let (first, last) = (second(&talk.times.first), second(&talk.times.last));
+        let (first, last) = (second(talk.times.first), second(talk.times.last));
         // Writing to memory can't fail, here and below.
         let _ = writeln!(out, "{name}{file}, {first} to {last}");
         for (status, count) in &talk.unseen {
@@ -56,6 +57,13 @@ pub fn text(graph: &Graph) -> Vec<u8> {
     }
     if graph.left_out > 0 {
         let _ = writeln!(out, "{} had no room", plural(graph.left_out, "record"));
+    }
+    if graph.forgotten > 0 {
+        let peers = plural(graph.forgotten, "peer");
+        let _ = writeln!(
+            out,
+            "{peers} made room for others, the longest unheard of first"
+        );
     }
     out
 }
@@ -148,9 +156,8 @@ fn amounts(traffic: &Traffic) -> String {
 }
 
 /// `2026-01-01 00:00:00`.
-fn second(time: &str) -> String {
-    let end = time.len().min(19);
-    visible(time.get(..end).unwrap_or(time)).replace('T', " ")
+fn second(time: WallTime) -> String {
+    time.written()[..19].replace('T', " ")
 }
 
 fn visible(text: &str) -> String {

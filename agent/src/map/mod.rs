@@ -1,27 +1,73 @@
-//! `vortex-agent map`: which program talks to whom, from the records that were written.
+//! `vortex-agent map`: which program talks to whom, from the records that were written, or as a daemon has heard.
 //!
 //! ```text
-//! files ─► lines ─► graph (programs, peers, models, tools) ─► text, JSON or dot
+//! files ─► lines ─┬► seen ─► graph (programs, peers, models, tools) ─► text, JSON or dot
+//! records ────────┘            └─ of a daemon, by its door ─┘
 //! ```
 
+pub mod door;
 mod draw;
 mod graph;
+mod seen;
 
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Write as _},
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::time::ClockId;
 
-use self::graph::Graph;
-use crate::{cli, clock::nanoseconds, complain::complain};
+use self::{graph::Graph, seen::Seen};
+use crate::{
+    alive::AskError,
+    cli,
+    clock::nanoseconds,
+    complain::complain,
+    record::{Record, WallTime},
+};
 
 /// A longer line is none of ours: a record holds a few MiB at most.
 const LINE_MAX: u64 = 256 << 20;
+
+/// Programs, peers, models and tools that files may name.
+const FILES_ROOM: usize = 1_000_000;
+/// And a daemon keeps: some MiB.
+const DAEMON_ROOM: usize = 10_000;
+/// Until a daemon begins to answer, and goes on.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a daemon has heard, bounded: whom nobody has heard of for longest makes room.
+#[derive(Debug)]
+pub struct Chart {
+    host: String,
+    graph: Graph,
+}
+
+impl Chart {
+    pub fn new(host: &str) -> Chart {
+        Chart {
+            host: host.to_owned(),
+            graph: Graph::new(DAEMON_ROOM),
+        }
+    }
+
+    pub fn hear(&mut self, record: &Record<'_>) {
+        if record.body.is_part() || record.process.is_none() {
+            return;
+        }
+        self.graph.make_room();
+        self.graph.add(Seen::told(record, &self.host));
+    }
+
+    /// What who asks is told.
+    pub fn json(&self) -> Vec<u8> {
+        draw::json(&self.graph)
+    }
+}
 
 pub fn map(arguments: &cli::Map) -> ExitCode {
     match read_and_draw(arguments) {
@@ -37,7 +83,10 @@ fn read_and_draw(arguments: &cli::Map) -> Result<()> {
     let since = arguments.since.map_or(0, |time| {
         nanoseconds(ClockId::Realtime).saturating_sub(time.0.as_nanos() as u64)
     });
-    let mut graph = Graph::default();
+    let mut graph = match &arguments.files[..] {
+        [] => ask(arguments, since)?,
+        _ => Graph::new(FILES_ROOM),
+    };
     for path in &arguments.files {
         let of = || format!("read records of {}", path.display());
         let read = read(path, since, &mut graph).with_context(of)?;
@@ -58,6 +107,22 @@ fn read_and_draw(arguments: &cli::Map) -> Result<()> {
     // Nobody may be reading any more: that is no failure.
     let _ = io::stdout().write_all(&drawn);
     Ok(())
+}
+
+/// Of the daemon.
+fn ask(arguments: &cli::Map, since: u64) -> Result<Graph> {
+    let socket = arguments.socket.display();
+    let told = match door::ask(&arguments.socket, PATIENCE) {
+        Ok(told) => told,
+        Err(AskError::Nobody) => bail!(
+            "no daemon is running: nobody answers at {socket}; name files of records, or start `vortex-agent daemon`"
+        ),
+        Err(error) => Err(error).with_context(|| format!("ask the daemon at {socket}"))?,
+    };
+    let mut graph: Graph = serde_json::from_slice(&told)
+        .with_context(|| format!("understand the daemon at {socket}: is it of this version?"))?;
+    graph.leave_out_before(WallTime(since));
+    Ok(graph)
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -85,8 +150,12 @@ fn lines(mut input: impl BufRead, since: u64, graph: &mut Graph) -> io::Result<C
     let mut line = Vec::new();
     while input.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)? > 0 {
         count.lines += 1;
-        let is_record = serde_json::from_slice(&line).is_ok_and(|record| graph.add(&record, since));
-        count.odd += u64::from(!is_record);
+        let record = serde_json::from_slice(&line).unwrap_or_default();
+        match Seen::read(&record) {
+            Some(seen) if seen.time.0 < since => {}
+            Some(seen) => graph.add(seen),
+            None => count.odd += 1,
+        }
         line.clear();
     }
     Ok(count)
@@ -98,7 +167,7 @@ mod tests {
 
     /// Of what the scenarios of the whole line write.
     fn graph(text: &str) -> Graph {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(FILES_ROOM);
         let count = lines(text.as_bytes(), 0, &mut graph).unwrap();
         assert_eq!(count.odd, 0);
         graph
@@ -122,7 +191,7 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
 
     #[test]
     fn what_is_no_record_is_counted() {
-        let mut graph = Graph::default();
+        let mut graph = Graph::new(FILES_ROOM);
         let text = format!("{LLM}nonsense\n{{\"kind\":\"http\"}}\n{{\"v\":1}}\n");
         let count = lines(text.as_bytes(), 0, &mut graph).unwrap();
         let lines = text.lines().count() as u64;
@@ -138,7 +207,7 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
             (at + 1, true, false),
             (at + 1_000_000_000, false, false),
         ] {
-            let mut graph = Graph::default();
+            let mut graph = Graph::new(FILES_ROOM);
             assert_eq!(lines(LLM.as_bytes(), since, &mut graph).unwrap().odd, 0);
             assert_eq!(!draw::text(&graph).is_empty(), is_there);
             let json = String::from_utf8(draw::json(&graph)).unwrap();
@@ -163,7 +232,7 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
         ] {
             let path = directory.join(name);
             std::fs::write(&path, bytes).unwrap();
-            let mut graph = Graph::default();
+            let mut graph = Graph::new(FILES_ROOM);
             read(&path, 0, &mut graph).unwrap();
             assert!(draw::json(&graph) == expected, "{name}");
         }

@@ -64,6 +64,7 @@ use self::{
 };
 use crate::{
     clock::{nanoseconds, since_boot as now},
+    confine,
     half::{
         self, Attached, Connected, Costs, Facts, FileId, Filter, Finding, Handle, Hello, Link,
         Mapped, OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
@@ -91,6 +92,9 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     rights::check()?;
     let dangers = danger::known();
     danger::check(&dangers)?;
+    rights::keep_needed().context("give up what root may do beyond that")?;
+    // After the last fork, and before a byte of anybody's is read.
+    confine::lock_in_half()?;
     let mut kernel =
         Kernel::load(options.ring_bytes, options.allow_multi).map_err(obstacle::refused)?;
     kernel

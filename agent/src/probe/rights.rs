@@ -8,7 +8,7 @@ use aya_obj::generated::{bpf_cmd, bpf_map_type, perf_event_attr};
 use rustix::{
     fd::OwnedFd,
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::{CapabilitySet, capabilities},
+    thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities},
 };
 
 use super::{
@@ -77,6 +77,11 @@ const SYS_RESOURCE: Right = Right {
 };
 
 impl Right {
+    /// The one by whose name it goes.
+    fn least(&self) -> CapabilitySet {
+        self.any - CapabilitySet::SYS_ADMIN - CapabilitySet::DAC_OVERRIDE
+    }
+
     pub fn is_held(&self) -> bool {
         capabilities(None).is_ok_and(|sets| sets.effective.intersects(self.any))
     }
@@ -116,6 +121,40 @@ pub fn check() -> Result<()> {
         "the privileged half has no {}; `vortex-agent doctor` says how to give it",
         missing.join(", no ")
     )))
+}
+
+/// Not needed, and of use: the reader goes before others, files of others give a lease, processes of others are held.
+const OF_USE: CapabilitySet = CapabilitySet::SYS_NICE
+    .union(CapabilitySet::LEASE)
+    .union(CapabilitySet::KILL);
+
+/// Gives up what is not needed on this kernel, of root's rights. Call it while there is one thread.
+///
+/// # Errors
+/// The kernel refuses it, which it has no reason to.
+pub fn keep_needed() -> io::Result<()> {
+    let held = capabilities(None)?.permitted;
+    let always = ALWAYS.iter().fold(OF_USE, |all, right| all | right.least());
+    let mut kept = always & held;
+    // First what the kernel asks for, and then what it asks for beyond that.
+    loop {
+        set_capabilities(None, sets(kept, held))?;
+        let lacks = missing();
+        let more = lacks.iter().fold(kept, |all, right| all | right.any & held);
+        if more == kept {
+            break;
+        }
+        kept = more;
+    }
+    Ok(set_capabilities(None, sets(kept, kept))?)
+}
+
+fn sets(effective: CapabilitySet, permitted: CapabilitySet) -> CapabilitySets {
+    CapabilitySets {
+        effective,
+        permitted,
+        inheritable: CapabilitySet::empty(),
+    }
 }
 
 /// Multi links ask for what loading asks for. The perf ones have asked for more since CVE-2025-38466.

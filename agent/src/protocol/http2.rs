@@ -61,6 +61,8 @@ struct Lane {
     table: Table,
     /// The block that CONTINUATION goes on with.
     block: Option<Block>,
+    /// When the first byte of the frame came.
+    began: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +160,7 @@ impl Http2 {
             buffer: Vec::new(),
             table: Table::new(from_start),
             block: None,
+            began: 0,
         };
         let ids = || Ids {
             highest: 0,
@@ -255,11 +258,14 @@ impl Http2 {
                 used
             }
             State::Header => {
+                if lane.buffer.is_empty() {
+                    lane.began = time;
+                }
                 let used = lane.gather(bytes, HEADER);
                 if lane.buffer.len() == HEADER {
                     let frame = Frame::parse(&lane.buffer);
                     lane.buffer.clear();
-                    self.begin(side, frame, time, out);
+                    self.begin(side, frame, out);
                 }
                 used
             }
@@ -310,7 +316,7 @@ impl Http2 {
                 if lane.buffer.len() == frame.length {
                     lane.state = State::Header;
                     let payload = std::mem::take(&mut lane.buffer);
-                    self.whole(side, frame, &payload, time, out);
+                    self.whole(side, frame, &payload, out);
                     let lane = self.lane(side);
                     lane.buffer = payload;
                     lane.buffer.clear();
@@ -338,7 +344,7 @@ impl Http2 {
     }
 
     /// A frame begins.
-    fn begin(&mut self, side: Side, frame: Frame, time: u64, out: Out<'_>) {
+    fn begin(&mut self, side: Side, frame: Frame, out: Out<'_>) {
         let lane = self.lane(side);
         // Nothing may come between the parts of a block (section 6.10).
         if lane.block.is_some() != (frame.kind == kind::CONTINUATION) || !frame.is_valid(side) {
@@ -367,7 +373,7 @@ impl Http2 {
                 State::Data { padding, .. } => self.data_over(side, frame, padding, out),
                 State::Whole(_) => {
                     self.lane(side).state = State::Header;
-                    self.whole(side, frame, &[], time, out);
+                    self.whole(side, frame, &[], out);
                 }
                 _ => self.lane(side).state = State::Header,
             }
@@ -398,13 +404,13 @@ impl Http2 {
         }
     }
 
-    fn whole(&mut self, side: Side, frame: Frame, payload: &[u8], time: u64, out: Out<'_>) {
+    fn whole(&mut self, side: Side, frame: Frame, payload: &[u8], out: Out<'_>) {
         match frame.kind {
             kind::HEADERS => {
                 let Some(fragment) = frame.fragment(payload) else {
                     return self.lose(side, 0, out);
                 };
-                self.block(side, frame, frame.stream, fragment, time, out);
+                self.block(side, frame, frame.stream, fragment, out);
             }
             kind::PUSH_PROMISE => {
                 let fragment = frame.fragment(payload);
@@ -414,7 +420,7 @@ impl Http2 {
                     return self.lose(side, 0, out);
                 };
                 let promised = u32::from_be_bytes(*promised) & STREAM_MASK;
-                self.block(side, frame, promised, fragment, time, out);
+                self.block(side, frame, promised, fragment, out);
             }
             kind::CONTINUATION => {
                 let lane = self.lane(side);
@@ -457,20 +463,13 @@ impl Http2 {
         }
     }
 
-    fn block(
-        &mut self,
-        side: Side,
-        frame: Frame,
-        stream: u32,
-        fragment: &[u8],
-        time: u64,
-        out: Out<'_>,
-    ) {
-        self.lane(side).block = Some(Block {
+    fn block(&mut self, side: Side, frame: Frame, stream: u32, fragment: &[u8], out: Out<'_>) {
+        let lane = self.lane(side);
+        lane.block = Some(Block {
             stream,
             is_promise: frame.kind == kind::PUSH_PROMISE,
             ends_stream: frame.kind == kind::HEADERS && frame.has(flag::END_STREAM),
-            began: time,
+            began: lane.began,
             bytes: fragment.to_vec(),
             is_over: false,
         });

@@ -615,18 +615,18 @@ impl Reader {
         }
         match self.state {
             State::Text { is_name } => return self.text(bytes, is_name, out),
-            State::Token => match byte {
-                b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' | b'+' | b'-' | b'.' => {
-                    // One more than is kept says that it is too long.
-                    if self.token.len() <= TOKEN_MAX {
-                        self.token.push(byte);
-                    }
-                }
-                _ => {
+            State::Token => {
+                let is_part =
+                    |byte: &&u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+                let length = bytes.iter().take_while(is_part).count();
+                if length == 0 {
                     self.end_of_token(out);
-                    return 0;
                 }
-            },
+                // One more than is kept says that it is too long.
+                let room = (TOKEN_MAX + 1).saturating_sub(self.token.len());
+                self.token.extend_from_slice(&bytes[..length.min(room)]);
+                return length;
+            }
             State::Escape { is_name } => self.escape(byte, is_name, out),
             State::Unicode {
                 is_name,
@@ -740,6 +740,12 @@ impl Reader {
     fn text(&mut self, bytes: &[u8], is_name: bool, out: Out<'_>) -> usize {
         let end = self.end_of_text(bytes);
         let part = &bytes[..end.unwrap_or(bytes.len())];
+        if end.is_some_and(|end| bytes[end] == b'"')
+            && let Some(text) = self.short(part, is_name)
+        {
+            self.whole_text(text, is_name, out);
+            return part.len() + 1;
+        }
         if !part.is_empty() {
             self.flush_surrogate(is_name);
             self.push(part, is_name);
@@ -758,17 +764,28 @@ impl Reader {
         self.flush_surrogate(is_name);
         let room = self.room(is_name);
         let text = self.string.take(room);
-        if is_name {
-            self.is_cut |= text.is_cut;
-            if let Some(Frame::Map(_, name)) = self.stack.last_mut() {
-                *name = Some(text.kept.into());
-            }
-            self.state = State::Colon;
-        } else {
-            self.is_cut |= text.is_cut;
-            self.place(Value::Text(text), out);
-        }
+        self.is_cut |= text.is_cut;
+        self.whole_text(text, is_name, out);
         end + 1
+    }
+
+    /// Most strings are short, come in one piece, and have no escape: they need no buffer.
+    fn short(&self, text: &[u8], is_name: bool) -> Option<Text> {
+        let is_begun = self.string.length > 0 || self.string.surrogate.is_some();
+        if is_begun || text.len() >= BLOB_MIN || text.len() > self.room(is_name) {
+            return None;
+        }
+        simdutf8::basic::from_utf8(text).ok().map(Text::of)
+    }
+
+    fn whole_text(&mut self, text: Text, is_name: bool, out: Out<'_>) {
+        if !is_name {
+            return self.place(Value::Text(text), out);
+        }
+        if let Some(Frame::Map(_, name)) = self.stack.last_mut() {
+            *name = Some(text.kept.into());
+        }
+        self.state = State::Colon;
     }
 
     fn room(&self, is_name: bool) -> usize {
@@ -857,8 +874,24 @@ impl Reader {
     }
 
     fn end_of_token(&mut self, out: Out<'_>) {
-        let token = std::mem::take(&mut self.token);
-        let value = match token.as_slice() {
+        let mut token = std::mem::take(&mut self.token);
+        let is_left_out = self.skips() && token.len() <= TOKEN_MAX && is_number(&token);
+        if is_left_out {
+            self.state = State::Behind;
+        } else {
+            match self.token_value(&token) {
+                Some(value) => self.place(value, out),
+                None => self.give_up(out),
+            }
+        }
+        // Its memory is for the next one.
+        token.clear();
+        self.token = token;
+    }
+
+    /// `None`: it is none.
+    fn token_value(&mut self, token: &[u8]) -> Option<Value> {
+        Some(match token {
             b"null" => Value::Null,
             b"true" => Value::Bool(true),
             b"false" => Value::Bool(false),
@@ -867,12 +900,21 @@ impl Reader {
                 self.is_cut = true;
                 Value::Null
             }
-            token => match str::from_utf8(token) {
-                Ok(text) if is_number(token) => Value::Number(text.into()),
-                _ => return self.give_up(out),
-            },
-        };
-        self.place(value, out);
+            token if !is_number(token) => return None,
+            token => Value::Number(str::from_utf8(token).ok()?.into()),
+        })
+    }
+
+    /// Are numbers left out here?
+    fn skips(&self) -> bool {
+        self.skips_numbers
+            && matches!(self.stack.last(), Some(Frame::List(_)))
+            && !self.is_element()
+    }
+
+    /// Is what comes next told by itself?
+    fn is_element(&self) -> bool {
+        self.layout == Layout::Elements && matches!(self.stack[..], [Frame::List(_)])
     }
 
     fn deep(&mut self, bytes: &[u8], out: Out<'_>) -> usize {
@@ -916,9 +958,7 @@ impl Reader {
     /// A value is whole.
     fn place(&mut self, value: Value, out: Out<'_>) {
         self.state = State::Behind;
-        let is_element =
-            self.layout == Layout::Elements && matches!(self.stack[..], [Frame::List(_)]);
-        if self.stack.is_empty() || is_element {
+        if self.stack.is_empty() || self.is_element() {
             self.kept = 0;
             if self.stack.is_empty() {
                 self.state = State::Between;
@@ -928,10 +968,6 @@ impl Reader {
                 is_cut: std::mem::take(&mut self.is_cut),
                 is_broken: false,
             });
-        }
-        let is_in_list = matches!(self.stack.last(), Some(Frame::List(_)));
-        if self.skips_numbers && is_in_list && matches!(value, Value::Number(_)) {
-            return;
         }
         // A list or a map was counted when it began: what is kept in it has a place, however much it is.
         if !matches!(value, Value::List(_) | Value::Map(_)) {

@@ -52,6 +52,9 @@ const LETTERS: Set = Set::of(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvw
 /// Of any token.
 pub const TOKEN: Set = LETTERS.or(Set::of(b"+/=_.~:-"));
 pub const DIGITS: Set = Set::of(b"0123456789");
+/// Of a card's number, as people write it.
+pub const CARD: Set = DIGITS.with(b' ').with(b'-');
+pub const HEX: Set = Set::of(b"0123456789ABCDEFabcdef");
 pub const BASE64: Set = LETTERS.or(Set::of(b"+/="));
 /// Of an identifier, a header's or a variable's name.
 pub const WORD: Set = LETTERS.or(Set::of(b"_-."));
@@ -62,6 +65,8 @@ pub const PRIVATE_KEY: Set = BASE64.or(Set::of(b" \t\r\n\\\"'-:,._@()<>;"));
 /// A value that nothing encloses. Whoever puts another of these into a URL, a form or a variable has to
 /// encode it; brackets, commas and single quotes need not be.
 pub const BARE: Set = Set::but(b" \t\r\n\x0b\x0c\0&\"<>`");
+/// Of a type in a declaration.
+pub const TYPE: Set = LETTERS.or(Set::of(b"_&'*.<>[]?|:, "));
 /// Text between tags.
 pub const TAG_TEXT: Set = Set::but(b"<");
 /// Before the @ of a URL.

@@ -17,18 +17,26 @@
 //!   still. Text is believed again at the head of an HTTP/1 message only (`plain.rs`).
 //! - The hash is BLAKE3, keyed by 32 random bytes that live as long as the process: equal secrets of one run
 //!   look equal, nothing can be tried out against it. Shorter than 8 bytes there is none.
+//! - Texts that are there as a whole, such as bodies, messages, arguments and names, are searched as well as they are
+//!   without percent-encoding, escapes of JSON, entities, base64 and hexadecimal digits (`encoded.rs`). Base64 that
+//!   holds a secret is replaced as a whole.
 //! - `offset` and `length`, also of redactions, are those on the wire; records of a stream add up to it.
 //! - Strings ([`Clear`]) and log lines ([`line`]) are treated the same, with `--content none`, too.
 //!
 //! What is not promised:
 //! - A secret in no known format under no known name is text: a password in a chat, a token in the path of a
 //!   URL, credentials under names in another language.
-//! - Text that is encoded once more is not decoded: a token inside base64 in JSON is seen by its name only.
-//!   Escapes inside a value do no harm, those inside a name (`pass%77ord`) hide it.
+//! - In `data`, pieces of streams, text that is encoded once more is not decoded: a token inside base64 in JSON is
+//!   seen by its name only, and escapes inside a name (`pass%77ord`) hide it. Inside a value they do no harm.
+//! - Base64 of what is no text (compressed, encrypted, a picture) is shown.
+//! - Each event, message and line is a text of its own: a secret that a model says in parts is whole, and redacted, in
+//!   `llm` only; `sse` and the body, which is those parts in JSON, show the parts that are no secret by themselves.
 //! - A bare value ends where its syntax says: of `password: two words` nothing is known to be a secret.
 //! - `--content full` redacts nothing but log lines.
 
 mod bytes;
+mod card;
+mod encoded;
 mod name;
 mod plain;
 mod redactors;
@@ -41,7 +49,7 @@ mod verdict;
 
 use std::{
     borrow::Cow,
-    cell::Cell,
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     fmt,
     sync::LazyLock,
@@ -226,13 +234,69 @@ pub fn line(text: &str) -> String {
 }
 
 fn cleared(text: &str, key: Option<Key>) -> String {
-    let mut clear = String::with_capacity(text.len());
-    Scanner::new(key, 0, true).whole(text, &mut |_, _, shown| {
-        if let Cleared::Text(text, _) = shown {
-            clear.push_str(text);
-        }
+    let mut clearing = Clearing::new(text.len());
+    clearing.segment(text.as_bytes(), 0, key.as_ref(), Ending::End);
+    Scanner::new(key, 0, true).whole(text, &mut |at, length, cleared| {
+        clearing.take(at, length, cleared);
     });
-    clear
+    clearing.text
+}
+
+/// What scanners say of a text that is there as a whole, without the secrets that are encoded in it.
+struct Clearing<'a> {
+    /// What comes next of the text, and its position on the wire.
+    segment: &'a [u8],
+    base: u64,
+    /// What is encoded in there.
+    more: Vec<Redaction>,
+    text: String,
+    redactions: Vec<Redaction>,
+    is_encoded: bool,
+}
+
+impl<'a> Clearing<'a> {
+    fn new(length: usize) -> Clearing<'a> {
+        Clearing {
+            segment: &[],
+            base: 0,
+            more: Vec::new(),
+            text: String::with_capacity(length),
+            redactions: Vec::new(),
+            is_encoded: false,
+        }
+    }
+
+    /// `ending`: of what can be read on. What is no text is withheld, so that nothing needs to be found in it.
+    fn segment(&mut self, segment: &'a [u8], base: u64, key: Option<&Key>, ending: Ending) {
+        (self.segment, self.base) = (segment, base);
+        self.more = match simdutf8::basic::from_utf8(segment) {
+            Ok(_) => encoded::secrets(key, segment, ending),
+            Err(_) => Vec::new(),
+        };
+        for redaction in &mut self.more {
+            redaction.offset += base;
+        }
+    }
+
+    fn take(&mut self, at: u64, length: u64, cleared: Cleared<'_>) {
+        let (text, marks) = match cleared {
+            Cleared::Text(text, marks) => (text, marks),
+            Cleared::Encoded => {
+                self.is_encoded = true;
+                return;
+            }
+        };
+        if self.more.is_empty() {
+            self.text.push_str(text);
+            self.redactions.extend_from_slice(marks);
+            return;
+        }
+        let start = (at - self.base) as usize;
+        let source = &self.segment[start..start + length as usize];
+        let source = str::from_utf8(source).unwrap_or_default();
+        let (text, redactions) = (&mut self.text, &mut self.redactions);
+        encoded::write((source, at), marks, &self.more, text, redactions);
+    }
 }
 
 /// Whom a piece of data is for.
@@ -541,33 +605,39 @@ impl Redactor {
 
     /// The holes are in the bytes, and then in what is shown of them.
     fn text(&self, bytes: &[u8], holes: &mut [Hole], is_cut: bool) -> Owned {
-        let mut text = String::with_capacity(bytes.len());
-        let (mut redactions, mut is_encoded) = (Vec::new(), false);
-        let shown = Cell::new(0);
-        let out: scanner::Out<'_> = &mut |_, _, cleared| match cleared {
-            Cleared::Text(more, marks) => {
-                text.push_str(more);
-                shown.set(text.len());
-                redactions.extend_from_slice(marks);
-            }
-            Cleared::Encoded => is_encoded = true,
+        let clearing = RefCell::new(Clearing::new(bytes.len()));
+        let out: scanner::Out<'_> = &mut |at, length, cleared| {
+            clearing.borrow_mut().take(at, length, cleared);
         };
         let mut scanner = Scanner::new(Some(self.key.clone()), 0, true);
-        let mut from = 0;
+        let (mut from, mut missing) = (0, 0);
         for hole in holes {
-            scanner.feed(&bytes[from..hole.at], out);
+            let segment = &bytes[from..hole.at];
+            let key = Some(&self.key);
+            clearing
+                .borrow_mut()
+                .segment(segment, from as u64 + missing, key, Ending::Late);
+            scanner.feed(segment, out);
             scanner.gap(hole.length, out);
             from = hole.at;
-            hole.at = shown.get();
+            missing += hole.length;
+            hole.at = clearing.borrow().text.len();
         }
-        scanner.feed(&bytes[from..], out);
+        let ending = if is_cut { Ending::Late } else { Ending::End };
+        let segment = &bytes[from..];
+        let key = Some(&self.key);
+        clearing
+            .borrow_mut()
+            .segment(segment, from as u64 + missing, key, ending);
+        scanner.feed(segment, out);
         if is_cut {
             scanner.flush(Ending::Late, out);
         }
         scanner.close(out);
-        match is_encoded {
+        let clearing = clearing.into_inner();
+        match clearing.is_encoded {
             true => Owned::Encoded,
-            false => Owned::Text(text, redactions),
+            false => Owned::Text(clearing.text, clearing.redactions),
         }
     }
 
@@ -608,12 +678,13 @@ impl Redactor {
             return self.string(value);
         }
         let line = format!("{name}: {value}");
-        let mut clear = String::with_capacity(line.len());
-        Scanner::new(Some(self.key.clone()), 0, true).line_of_head(&line, &mut |_, _, shown| {
-            if let Cleared::Text(text, _) = shown {
-                clear.push_str(text);
-            }
-        });
+        let mut clearing = Clearing::new(line.len());
+        clearing.segment(line.as_bytes(), 0, Some(&self.key), Ending::End);
+        Scanner::new(Some(self.key.clone()), 0, true)
+            .line_of_head(&line, &mut |at, length, cleared| {
+                clearing.take(at, length, cleared)
+            });
+        let clear = clearing.text;
         let value = clear
             .strip_prefix(name)
             .and_then(|rest| rest.strip_prefix(": "));

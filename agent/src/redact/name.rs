@@ -17,6 +17,8 @@ const SPACES: usize = 8;
 /// farther away may be gone.
 const BACKSLASHES: usize = 63;
 const INDENT: usize = 60;
+/// The longest type of a declaration.
+const TYPE: usize = 48;
 
 #[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +74,10 @@ pub struct Place {
     at_line: Line,
     /// Behind `const` or `static`: a colon is followed by a type.
     is_declared: bool,
+    /// The same behind `var`, where nothing but a space may precede the type.
+    is_variable: bool,
+    /// Behind `login name` of a `.netrc`.
+    in_netrc: bool,
     in_head: bool,
 }
 
@@ -126,6 +132,8 @@ impl Place {
             in_list: matches!(before.last(), Some(b';')),
             at_line,
             is_declared: indent > 0 && (lead.ends_with(b"const") || lead.ends_with(b"static")),
+            is_variable: indent > 0 && (lead.ends_with(b"const") || lead.ends_with(b"var")),
+            in_netrc: indent > 0 && is_login(lead),
             in_head,
         }
     }
@@ -310,7 +318,11 @@ impl Place {
         let tag = self.is_tag && text.get(behind) == Some(&b'>');
         let at = behind + spaces(&text[behind..], is_closed);
         let Some((separator, length)) = separator(&text[at..]) else {
-            return if matches!(text[at..], [] | [b'%'] | [b'%', b'3']) {
+            return if at > behind && self.is_variable {
+                self.declared(text, at, name, ending)
+            } else if at > behind && self.in_netrc {
+                self.value(text, at, name, b' ', true, ending)
+            } else if matches!(text[at..], [] | [b'%'] | [b'%', b'3']) {
                 undecided(text, ending)
             } else if self.is_flag && at > behind && !is_closed {
                 self.value(text, at, name, b' ', true, ending)
@@ -324,14 +336,44 @@ impl Place {
         let is_tight = at == behind;
         let start = at + length;
         let gap = spaces(&text[start..], is_closed);
-        self.value(
+        let verdict = self.value(
             text,
             start + gap,
             name,
             separator,
             is_tight && gap == 0,
             ending,
-        )
+        );
+        match verdict {
+            Verdict::No if separator == b':' && length == 1 && !is_closed => {
+                self.declared(text, start, name, ending)
+            }
+            verdict => verdict,
+        }
+    }
+
+    /// `password: &str = "value"`: a type between the name and its value, which is a string then.
+    fn declared(&self, text: &[u8], at: usize, name: &Name, ending: Ending) -> Verdict {
+        let rest = &text[at..];
+        let length = rest
+            .iter()
+            .take(TYPE)
+            .take_while(|byte| bytes::TYPE.has(**byte));
+        let length = length.count();
+        let value = match rest.get(length..) {
+            None | Some([]) if length < TYPE => return undecided(text, ending),
+            Some([b'=', b'=' | b'>', ..]) => return Verdict::No,
+            Some([b'=', ..]) => at + length + 1,
+            _ => return Verdict::No,
+        };
+        let value = value + spaces(&text[value..], false);
+        let prefix = text[value..].iter().take(2);
+        let prefix = prefix.take_while(|byte| matches!(byte, b'b' | b'r' | b'u' | b'f' | b'c'));
+        match text.get(value + prefix.count()) {
+            None => undecided(text, ending),
+            Some(b'"' | b'\'' | b'`') => self.value(text, value, name, b'=', false, ending),
+            Some(_) => Verdict::No,
+        }
     }
 
     fn value(
@@ -415,7 +457,7 @@ impl Place {
                 b':' if !is_tight && self.at_line != Line::Within && is_strong => {
                     !is_code(value) && !goes_on(text, end)
                 }
-                b' ' => is_made(value, 6),
+                b' ' => self.in_netrc || is_made(value, 6),
                 b':' if self.is_declared => false,
                 // In code a value without quotes is no literal.
                 b'=' if !is_tight => self.at_line == Line::Start && is_strong && is_made(value, 6),
@@ -423,6 +465,14 @@ impl Place {
             }
         })
     }
+}
+
+/// `machine host login name`, before `password`.
+fn is_login(text: &[u8]) -> bool {
+    let near = text[text.len().saturating_sub(BEHIND / 2)..].trim_ascii_end();
+    let mut words = near.rsplit(u8::is_ascii_whitespace);
+    words.next();
+    words.next() == Some(b"login")
 }
 
 /// What separates a name from its value, and its length.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::{
     bytes,
+    card::{self, card},
     name::{Name, Place, Strength},
     search::Search,
     token::{Left, Token, anchors_of, pattern, private_key, url},
@@ -50,6 +51,7 @@ enum Meaning {
     Word,
     PrivateKey,
     Url,
+    Card,
 }
 
 /// An anchor in a text.
@@ -98,6 +100,7 @@ impl Rules {
                 Meaning::Token(number) => self.tokens[number].judge(text, hit.start, ending),
                 Meaning::Word => self.word(text, hit, in_head, ending),
                 Meaning::PrivateKey => private_key(text, (hit.start, hit.end), ending),
+                Meaning::Card => card(text, hit.start, ending),
                 Meaning::Url => url(text, hit.end, ending, |user| self.find(user, 0).is_some()),
             };
             match verdict {
@@ -184,6 +187,7 @@ mod file {
         #[serde(default)]
         pub fold: bool,
         pub only: Option<Only>,
+        pub shows: Option<Shows>,
         #[cfg_attr(not(test), serde(rename = "yes"))]
         #[cfg_attr(not(test), expect(dead_code, reason = "for the tests"))]
         pub yes: Vec<String>,
@@ -195,6 +199,12 @@ mod file {
     #[serde(rename_all = "lowercase")]
     pub enum Only {
         Mixed,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Shows {
+        Anchor,
     }
 
     #[derive(Deserialize)]
@@ -238,6 +248,9 @@ impl Rules {
         };
         add(b"-----BEGIN ", Meaning::PrivateKey);
         add(b"://", Meaning::Url);
+        for prefix in card::prefixes() {
+            add(&prefix, Meaning::Card);
+        }
         let mut tokens = Vec::new();
         for token in file.token {
             let (pattern, anchor) = pattern(&token.pattern, token.fold)?;
@@ -250,6 +263,7 @@ impl Rules {
                 anchor,
                 left: token.left,
                 mixed: token.only.is_some(),
+                shows_anchor: token.shows.is_some(),
             });
         }
         let mut headers = HashMap::new();
@@ -297,6 +311,7 @@ impl Rules {
         let left = |meaning: &Meaning| match meaning {
             Meaning::Token(number) => Some(tokens[*number].left),
             Meaning::PrivateKey => Some(Left::Any),
+            Meaning::Card => Some(Left::Number),
             Meaning::Word | Meaning::Url => None,
         };
         let mut beginnings: Vec<Vec<Beginning>> = (0..256).map(|_| Vec::new()).collect();

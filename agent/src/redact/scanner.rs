@@ -161,9 +161,15 @@ impl Scanner {
     }
 
     /// All of a text that has no need to be plain, such as a path.
-    pub fn whole(mut self, text: &str, out: Out<'_>) {
+    pub fn whole(self, text: &str, out: Out<'_>) {
+        self.ending(text, Ending::End, out);
+    }
+
+    /// The same of one that ends so.
+    pub fn ending(mut self, text: &str, ending: Ending, out: Out<'_>) {
         self.buffer.extend_from_slice(text.as_bytes());
         self.checked = text.len();
+        self.release(ending, out);
         self.close(out);
     }
 

@@ -15,7 +15,7 @@ pub struct Search {
     /// One bit a hash: does an anchor begin so?
     filter: Box<[u64; 1 << (BITS - 6)]>,
     /// By hash, where the bit is set.
-    buckets: Box<[u8; 1 << BITS]>,
+    buckets: Box<[u16; 1 << BITS]>,
     anchors: Vec<Bucket>,
 }
 
@@ -39,7 +39,7 @@ impl Search {
             let hash = hash([anchor[0], anchor[1], anchor[2], 0]);
             search.filter[hash >> 6] |= 1 << (hash & 63);
             if search.buckets[hash] == 0 {
-                search.buckets[hash] = search.anchors.len() as u8;
+                search.buckets[hash] = search.anchors.len() as u16;
                 search.anchors.push(Bucket::new());
             }
             let bucket = &mut search.anchors[usize::from(search.buckets[hash])];

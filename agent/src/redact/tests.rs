@@ -98,6 +98,7 @@ fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf,
         }
     }
     files.sort();
+    let redactor = Redactor::new(Policy::Redacted, Key::new([7; 32]));
     let (mut total, mut found) = (0, Vec::new());
     for file in files {
         let bytes = std::fs::read(&file).unwrap_or_default();
@@ -105,22 +106,17 @@ fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf,
             continue;
         }
         total += bytes.len();
-        let mut scanner = Scanner::new(None, 0, true);
-        let mut out = |_: u64, _: u64, cleared: Cleared<'_>| {
-            let Cleared::Text(_, redactions) = cleared else {
-                return;
-            };
-            for redaction in redactions {
-                let start = redaction.offset as usize;
-                let end = start + redaction.length as usize;
-                let shown = &bytes[start.saturating_sub(40)..end.min(start + 60)];
-                found.push((file.clone(), String::from_utf8_lossy(shown).into_owned()));
-            }
+        let whole = redactor.whole(Plaintext::new(&bytes), &[], false);
+        let Shown::Text(_, redactions) = whole.content().shown() else {
+            continue;
         };
-        for chunk in bytes.chunks(16 << 10) {
-            scanner.feed(chunk, &mut out);
+        for redaction in redactions {
+            let start = redaction.offset as usize;
+            let end = start + redaction.length as usize;
+            let shown = &bytes[start.saturating_sub(40)..end.min(start + 60)];
+            let shown = String::from_utf8_lossy(shown);
+            found.push((file.clone(), format!("{}: {shown}", redaction.kind)));
         }
-        scanner.close(&mut out);
     }
     (total, found)
 }
@@ -184,6 +180,20 @@ fn values_of_names() {
         "<SecretAccessKey>«abcdefgh»</SecretAccessKey>",
         "redis://:«hunter2»@host/0",
         "amqp://user:«p@ss,w;rd»@host/vhost",
+        "const PASSWORD: &str = \"«hunter2x»\";\n",
+        "static API_KEY: &'static str = \"«hunter2x»\";\n",
+        "let password: String = \"«hunter2x»\".into();\n",
+        "const dbPassword: string = '«hunter2x»';\n",
+        "export const secretKey: string | undefined = `«hunter2x»`\n",
+        "var apiKey string = \"«hunter2x»\"\n",
+        "const apiKey string = \"«hunter2x»\"\n",
+        "password: str = \"«hunter2x»\"\n",
+        "val password: String = \"«hunter2x»\"\n",
+        "machine example.com login me password «correct»\n",
+        "machine example.com\n  login me\n  password «correct»\n",
+        "jdbc:mysql://host/db?user=u&password=«correct»&x=1",
+        "Server=tcp:h,1433;Database=d;User ID=u;Password=«correct»;Encrypt=True;",
+        "Endpoint=sb://h/;SharedAccessKeyName=n;SharedAccessKey=«Ab1Cd2Ef3=»;x",
     ] {
         let plain = text.replace(['«', '»'], "");
         let (before, rest) = text.split_once('«').unwrap();
@@ -227,6 +237,9 @@ fn what_only_looks_like_a_secret() {
         "git commit -S --signature=none --key-id=abc",
         "basic authentication, bearer tokens, digest\n",
         "pub const ERROR_NO_TOKEN: WIN32_ERROR = 1008;\n",
+        "const PASSWORD: &str = \"password\";\n",
+        "let token: Token = next(\"a1b2c3d4\");\n",
+        "login me password\n",
     ] {
         assert_eq!(clear(text), text);
     }
@@ -255,6 +268,10 @@ fn cuts_change_nothing() {
         "no head\rCookie: /\rmore\r\n",
         "GET / HTTP/1.1\r\n\r\nGET no head\rCookie: /\rmore\r\n",
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
+        "const PASSWORD: &str = \"hunter2xCd2\"; var token string = r\"Ab1Cd2Ef3\" password: a b = \"",
+        "pay 4111 1111 1111 1111 or 378282246310005, not 4111 1111 1111 1112 nor 4111. \"cc=4111-1111-1111-1111",
+        "{\"kty\":\"EC\",\"d\":\"Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3Ab1C\",\"x\":1}",
+        "machine h login me password correcthorse\nu:$apr1$Ab1Cd2Ef$Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op\n",
         "{'password': b'correct horse', 'otp':f, 'token' : R\"Ab1Cd2Ef3\"} password=b2Cd2Ef3&otp=u",
         "(\"Authorization\", \"valu3 Ab1Cd2Ef3\"), (\"Cookie\", \"value=1\"), [\"x-api-key\", \"va",
         "%22authentication%22: a1b2c3d4 authentication]%5D: Bearer Ab1Cd2Ef3\n%22password%22%3A%22Ab1Cd2Ef3%22 password %3",
@@ -514,6 +531,143 @@ fn equal_secrets_have_equal_hashes_and_short_ones_none() {
         panic!("one argument")
     };
     assert_eq!(as_argument.as_str(), shown(&one, text));
+}
+
+/// Encoded in one way, and in several.
+#[test]
+fn what_is_encoded_once_more_is_found() {
+    let base64 = |text: &str| base64_simd::STANDARD.encode_to_string(text);
+    let percent =
+        |text: &str| -> String { text.bytes().map(|byte| format!("%{byte:02X}")).collect() };
+    let json =
+        |text: &str| -> String { text.bytes().map(|byte| format!("\\u{byte:04x}")).collect() };
+    let entities =
+        |text: &str| -> String { text.bytes().map(|byte| format!("&#{byte};")).collect() };
+    let hex = |text: &str| -> String { text.bytes().map(|byte| format!("{byte:02x}")).collect() };
+    let ways: [&dyn Fn(&str) -> String; 5] = [&base64, &percent, &json, &entities, &hex];
+    for secret in [
+        "ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8",
+        "{\"password\":\"correct horse\"}",
+        "a note: 4111 1111 1111 1111, is it?",
+    ] {
+        for one in ways {
+            for (before, after) in [
+                ("", ""),
+                ("see ", " here"),
+                ("\"", "\""),
+                ("data:text/plain;base64,", "\n"),
+                ("x\\n", "\\n"),
+                ("/v1/", "&x=1"),
+                ("x=", "&y=1"),
+                ("x=", "&y=1"),
+            ] {
+                let shown = clear(&format!("{before}{}{after}", one(secret)));
+                assert!(
+                    shown.starts_with(before) && shown.ends_with(after),
+                    "{shown}"
+                );
+                assert!(shown.contains("[redacted:"), "{}: {shown}", one(secret));
+            }
+            for other in ways {
+                let text = other(&one(secret));
+                // What is left of it are the names, brackets and quotes.
+                assert!(clear(&text).contains("[redacted:"), "{text}");
+            }
+        }
+    }
+    for (text, shown) in [
+        (
+            "pass%77ord=hunter2&x=1",
+            "pass%77ord=[redacted:password]&x=1",
+        ),
+        (
+            "u=postgres%3A%2F%2Fme%3Ahunter2%40host%2Fdb&x=1",
+            "u=postgres%3A%2F%2Fme%3A[redacted:password]%40host%2Fdb&x=1",
+        ),
+        (
+            "{\"u\":\"redis:\\/\\/:hunter2@host\"}",
+            "{\"u\":\"redis:\\/\\/:[redacted:password]@host\"}",
+        ),
+        (
+            "{\"a\":\"{\\u0022password\\u0022:\\u0022hunter2\\u0022}\"}",
+            "{\"a\":\"{\\u0022password\\u0022:\\u0022[redacted:password]\\u0022}\"}",
+        ),
+        (
+            "&quot;password&quot;:&quot;hunter2&quot;",
+            "&quot;password&quot;:&quot;[redacted:password]&quot;",
+        ),
+        (
+            "%2522password%2522%253A%2522hunter2%2522",
+            "%2522password%2522%253A[redacted:password]",
+        ),
+    ] {
+        assert_eq!(clear(text), shown);
+    }
+}
+
+/// Base64 in lines, also where their ends are escapes, and in both alphabets.
+#[test]
+fn base64_is_found_in_lines() {
+    let text = "x".repeat(60)
+        + " token ghp_Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8 \u{fb}\u{ff}?>"
+            .repeat(3)
+            .as_str();
+    let whole = base64_simd::STANDARD.encode_to_string(&text);
+    for (end, indent) in [
+        ("\n", ""),
+        ("\r\n", ""),
+        ("\n", "    "),
+        ("\\n", ""),
+        ("\\r\\n", ""),
+        ("\\\\n", ""),
+    ] {
+        for width in [64, 76] {
+            let lines: Vec<&str> = (0..whole.len())
+                .step_by(width)
+                .map(|at| &whole[at..whole.len().min(at + width)])
+                .collect();
+            let lines = lines.join(&format!("{end}{indent}"));
+            assert_eq!(clear(&format!("a: {lines}.")), "a: [redacted:github].");
+        }
+    }
+    let url = base64_simd::URL_SAFE_NO_PAD.encode_to_string(&text);
+    assert_eq!(clear(&format!("a: {url} b")), "a: [redacted:github] b");
+    // Of what is cut off the end may be half a secret.
+    let redactor = Redactor::new(Policy::Redacted, Key::new([7; 32]));
+    let cut = "see ".to_owned() + &base64_simd::STANDARD.encode_to_string("the key is sk-proj-Ab1");
+    let whole = redactor.whole(Plaintext::new(cut.as_bytes()), &[], true);
+    let Shown::Text(shown, marks) = whole.content().shown() else {
+        panic!("{whole:?}")
+    };
+    assert!(
+        shown.starts_with("see [redacted:openai") && marks[0].offset == 4,
+        "{shown}"
+    );
+}
+
+#[test]
+fn what_is_no_secret_when_it_is_decoded_is_left_alone() {
+    for text in [
+        "aGVsbG8sIHdvcmxkLCBob3cgYXJlIHlvdT8gRmluZS4=",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "a%20b%20c%3Dd and \\u0041\\/\\u0042 &amp;&quot;&lt;",
+        "/usr/lib/x86_64-linux-gnu/libthislibraryhasalongname",
+        "\\\\\\\\ %%%% &&&& % \\ &",
+    ] {
+        assert_eq!(clear(text), text);
+    }
+}
+
+/// No text makes it slow: rows of what begins an escape or base64, and of what may be several.
+#[test]
+fn what_is_encoded_costs_little() {
+    let text = "ghp_ /aGVsbG8sIHdvcmxk%25%5Cu0041&#37;";
+    for text in [text, "\\", "%", "&", "a/", "%25", "aGVsbG8sIHdvcmxk/"] {
+        let text = text.repeat((1 << 20) / text.len());
+        let start = std::time::Instant::now();
+        clear(&text);
+        assert!(start.elapsed().as_secs() < 10, "{:?}", &text[..4]);
+    }
 }
 
 #[test]

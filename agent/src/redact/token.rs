@@ -16,6 +16,8 @@ pub struct Token {
     pub anchor: usize,
     pub left: Left,
     pub mixed: bool,
+    /// What it begins with says where it is, and is none of it.
+    pub shows_anchor: bool,
 }
 
 #[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub enum Left {
     Edge,
     Digit,
     Any,
+    /// No letter or digit, nor what joins a number to others: of a date, a path, a fraction.
+    Number,
 }
 
 impl Left {
@@ -33,6 +37,10 @@ impl Left {
             Left::Edge => bytes::is_edge(text, at),
             Left::Digit => at > 0 && text[at - 1].is_ascii_digit(),
             Left::Any => true,
+            Left::Number => {
+                let before = text[..at].last();
+                bytes::is_edge(text, at) && !before.is_some_and(|byte| b".-_/#$".contains(byte))
+            }
         }
     }
 }
@@ -96,11 +104,12 @@ impl Token {
     /// It goes on with what the pattern has behind its beginning, and with what is in `set`.
     fn secret(&self, start: usize, set: Set) -> Secret {
         let behind = self.pattern.iter().skip(self.anchor);
+        let shown = if self.shows_anchor { self.anchor } else { 0 };
         Secret {
-            start,
+            start: start + shown,
             kind: self.kind,
             until: Until::Token {
-                beginning: self.anchor,
+                beginning: self.anchor - shown,
                 set: behind.fold(set, |all, part| all.or(part.set)),
             },
         }

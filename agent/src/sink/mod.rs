@@ -32,7 +32,6 @@ pub use settings::{Selection, Settings, Type};
 pub use sinks::{End, Ready, Sinks};
 pub use stdout::Stdout;
 pub use target::{OpenError, Target};
-pub(crate) use text::{plural, size};
 pub use writer::{Failure, State, Writer};
 
 use crate::locate::Instruction;

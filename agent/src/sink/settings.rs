@@ -135,18 +135,14 @@ pub(crate) enum Share {
 impl Share {
     pub(crate) fn of(record: &Record<'_>) -> Share {
         let kind = record.body.kind();
-        let is_part = match &record.body {
-            Body::Data {
-                view: View::Undecoded,
-                ..
-            } => return Share::Undecoded,
-            Body::Message(_) | Body::Line(_) | Body::Words(_) => true,
-            Body::Llm(llm) => llm.is_open,
-            Body::Http(http) => http.is_open,
-            Body::Grpc(grpc) => grpc.http.is_open,
-            _ => false,
-        };
-        match is_part {
+        if let Body::Data {
+            view: View::Undecoded,
+            ..
+        } = record.body
+        {
+            return Share::Undecoded;
+        }
+        match record.body.is_part() {
             true => Share::Part(kind),
             false => Share::Whole(kind),
         }

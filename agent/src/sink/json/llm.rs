@@ -225,13 +225,42 @@ fn tool(out: &mut Vec<u8>, tool: &LlmTool) {
     braces(out, |member| {
         member.optional_string("type", tool.kind.as_deref());
         member.optional_string("name", tool.name.as_deref());
-        for (key, content) in [
+        member.parts(&[
             ("description", &tool.description),
             ("parameters", &tool.parameters),
-        ] {
-            if let Some(content) = content {
-                member.content_as(key, content.content());
-            }
-        }
+        ]);
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        plaintext::Plaintext,
+        redact::{Key, Policy, Redactor},
+    };
+
+    /// A name that is there twice is read by some as its first value, and by some as its last.
+    #[test]
+    fn redactions_of_both_texts_of_a_tool_are_one_list() {
+        let redactor = Redactor::new(Policy::Redacted, Key::new([1; 32]));
+        let content = |text: &str| redactor.whole(Plaintext::new(text.as_bytes()), &[], false);
+        let defined = LlmTool {
+            kind: None,
+            name: None,
+            description: Some(content("password=hunter2x")),
+            parameters: Some(content("{\"token\":\"Ab1Cd2Ef3Gh4\"}")),
+        };
+        let mut written = Vec::new();
+        tool(&mut written, &defined);
+        let written = String::from_utf8(written).unwrap();
+        assert_eq!(written.matches("\"redactions\"").count(), 1, "{written}");
+        let value: serde_json::Value = serde_json::from_str(&written).unwrap();
+        let of = |at: usize| value["redactions"][at]["of"].as_str();
+        assert_eq!(
+            (of(0), of(1)),
+            (Some("description"), Some("parameters")),
+            "{written}"
+        );
+    }
 }

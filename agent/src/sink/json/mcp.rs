@@ -73,7 +73,7 @@ impl Object<'_> {
     }
 
     /// Texts that stand side by side: each redaction says which one it is of.
-    fn parts(&mut self, parts: &[(&'static str, &Option<OwnedContent>)]) {
+    pub(super) fn parts(&mut self, parts: &[(&'static str, &Option<OwnedContent>)]) {
         let mut redactions = Vec::new();
         let mut is_withheld = false;
         for (key, content) in parts {

@@ -3,6 +3,7 @@
 //! Written by hand: a line is made for every piece of plaintext, 64 bytes at the least, and the
 //! pipeline waits for it. Nothing is allocated once the output has its size.
 
+mod finding;
 mod llm;
 mod mcp;
 
@@ -16,9 +17,9 @@ use super::{Origin, instruction_name};
 use crate::escape;
 use crate::locate::Instruction;
 use crate::record::{
-    Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, CoverageStatus,
-    Governing, Grpc, Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed,
-    Process, Record, Role, Shedding, Sse, Stats, Url, WallTime, WebSocket, Words,
+    Attribution, Body, Cause, Clear, Connection, Container, Content, Coverage, Governing, Grpc,
+    Header, Http, HttpHalf, Interim, Joined, Ledger, Line, Message, Pod, Probed, Process, Record,
+    Shedding, Sse, Stats, Url, WallTime, WebSocket, Words,
 };
 use crate::redact::{Redaction, Shown};
 
@@ -57,14 +58,14 @@ impl Encoder {
         out.extend_from_slice(&self.run);
         number(record.sequence, out);
         out.extend_from_slice(b"\",\"time\":\"");
-        time(record.time, out);
+        record.time.write(out);
         out.push(b'"');
         out.extend_from_slice(&self.host);
         out.extend_from_slice(self.who(record));
 
         let mut line = Object(out);
         match &record.body {
-            Body::Coverage(_) | Body::Stats(_) => {}
+            Body::Coverage(_) | Body::Stats(_) | Body::Finding(_) => {}
             _ => {
                 line.boolean("complete", record.complete);
                 line.number("lost_bytes", record.lost_bytes);
@@ -79,6 +80,7 @@ impl Encoder {
             Body::Llm(llm) => line.llm(llm),
             Body::Words(words) => line.words(words),
             Body::Mcp(mcp) => line.mcp(mcp),
+            Body::Finding(finding) => line.finding(finding, &self.run),
             Body::WebSocket(socket) => line.websocket(socket),
             Body::Data {
                 direction,
@@ -224,7 +226,7 @@ impl Object<'_> {
             self.object("connection", |member| {
                 member.string("id", &connection.id);
                 if let Some(role) = connection.role {
-                    member.word("role", role_name(role));
+                    member.word("role", role.name());
                 }
                 member.word("attribution", attribution_name(connection.attribution));
                 member.word("joined", joined_name(connection.joined));
@@ -593,12 +595,12 @@ impl Object<'_> {
     fn time(&mut self, key: &str, moment: WallTime) {
         self.key(key);
         self.0.push(b'"');
-        time(moment, self.0);
+        moment.write(self.0);
         self.0.push(b'"');
     }
 
     fn coverage(&mut self, coverage: &Coverage) {
-        self.word("status", status_name(coverage.status));
+        self.word("status", coverage.status.name());
         self.optional_string("reason", coverage.reason.as_deref());
         if let Some(path) = &coverage.library_path {
             self.object("library", |library| {
@@ -830,28 +832,6 @@ fn number(value: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
-/// RFC 3339, UTC, all nine digits of the fraction, so that lines sort as text.
-fn time(moment: WallTime, out: &mut Vec<u8>) {
-    let civil = moment.civil();
-    let mut text = *b"0000-00-00T00:00:00.000000000Z";
-    let fields = [
-        (0..4, civil.year),
-        (5..7, civil.month),
-        (8..10, civil.day),
-        (11..13, civil.hour),
-        (14..16, civil.minute),
-        (17..19, civil.second),
-        (20..29, civil.nanosecond),
-    ];
-    for (place, mut value) in fields {
-        for digit in text[place].iter_mut().rev() {
-            *digit = b'0' + (value % 10) as u8;
-            value /= 10;
-        }
-    }
-    out.extend_from_slice(&text);
-}
-
 fn direction_name(direction: Direction) -> &'static str {
     match direction {
         Direction::Received => "received",
@@ -880,26 +860,10 @@ fn attribution_name(attribution: Attribution) -> &'static str {
     }
 }
 
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::Client => "client",
-        Role::Server => "server",
-    }
-}
-
 fn joined_name(joined: Joined) -> &'static str {
     match joined {
         Joined::Start => "start",
         Joined::Middle => "middle",
-    }
-}
-
-fn status_name(status: CoverageStatus) -> &'static str {
-    match status {
-        CoverageStatus::Probed => "probed",
-        CoverageStatus::Partly => "partly",
-        CoverageStatus::Refused => "refused",
-        CoverageStatus::Unknown => "unknown",
     }
 }
 
@@ -913,7 +877,7 @@ mod tests {
 
     use super::super::sample;
     use super::*;
-    use crate::record::SinkCount;
+    use crate::record::{CoverageStatus, Role, SinkCount};
     use crate::redact::Policy;
     use crate::shed::Level;
 

@@ -2,8 +2,9 @@
 
 use agent_ebpf::Direction;
 
-use super::{BOLD, CYAN, DIM, Encoder, RED, YELLOW, print, size};
+use super::{BOLD, CYAN, DIM, Encoder, RED, YELLOW, print};
 use crate::{
+    amount::size,
     escape,
     record::{Llm, LlmMessage, LlmPart, Record, Role, Words},
     redact::{OwnedContent, Shown},

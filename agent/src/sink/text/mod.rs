@@ -11,6 +11,7 @@
 //! `#3.1` is the first exchange of the third connection: what goes on for a while is several blocks, between
 //! which there may be those of others.
 
+mod finding;
 mod llm;
 mod mcp;
 
@@ -23,6 +24,7 @@ use agent_ebpf::Direction;
 
 use super::instruction_name;
 use super::page::{Ink, Mark, Page, secrets};
+use crate::amount::{plural, size};
 use crate::escape;
 use crate::record::{
     Attribution, Body, Bytes, Calls, Cause, Clear, Connection, Container, Content, Coverage,
@@ -90,6 +92,7 @@ impl Encoder {
             Body::Sse(sse) => self.sse(record, sse, out),
             Body::Llm(llm) => self.llm(record, llm, out),
             Body::Mcp(mcp) => self.mcp(record, mcp, out),
+            Body::Finding(finding) => self.finding(record, finding, out),
             Body::WebSocket(socket) => self.websocket(record, socket, out),
             Body::Data {
                 direction,
@@ -859,24 +862,6 @@ fn grpc_status(status: u16) -> String {
     }
 }
 
-/// As people say it: `1.2 KiB`.
-pub(crate) fn size(bytes: u64) -> String {
-    let mut amount = bytes as f64;
-    if bytes < 1024 {
-        return format!("{bytes} B");
-    }
-    let mut unit = "";
-    for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
-        // What rounds to 1024.0 is 1.0 of the next.
-        if amount < 1023.95 {
-            break;
-        }
-        amount /= 1024.0;
-        unit = next;
-    }
-    format!("{amount:.1} {unit}")
-}
-
 /// As people say it: `1.2 ms`.
 fn duration(nanoseconds: u64) -> String {
     match nanoseconds as f64 / 1e9 {
@@ -1162,13 +1147,6 @@ fn time(moment: WallTime, out: &mut Vec<u8>) {
             civil.nanosecond / 1000
         ),
     );
-}
-
-pub(crate) fn plural(count: u64, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        _ => format!("{count} {noun}s"),
-    }
 }
 
 fn colour_of(direction: Direction) -> &'static str {
@@ -1493,25 +1471,6 @@ mod tests {
             "  > (2 unknown fields: the connection was joined in its middle)",
         ];
         assert_eq!(lines, expected);
-    }
-
-    #[test]
-    fn sizes_as_people_say_them() {
-        let sizes = [
-            0,
-            1023,
-            1024,
-            1536,
-            (1 << 20) - 1,
-            1 << 20,
-            5 << 30,
-            u64::MAX,
-        ]
-        .map(size);
-        let expected = [
-            "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.0 MiB", "5.0 GiB", "16.0 EiB",
-        ];
-        assert_eq!(sizes, expected);
     }
 
     #[test]
