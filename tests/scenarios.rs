@@ -1195,6 +1195,7 @@ macro_rules! scenarios {
 
 scenarios! {
     a_container_that_is_named
+    a_container_whose_process_becomes_another
     asked_too_late
     bound_by_its_handshake
     content_none

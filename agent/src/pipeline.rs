@@ -202,6 +202,22 @@ struct Who {
     told: Option<&'static str>,
 }
 
+impl Who {
+    /// Do these facts say nothing new?
+    fn is_the_same(&self, clear: &Process, facts: &Facts) -> bool {
+        let Process {
+            comm,
+            executable,
+            arguments,
+            ..
+        } = &self.facts;
+        *comm == clear.comm
+            && *executable == clear.executable
+            && *arguments == clear.arguments
+            && self.container_id == facts.container_id
+    }
+}
+
 /// What happened to a process that nobody has told us about, or not in which container it is: that is on its way by
 /// another channel.
 #[derive(Default)]
@@ -2015,13 +2031,20 @@ impl Pipeline {
     fn process(&mut self, facts: Facts, now: u64, out: Out<'_>) {
         let pid = facts.pid;
         // Who has spoken before goes on, unless less may be told of who it is now.
-        let may_wait =
-            self.wanted.policy.is_some() || self.processes.get(&pid).is_none_or(|who| who.awaits);
-        if self.awaits(pid) {
+        let may_wait = self.wanted.policy.is_some()
+            || self
+                .processes
+                .get(&pid)
+                .is_none_or(|who| who.awaits || who.facts.is_bare());
+        let clear = self.clear(&facts);
+        if let Some(who) = self.processes.get(&pid).filter(|who| who.awaits) {
+            // Its facts came twice, or it was asked about when it had ended: it waits on.
+            if clear.is_bare() || who.is_the_same(&clear, &facts) {
+                return;
+            }
             // That was of who it was.
             self.go_on(pid, now, out);
         }
-        let clear = self.clear(&facts);
         // Of one that was bare the facts are only late.
         if let Some(who) = self.processes.get(&pid)
             && !who.facts.is_bare()
@@ -2152,6 +2175,18 @@ impl Pipeline {
         who.is_undecided = who.passes_by_exe && may_change && id.is_some() && known.is_none();
     }
 
+    /// The same of one that is no more and whom the filters wanted then. Is anything told of it, by what is known now?
+    fn call_gone(&self, gone: &mut Process) -> bool {
+        let id = gone.container_id.as_deref();
+        let known = id.and_then(|id| self.containers.get(id));
+        let filters = !self.wanted.names.is_empty();
+        let passes = !filters || known.is_some_and(|(_, wish)| wish.passes);
+        let verdict = id.map(|_| known.map(|(_, wish)| wish.verdict));
+        let verdict = judged(self.wanted.policy.as_ref(), gone, verdict);
+        gone.container = known.map(|(container, _)| container.clone());
+        passes && verdict.capture > Capture::None
+    }
+
     fn may_pass(&self, pid: u32) -> bool {
         let who = self.processes.get(&pid);
         who.is_some_and(|who| who.passes || who.is_undecided || who.facts.is_bare())
@@ -2219,13 +2254,15 @@ impl Pipeline {
 
     /// A process ends, or becomes another program.
     fn leave(&mut self, pid: u32) {
-        let is_wanted = !self.is_filtered(pid) && self.is_covered(pid);
+        let known = self.processes.get(&pid);
+        let may_pass = known.is_none_or(|who| who.passes || who.is_undecided);
+        let may_be_wanted = may_pass && self.is_covered(pid);
         let bare = Process {
             pid,
             ..Process::default()
         };
-        let who = self.processes.get(&pid).map_or(&bare, |who| &who.facts);
-        self.coverage.left(pid, is_wanted.then_some(who));
+        let who = known.map_or(&bare, |who| &who.facts);
+        self.coverage.left(pid, may_be_wanted.then_some(who));
     }
 
     fn found(&mut self, file: FileId, path: &str, found: &Found) {
@@ -2286,10 +2323,14 @@ impl Pipeline {
             }
             let Said {
                 pid,
-                gone,
+                mut gone,
                 mut coverage,
             } = said;
-            if gone.is_none() && (self.is_filtered(pid) || !self.is_covered(pid)) {
+            if let Some(gone) = &mut gone {
+                if !self.call_gone(gone) {
+                    continue;
+                }
+            } else if self.is_filtered(pid) || !self.is_covered(pid) {
                 self.refuse(pid, now, out);
                 continue;
             }
