@@ -28,6 +28,13 @@ pub fn glob(pattern: &str, text: &str) -> bool {
     pattern[p..].iter().all(|c| *c == '*')
 }
 
+/// The same of an executable: one that was replaced or removed while it runs is called so behind its path
+/// (`/proc/PID/exe`, fs/d_path.c), and stays what it is.
+pub fn fits_executable(pattern: &str, path: &str) -> bool {
+    let was_there = path.strip_suffix(" (deleted)");
+    glob(pattern, path) || was_there.is_some_and(|path| glob(pattern, path))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +58,20 @@ mod tests {
             ("*a", "ab"),
         ] {
             assert!(!glob(pattern, text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn an_executable_that_was_replaced() {
+        for (pattern, path, fits) in [
+            ("/usr/bin/curl", "/usr/bin/curl", true),
+            ("/usr/bin/curl", "/usr/bin/curl (deleted)", true),
+            ("*/curl", "/usr/bin/curl (deleted)", true),
+            ("* (deleted)", "/usr/bin/curl (deleted)", true),
+            ("/usr/bin/curl", "/usr/bin/curl (deleted) (deleted)", false),
+            ("/usr/bin/curl", "/usr/bin/curl2 (deleted)", false),
+        ] {
+            assert_eq!(fits_executable(pattern, path), fits, "{pattern} {path}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     coverage::{Counts, Placed, Said, Table, User},
     detect::{self, Detector, baseline::Baseline},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
-    glob::glob,
+    glob::fits_executable,
     half::{Connected, Facts, Features, FileId, Finding, Pending, Silent, Site, Sockets},
     health::Health,
     hello,
@@ -2538,7 +2538,8 @@ fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
 
 fn passes(wanted: &Wanted, facts: &Facts) -> bool {
     let exe = || facts.executable.as_deref().unwrap_or_default();
-    wanted.exes.is_empty() || wanted.exes.iter().any(|pattern| glob(pattern, exe()))
+    let mut exes = wanted.exes.iter();
+    wanted.exes.is_empty() || exes.any(|pattern| fits_executable(pattern, exe()))
 }
 
 /// How much is told of a process, now and before: of none that is known as little as of any.

@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    glob::glob,
+    glob::{fits_executable, glob},
     metadata::{Container, Names},
     redact,
 };
@@ -73,12 +73,14 @@ pub struct Program {
 impl Program {
     /// `None`: that depends on what is not known.
     fn fits(&self, exe: Option<&str>, comm: Option<&str>) -> Option<bool> {
-        let fits = |patterns: &[String], text: Option<&str>| match text {
+        type Fit = fn(&str, &str) -> bool;
+        let fits = |patterns: &[String], text: Option<&str>, fit: Fit| match text {
             _ if patterns.is_empty() => Some(true),
-            Some(text) => Some(patterns.iter().any(|pattern| glob(pattern, text))),
+            Some(text) => Some(patterns.iter().any(|pattern| fit(pattern, text))),
             None => None,
         };
-        match (fits(&self.exes, exe), fits(&self.comms, comm)) {
+        let exe = fits(&self.exes, exe, fits_executable);
+        match (exe, fits(&self.comms, comm, glob)) {
             (Some(false), _) | (_, Some(false)) => Some(false),
             (Some(true), Some(true)) => Some(true),
             _ => None,
@@ -326,6 +328,7 @@ mod tests {
             (all, Some("/opt/x"), Some("bank1"), Redacted),
             (all, Some("/bin/x"), Some("bank1"), Nothing),
             (all, Some("/bin/x"), Some("agent"), Full),
+            (all, Some("/opt/x (deleted)"), Some("bank1"), Redacted),
             // It takes away only.
             (least, Some("/opt/x"), Some("agent"), Nothing),
             // What may be, counts as if it were.
