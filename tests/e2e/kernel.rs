@@ -71,6 +71,28 @@ fn without_its_types() {
     assert_attribution(&records, "none");
 }
 
+/// A processor that comes while the agent runs: what processes do on it is seen.
+#[test]
+#[ignore = "takes a processor away from everybody: in a virtual machine only, by `cargo xtask vm`"]
+fn a_processor_that_comes() {
+    const ONLINE: &str = "/sys/devices/system/cpu/cpu1/online";
+    let lab = Lab::alone("a_processor_that_comes");
+    let server = lab.server_named(
+        "server",
+        std::process::Command::new(crate::harness::PYTHON),
+        &[],
+    );
+    fs::write(ONLINE, "0").unwrap();
+    // A second is the time in which the agent notices.
+    let script = format!(
+        "echo 1 > {ONLINE}; sleep 3; taskset -c 1 curl -sk -o {} --data-binary of-the-second {}",
+        lab.path("echo").display(),
+        server.url("/echo")
+    );
+    let run = lab.agent().run(argv!["sh", "-c", script]);
+    run.assert_exact(&server.client_truth());
+}
+
 /// `integrity` takes nothing from the agent. `confidentiality` forbids to read the kernel's memory: no
 /// addresses, but every byte. Nobody gets out of either again, so this is the last of all tests.
 #[test]
@@ -85,6 +107,8 @@ fn locked_down() {
     assert_attribution(&with_integrity, "exact");
     assert_eq!(limits(&with_integrity), limits(&before));
 
+    // With this only the kernel's lock asks for CAP_SYS_ADMIN, which the half gives up where nothing does.
+    fs::write("/proc/sys/kernel/perf_event_paranoid", "2").unwrap();
     fs::write(LOCKDOWN, "confidentiality").unwrap();
     let level = fs::read_to_string(LOCKDOWN).unwrap();
     assert!(level.contains("[confidentiality]"), "{level}");

@@ -45,6 +45,7 @@ struct Here {
 pub fn check_all() -> Result<Vec<(String, Loaded)>> {
     let layout = Layout::read().ok();
     let offsets = layout.unwrap_or_default().offsets;
+    super::raise_memory_limit();
     let ebpf = open(agent_ebpf::RING_BYTES, possible_cpus()?, &offsets)?;
     let object = Bound::to(&ebpf)?;
     let multi = is_uprobe_multi_supported(UProbeMultiFeature::LinkCreation);

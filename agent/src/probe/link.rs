@@ -650,14 +650,6 @@ pub fn open(ring_bytes: u32, cpus: u32, offsets: &Offsets) -> Result<Ebpf> {
     } else {
         PROCESSES
     };
-    // Below 5.11 maps count against this limit; above it does nothing, so a refusal is no error yet.
-    let _ = rustix::process::setrlimit(
-        rustix::process::Resource::Memlock,
-        rustix::process::Rlimit {
-            current: None,
-            maximum: None,
-        },
-    );
     EbpfLoader::new()
         .override_global("OFFSETS", offsets, true)
         .override_global("RING_SIZE", &ring_bytes, true)
@@ -683,7 +675,7 @@ fn readable_layout() -> Result<Layout> {
 }
 
 /// False only after a clear no, which confidentiality lockdown gives.
-fn reads_kernel_memory() -> bool {
+pub fn reads_kernel_memory() -> bool {
     let helper = bpf_func_id::BPF_FUNC_probe_read_kernel;
     is_helper_supported(ProgramType::KProbe, helper).unwrap_or(true)
 }

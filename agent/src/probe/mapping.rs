@@ -10,6 +10,8 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use crate::clock::since_boot;
+
 /// Something a process did. Times are nanoseconds since boot.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Happening {
@@ -30,7 +32,7 @@ pub enum Happening {
     Exit {
         pid: u32,
     },
-    /// The ring was full: look at /proc again.
+    /// The ring was full, or is younger than its CPU: look at /proc again.
     Lost,
 }
 
@@ -93,20 +95,43 @@ impl SideBand {
         Ok(band)
     }
 
-    /// Follows CPUs that come and go.
+    /// Follows CPUs that come and go. What happens on one that we are not told of counts as lost: it is no reason to
+    /// see nothing any more, and the next time it is tried again.
     pub fn refresh(&mut self) -> io::Result<()> {
         let online = fs::read_to_string("/sys/devices/system/cpu/online")?;
         if online == self.online {
             return Ok(());
         }
         let cpus = cpu_list(&online);
+        // The last words of CPUs that went.
+        self.read();
         self.rings.retain(|(cpu, _)| cpus.contains(cpu));
-        for cpu in cpus {
-            if self.rings.iter().all(|(known, _)| *known != cpu) {
-                self.rings.push((cpu, Ring::open(cpu)?));
+        let known: Vec<u32> = self.rings.iter().map(|(cpu, _)| *cpu).collect();
+        let new: Vec<u32> = cpus
+            .into_iter()
+            .filter(|cpu| !known.contains(cpu))
+            .collect();
+        if new.is_empty() {
+            self.online = online;
+            return Ok(());
+        }
+        let mut refused = None;
+        for cpu in new {
+            match Ring::open(cpu) {
+                Ok(ring) => self.rings.push((cpu, ring)),
+                Err(error) => refused = Some(error),
             }
         }
-        self.online = online;
+        let is_complete = refused.is_none();
+        if let Some(error) = refused.filter(|_| known.is_empty()) {
+            return Err(error);
+        }
+        if is_complete {
+            self.online = online;
+        }
+        if !known.is_empty() {
+            self.told.0.push((since_boot(), Happening::Lost));
+        }
         Ok(())
     }
 

@@ -87,6 +87,7 @@ pub struct Options {
 /// undoes every link.
 pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     raise_descriptor_limit();
+    raise_memory_limit();
     // Before there are threads: CMD and processes that are held wait for us.
     let _ = setpriority_process(None, READER_NICE);
     rights::check()?;
@@ -1754,6 +1755,16 @@ fn raise_descriptor_limit() {
     );
     // Refused where the limit is lower.
     let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), MOST - 1);
+}
+
+/// While we still may: below 5.11 maps count against this limit, and on any kernel the rings of perf, with those that
+/// other agents of this user have. Where it is refused, what needs it says so.
+fn raise_memory_limit() {
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    let _ = setrlimit(Resource::Memlock, unlimited);
 }
 
 fn own_cpu_micros() -> u64 {

@@ -12,6 +12,7 @@ use rustix::{
 };
 
 use super::{
+    link::reads_kernel_memory,
     mapping::SideBand,
     raw::{descriptor_of, zeroed},
 };
@@ -69,6 +70,12 @@ const SYS_ADMIN_TO_WATCH: Right = Right {
     ..SYS_ADMIN
 };
 
+const SYS_ADMIN_TO_LOAD: Right = Right {
+    purpose: "load programs: this kernel lets nobody read its memory (lockdown=confidentiality), and what is loaded \
+              there without that is found among all programs",
+    ..SYS_ADMIN
+};
+
 const SYS_RESOURCE: Right = Right {
     name: "CAP_SYS_RESOURCE",
     any: CapabilitySet::SYS_RESOURCE,
@@ -98,6 +105,8 @@ pub fn missing() -> Vec<Right> {
             missing.push(SYS_ADMIN);
         } else if SideBand::is_refused() {
             missing.push(SYS_ADMIN_TO_WATCH);
+        } else if !reads_kernel_memory() {
+            missing.push(SYS_ADMIN_TO_LOAD);
         }
     }
     if can_try && lacks(&SYS_RESOURCE) && is_memory_short() {
