@@ -106,6 +106,8 @@ enum Step {
         container: Option<String>,
         #[serde(default)]
         arguments: Vec<String>,
+        /// When it called exec.
+        since: Option<u64>,
     },
     /// What a runtime says of a container; without a name that it has none such.
     Container {
@@ -772,6 +774,7 @@ fn line_step(line: &mut Bench, step: &Step) {
             parent,
             container,
             arguments,
+            since,
         } => {
             let facts = Facts {
                 pid: *pid,
@@ -780,6 +783,7 @@ fn line_step(line: &mut Bench, step: &Step) {
                 parent_pid: *parent,
                 container_id: container.clone(),
                 arguments: arguments.clone(),
+                since: since.map(ms),
                 ..Facts::default()
             };
             line.tell(Input::Process(facts));
@@ -1243,7 +1247,9 @@ scenarios! {
     policy_of_the_dead
     policy_of_the_unknown
     policy_of_what_came_twice
+    policy_of_whom_it_became
     policy_program
+    policy_program_before_exec
     policy_tightened
     policy_while_waiting
     redacted

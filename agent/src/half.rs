@@ -394,6 +394,8 @@ pub struct Facts {
     pub container_id: Option<String>,
     /// It is not in the control groups that are watched.
     pub is_outside: bool,
+    /// When it called exec, in nanoseconds since boot, if that was seen: what it did before, it did as another program.
+    pub since: Option<u64>,
 }
 
 /// One probe to place.

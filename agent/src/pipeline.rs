@@ -824,6 +824,10 @@ impl Pipeline {
                 who.past.was(verdict.capture, *until);
             }
         }
+        // It may have been wanted before it waited.
+        if self.is_filtered(pid) {
+            self.turn_away(pid, now, out);
+        }
         let parked = self.parked.remove(&pid).unwrap_or_default();
         self.parked_bytes -= parked.bytes;
         if self.parked.is_empty() {
@@ -2057,6 +2061,11 @@ impl Pipeline {
             self.unclaimed.became_another(pid);
             self.health.forget(pid);
         }
+        // Who it was before may have begun what it goes on with, and may have said what is still to come.
+        let (before, mut past) = capture_of(&self.wanted, self.processes.get(&pid));
+        if let Some(since) = facts.since {
+            past.was(before, since);
+        }
         let meeting = self.meet(facts.container_id.as_deref());
         let who = Who {
             passes: false,
@@ -2073,11 +2082,7 @@ impl Pipeline {
             container_id: facts.container_id,
             awaits: meeting == Meeting::Wait && may_wait,
             verdict: Verdict::ALL,
-            // Who it was before may have begun what it goes on with.
-            past: self
-                .processes
-                .get(&pid)
-                .map_or_else(Past::default, |who| who.past),
+            past,
             is_withheld: false,
             told: None,
         };

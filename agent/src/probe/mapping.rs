@@ -18,6 +18,7 @@ pub enum Happening {
     Mapped(Mapping),
     Exec {
         pid: u32,
+        at: u64,
     },
     /// Its leader calls itself something else.
     Renamed {
@@ -340,7 +341,10 @@ fn parse(record: &[u8]) -> Option<Happening> {
     let misc = u16::from_le_bytes(record.get(4..6)?.try_into().ok()?);
     match u32_at(0)? {
         LOST => Some(Happening::Lost),
-        COMM if misc & MISC_COMM_EXEC != 0 => Some(Happening::Exec { pid: u32_at(8)? }),
+        COMM if misc & MISC_COMM_EXEC != 0 => Some(Happening::Exec {
+            pid: u32_at(8)?,
+            at: time(record),
+        }),
         // pid, tid, name: another thread's name is not its process'.
         COMM if u32_at(8)? == u32_at(12)? => {
             let name = record.get(16..record.len().checked_sub(8)?)?;
@@ -407,7 +411,7 @@ mod tests {
         assert_eq!(parse(&comm(0, 8, 9)), None);
         assert_eq!(
             parse(&comm(1 << 13, 8, 8)),
-            Some(Happening::Exec { pid: 8 })
+            Some(Happening::Exec { pid: 8, at: 7 })
         );
         let whole = comm(0, 8, 8);
         for len in 0..whole.len() {

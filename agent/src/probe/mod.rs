@@ -164,6 +164,8 @@ struct Half<'a> {
     holds: Holds,
     /// Processes whose facts were sent and still hold.
     told: HashSet<u32>,
+    /// Since when processes run what they run, in nanoseconds since boot: those that called exec since we look.
+    begun: HashMap<u32, u64>,
     /// Leaders that ended, by both of their ids, and when: their entries in the kernel's maps are removed a
     /// little later.
     ended: VecDeque<(Instant, u32, u32)>,
@@ -336,6 +338,7 @@ impl<'a> Half<'a> {
             next_file: 1,
             holds: Holds::default(),
             told: HashSet::new(),
+            begun: HashMap::new(),
             ended: VecDeque::new(),
             outbox: VecDeque::new(),
             cgroups: 0,
@@ -448,8 +451,9 @@ impl<'a> Half<'a> {
     fn happened(&mut self, happening: Happening) -> Result<()> {
         match happening {
             Happening::Mapped(mapping) => self.mapped(&mapping, Instant::now())?,
-            Happening::Exec { pid } => {
+            Happening::Exec { pid, at } => {
                 self.forget(pid);
+                self.begun.insert(pid, at);
                 self.check_member(pid)?;
             }
             // Who delivers may have died, and has a successor.
@@ -832,6 +836,7 @@ impl<'a> Half<'a> {
 
     fn ended(&mut self, pid: u32) {
         self.forget(pid);
+        self.begun.remove(&pid);
         if let Some(id) = self.kernel.id(pid) {
             self.ended.push_back((Instant::now(), pid, id));
         }
@@ -1477,6 +1482,7 @@ impl<'a> Half<'a> {
         };
         if self.told.insert(pid) {
             let mut facts: Facts = facts::of(pid, id, &self.filter);
+            facts.since = self.begun.get(&pid).copied();
             let parent = facts.parent_pid;
             facts.parent_pid = parent.and_then(|parent| self.kernel.ask_id(parent));
             self.report(Report::Process(facts), None);
