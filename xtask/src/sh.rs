@@ -50,6 +50,20 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
+/// Ends by signals as from a terminal: `nohup`, and `&` in a script, have them ignored, and so would be what tests
+/// start.
+pub(crate) fn with_default_signals(command: &mut Command) -> &mut Command {
+    // SAFETY: between fork and exec only signal is called, which is async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        })
+    }
+}
+
 /// `program` as root: itself when we are, else through sudo with `env` kept. sudo may ask for the
 /// password on a terminal and must not without one.
 pub(crate) fn as_root(program: impl AsRef<OsStr>, env: &[(&str, String)]) -> Command {

@@ -266,6 +266,7 @@ fn as_root(
 fn libtest(command: &mut Command, limit: Duration, tally: &mut Tally) -> Result<()> {
     let mut failed = Vec::new();
     let mut panics = Panics::default();
+    let command = sh::with_default_signals(command);
     let status = sh::lines(command, limit, |line| {
         sh::say(line);
         panics.see(line);

@@ -3,9 +3,14 @@
 //! It looks up users, by whatever library the machine has for that: those load others, start threads, make sockets. So no
 //! list says what it may do; this one says what nobody needs for that. By Landlock it makes, writes and removes no file.
 
+use std::process;
+
 use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _};
 use rustix::thread::set_no_new_privs;
-use seccompiler::{SeccompAction, SeccompRule};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCondition, SeccompRule,
+    sock_filter,
+};
 
 use super::{
     ConfineError, Confinement, Is, NO_CAPABILITIES, argument, filter, install, set_capabilities,
@@ -21,9 +26,19 @@ pub fn lock_in_reader() -> Result<Confinement, ConfineError> {
     let rules = Ruleset::default().handle_access(AccessFs::from_write(ABI::V5))?;
     let landlock = rules.create()?.restrict_self()?.ruleset.into();
     let mut refused: Vec<_> = REFUSED.iter().map(|call| (*call, vec![])).collect();
-    let not_a_thread = argument(0, Is::MaskedEq(libc::CLONE_THREAD as u64), 0)?;
-    refused.push((libc::SYS_clone, vec![SeccompRule::new(vec![not_a_thread])?]));
+    let one = |condition| SeccompRule::new(vec![condition]);
+    let not_a_thread = one(argument(0, Is::MaskedEq(libc::CLONE_THREAD as u64), 0)?)?;
+    let others = one(argument(0, Is::Ne, process::id().into())?)?;
+    // Libraries ask for their own limits, and `abort` is a signal to oneself.
+    let sets = one(SeccompCondition::new(2, Width::Qword, Is::Ne, 0)?)?;
+    let of_others = one(argument(0, Is::Ne, 0)?)?;
+    refused.extend([
+        (libc::SYS_clone, vec![not_a_thread]),
+        (libc::SYS_tgkill, vec![others]),
+        (libc::SYS_prlimit64, vec![sets, of_others]),
+    ]);
     let missing = [(libc::SYS_clone3, vec![])];
+    install(&numbers_of_x32(), true)?;
     for (calls, error) in [(missing.to_vec(), libc::ENOSYS), (refused, libc::EPERM)] {
         let error_of = SeccompAction::Errno(error as u32);
         let program = filter(calls, SeccompAction::Allow, error_of)?;
@@ -31,6 +46,34 @@ pub fn lock_in_reader() -> Result<Confinement, ConfineError> {
     }
     Ok(Confinement { landlock })
 }
+
+/// By these x86-64 has every call a second time (`__X32_SYSCALL_BIT`), where a list would have to name it again.
+fn numbers_of_x32() -> BpfProgram {
+    const BIT: u32 = 0x4000_0000;
+    let step = |code: u32, jt, jf, k| sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    vec![
+        // The number, at the beginning of `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, BIT),
+        step(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ]
+}
+
+/// Newer than the list of libc: the same on every architecture.
+const FCHMODAT2: libc::c_long = 452;
+const SETXATTRAT: libc::c_long = 463;
+const REMOVEXATTRAT: libc::c_long = 466;
 
 const REFUSED: &[libc::c_long] = &[
     // Programs and other processes.
@@ -51,7 +94,8 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_getfd,
     libc::SYS_pidfd_send_signal,
-    libc::SYS_prlimit64,
+    libc::SYS_setrlimit,
+    libc::SYS_tkill,
     // Becoming somebody, being somewhere else.
     libc::SYS_setuid,
     libc::SYS_setgid,
@@ -100,7 +144,21 @@ const REFUSED: &[libc::c_long] = &[
     libc::SYS_setxattr,
     libc::SYS_lsetxattr,
     libc::SYS_fsetxattr,
+    SETXATTRAT,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    REMOVEXATTRAT,
     libc::SYS_utimensat,
+    FCHMODAT2,
+    // Before its third version (Linux 6.2) it does not know of this either.
+    libc::SYS_truncate,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
     #[cfg(target_arch = "x86_64")]
@@ -132,6 +190,14 @@ mod tests {
             // SAFETY: a name; the result is only compared.
             let root = unsafe { libc::getpwnam(c"root".as_ptr()) };
             anyhow::ensure!(!root.is_null());
+            // SAFETY: the kernel writes into `limit`, which is as long as it wants.
+            let asked = unsafe {
+                let mut limit = std::mem::zeroed::<libc::rlimit>();
+                libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit)
+            };
+            anyhow::ensure!(asked == 0);
+            let own = libc::c_long::from(process::id());
+            anyhow::ensure!(system_call(libc::SYS_tgkill, [own, own, 0, 0]) == 0);
             let thread = std::thread::spawn(|| fs::read("/etc/passwd").is_ok());
             anyhow::ensure!(thread.join().is_ok_and(|is_read| is_read));
             std::os::unix::net::UnixStream::pair()?;
@@ -149,6 +215,18 @@ mod tests {
             let clone = [libc::SIGCHLD.into(), 0, 0, 0];
             anyhow::ensure!(system_call(libc::SYS_clone, clone) == libc::EPERM);
             anyhow::ensure!(system_call(libc::SYS_clone3, [0; 4]) == libc::ENOSYS);
+            let limit = [0_u64; 2];
+            let limit = limit.as_ptr() as libc::c_long;
+            for (call, arguments) in [
+                (libc::SYS_tgkill, [1, 1, 0, 0]),
+                (libc::SYS_prlimit64, [0, 7, limit, 0]),
+                (libc::SYS_prlimit64, [1, 7, 0, 0]),
+                // `getpid`, by its other number.
+                (0x4000_0000 + 39, [0; 4]),
+            ] {
+                let error = system_call(call, arguments);
+                anyhow::ensure!(error == libc::EPERM, "system call {call} gave {error}");
+            }
             for call in REFUSED {
                 let error = system_call(*call, [name, 0, 0, 0]);
                 anyhow::ensure!(error == libc::EPERM, "system call {call} gave {error}");
