@@ -178,8 +178,10 @@ pub struct Redaction {
     pub offset: u64,
     pub length: u64,
     pub kind: &'static str,
-    /// Keyed; `None` for short ones and parts.
+    /// Keyed; `None` for short ones and parts, and for several.
     pub hash: Option<u32>,
+    /// How many different secrets a text holds that is encoded and replaced as a whole. 0: there is one at most.
+    pub several: u32,
 }
 
 impl Redaction {
@@ -737,6 +739,7 @@ impl Redactor {
             length,
             kind,
             hash: hash8(self.key.hasher().update(secret.as_bytes()), length),
+            several: 0,
         }
     }
 }
