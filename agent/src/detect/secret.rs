@@ -35,7 +35,7 @@ pub fn judge(
     examples: Examples<'_>,
     redactor: &Redactor,
 ) -> Option<Suspicion> {
-    if is_at(ends.host(), trusted) {
+    if is_at(&ends.host, trusted) {
         return None;
     }
     let judge = |text: Leaving<'_>| in_text(&text, ends, examples, redactor);
@@ -116,7 +116,7 @@ fn in_text(
 
 fn is_secret(mark: &Redaction, ends: &Ends, examples: Examples<'_>) -> bool {
     RULES.known(mark.kind) != Known::Not
-        && !RULES.is_owner(mark.kind, ends.host())
+        && !RULES.is_owner(mark.kind, &ends.host)
         && match mark.hash {
             Some(hash) => !examples().contains(&hash),
             // Short ones have none, and are as likely to be words. Several that are encoded together have none in
@@ -138,7 +138,7 @@ fn in_query(heard: &Heard<'_>, ends: &Ends) -> Option<Suspicion> {
     for (start, _) in query.match_indices("[redacted:") {
         let end = start + query[start..].find(']')? + 1;
         let kind = query[start..end].split(':').nth(1)?.trim_end_matches(']');
-        let is_meant = RULES.known(kind) != Known::ByForm || RULES.is_owner(kind, ends.host());
+        let is_meant = RULES.known(kind) != Known::ByForm || RULES.is_owner(kind, &ends.host);
         if is_meant {
             continue;
         }

@@ -166,6 +166,38 @@ fn owners_are_hosts_and_all_below() {
     assert!(!is("github", "amazonaws.com") && !is("nobody", "github.com"));
 }
 
+/// Who says which hosts are trusted names no ports. An address of IPv6 has colons of its own.
+#[test]
+fn hosts_have_no_port() {
+    for (url, peer, host) in [
+        ("https://b.example/x", "b.example", "b.example"),
+        ("https://b.example:8443/", "b.example:8443", "b.example"),
+        ("https://[2001:db8::1]/", "2001:db8::1", "2001:db8::1"),
+        (
+            "https://[2001:db8::1]:8443/",
+            "2001:db8::1:8443",
+            "2001:db8::1",
+        ),
+    ] {
+        let mut http = post(1, 0, OwnedContent::from(Shown::Nothing));
+        http.url.full = Some(url.into());
+        let connection = Connection {
+            server_name: None,
+            ..connection()
+        };
+        let heard = Heard {
+            time: 1,
+            process: None,
+            connection: &connection,
+            http: Some((&http, None)),
+            llm: None,
+            mcp: &[],
+        };
+        let ends = ends(&heard).unwrap();
+        assert_eq!((&*ends.peer, &*ends.host), (peer, host));
+    }
+}
+
 /// What hearing of an exchange costs beside redacting its body. `cargo test --release --lib -- --ignored --nocapture
 /// detect::tests::speed`
 #[test]
