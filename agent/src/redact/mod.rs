@@ -235,6 +235,25 @@ pub fn line(text: &str) -> String {
     cleared(text, None)
 }
 
+/// A name that is kept beyond the run: the same in each, so that it has no hashes, whatever was shown of it before.
+pub fn lasting(name: &str) -> String {
+    const LABEL: &str = "[redacted:";
+    let name = line(name);
+    let mut parts = name.split(LABEL);
+    let mut lasting = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        lasting.push_str(LABEL);
+        match part.split_once(']') {
+            Some((kind, rest)) => {
+                let kind = kind.split(':').next().unwrap_or_default();
+                lasting.push_str(&format!("{kind}]{rest}"));
+            }
+            None => lasting.push_str(part),
+        }
+    }
+    lasting
+}
+
 fn cleared(text: &str, key: Option<Key>) -> String {
     let mut clearing = Clearing::new(text.len());
     clearing.segment(text.as_bytes(), 0, key.as_ref(), Ending::End);
