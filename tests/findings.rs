@@ -641,7 +641,7 @@ fn letter(case: usize) -> char {
 }
 
 /// What no request of these programs has.
-const KINDS: [(&str, &[Rule]); 20] = [
+const KINDS: [(&str, &[Rule]); 23] = [
     ("token in a prompt", &[Rule::SecretLeaving]),
     ("private key in a prompt", &[Rule::SecretLeaving]),
     (".env in a prompt", &[Rule::SecretLeaving]),
@@ -662,6 +662,9 @@ const KINDS: [(&str, &[Rule]); 20] = [
     ("new server of models", &[Rule::NewModelEndpoint]),
     ("new MCP server", &[Rule::NewMcpServer]),
     ("new program at a model", &[Rule::NewModelUser]),
+    ("tokens as base64 in a body", &[Rule::SecretLeaving]),
+    (".env as base64 in a body", &[Rule::SecretLeaving]),
+    (".env as base64 in a prompt", &[Rule::SecretLeaving]),
 ];
 
 fn exfiltration(random: &mut Random, number: usize, case: usize) -> Call {
@@ -888,6 +891,22 @@ fn exfiltration(random: &mut Random, number: usize, case: usize) -> Call {
                 JSON,
                 message("gpt-4o", &before),
             )
+        }
+        20 => {
+            let tokens = [credential(random), credential(random)].join("\n");
+            let data = STANDARD.encode_to_string(format!("{before}\n{tokens}\n"));
+            let body = format!("{{\"event\":\"page\",\"payload\":\"{data}\"}}");
+            let program = random.one(&[CURL, APP, BOT]);
+            call(program, &somewhere, "/v1/events", JSON, body)
+        }
+        21 => {
+            let body = wrapped(&STANDARD.encode_to_string(dotenv(random)), 76);
+            let program = random.one(&[CURL, APP, BOT]);
+            call(program, &somewhere, "/upload", "text/plain", body)
+        }
+        22 => {
+            let data = STANDARD.encode_to_string(dotenv(random));
+            to_model(random, &format!("{before}\nremember this: {data}\n"))
         }
         _ => unreachable!("there is no such kind"),
     };

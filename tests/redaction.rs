@@ -409,6 +409,11 @@ fn planted() -> Vec<Planted> {
         ("{\"card_number\":\"@\"}", ""),
         ("it is @, exp. 12/29\n", " "),
         ("cc=@&x=1", "-"),
+        ("it is @ 12/29 123\n", " "),
+        ("it is @ 1229 123, thanks\n", " "),
+        ("it is @-12/29-123\n", "-"),
+        ("name,card,until,code\nBob,@,12/29,123\n", ""),
+        ("@|12|2029|123\n", ""),
     ] {
         let digits = card(&mut random);
         let groups: Vec<&str> = (0..4).map(|at| &digits[4 * at..][..4]).collect();

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    net::IpAddr,
     path::{Component, Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -23,7 +24,7 @@ use crate::{
     locate::{Named, Signature, Which},
     metadata::{Names, Sockets},
     policy::{self, Capture},
-    record::Kind,
+    record::{Kind, authority},
     redact::Policy,
     shed::Limits,
     sink::{self, Selection, Type},
@@ -263,7 +264,7 @@ impl TryFrom<Settings> for Config {
             filter: Filter {
                 pids: settings.pid.unwrap_or_default(),
                 comms: each(settings.comm, comm)?,
-                exes: each(settings.exe, |glob| pattern("--exe", glob))?,
+                exes: each(settings.exe, |glob| path("--exe", glob))?,
                 uids: each(settings.uid, uid)?,
                 cgroups: each(settings.cgroup, cgroup)?,
                 containers,
@@ -334,7 +335,7 @@ fn capture_policy(written: WrittenPolicy) -> Result<policy::Policy, ConfigError>
     });
     let programs = written.program.into_iter().enumerate();
     let programs = programs.map(|(at, program)| {
-        let exes = each(program.exe, |glob| pattern("--exe", glob))?;
+        let exes = each(program.exe, |glob| path("--exe", glob))?;
         let comms = each(program.comm, comm)?;
         if exes.is_empty() && comms.is_empty() {
             return Err(ConfigError::Program(at + 1));
@@ -374,6 +375,19 @@ fn pattern(flag: &'static str, pattern: String) -> Result<String, ConfigError> {
         return Err(ConfigError::Empty(flag));
     }
     Ok(pattern)
+}
+
+/// Of paths: they begin at the root.
+fn path(flag: &'static str, glob: String) -> Result<String, ConfigError> {
+    let glob = pattern(flag, glob)?;
+    match fits_paths(&glob) {
+        true => Ok(glob),
+        false => Err(ConfigError::NoPath(flag, glob)),
+    }
+}
+
+fn fits_paths(glob: &str) -> bool {
+    glob.starts_with(['/', '*', '?'])
 }
 
 fn label(text: String) -> Result<(String, String), ConfigError> {
@@ -463,7 +477,10 @@ fn findings(written: WrittenFindings) -> Result<detect::Settings, ConfigError> {
         severity,
     } = written;
     if let Some(host) = trusted.iter().find(|host| !is_host(host)) {
-        return Err(ConfigError::Trusted(host.clone()));
+        return Err(ConfigError::Trusted {
+            written: host.clone(),
+            host: host_in(host),
+        });
     }
     let mut settings = detect::Settings {
         trusted,
@@ -483,11 +500,31 @@ fn findings(written: WrittenFindings) -> Result<detect::Settings, ConfigError> {
     Ok(settings)
 }
 
-/// As requests have it, in lower case.
+/// As requests have it, in lower case. A port is none of it: hosts are compared without.
 fn is_host(host: &str) -> bool {
     let is_part =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-:_".contains(&byte);
-    !host.is_empty() && host.bytes().all(is_part)
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    let is_name = host.bytes().all(is_part) && !host.starts_with('.') && !host.is_empty();
+    // In their own way of writing, which is in lower case.
+    let is_address = || {
+        let address = host.parse::<IpAddr>();
+        address.is_ok_and(|address| address.to_canonical().to_string() == host)
+    };
+    is_name || is_address()
+}
+
+/// What to write in place of what is no host.
+fn host_in(text: &str) -> String {
+    let address = text.parse::<IpAddr>().ok();
+    let host = match (address, authority(text)) {
+        (Some(address), _) => address.to_canonical().to_string(),
+        (None, Some((host, _))) => host.trim_start_matches(['*', '.']).to_ascii_lowercase(),
+        (None, None) => String::new(),
+    };
+    match is_host(&host) {
+        true => host,
+        false => "vault.example.com".to_owned(),
+    }
 }
 
 /// Text that lives as long as the process, as a configuration does.
@@ -544,7 +581,10 @@ fn signature(written: WrittenSignature) -> Result<Signature, ConfigError> {
         ));
     }
     let file = match (path, build_id) {
-        (Some(path), None) if !path.is_empty() => Which::Path(path),
+        (Some(path), None) if fits_paths(&path) => Which::Path(path),
+        (Some(path), None) if !path.is_empty() => {
+            return Err(wrong("`path` begins with `/`, or with `*`"));
+        }
         (None, Some(id)) => Which::BuildId(hex(&id).ok_or_else(|| {
             wrong("`build-id` is what `readelf -n` shows: 4 bytes or more in hexadecimal")
         })?),
@@ -1271,6 +1311,8 @@ pub enum ConfigError {
     PidAndCommand,
     #[error("{0} needs a value that is not empty")]
     Empty(&'static str),
+    #[error("{0} {1}: no path is like that, as paths begin with a slash: write */{1}")]
+    NoPath(&'static str, String),
     #[error("--comm {name}: the kernel keeps {COMM_MAX} bytes of a name: use --comm {kept}")]
     LongComm { name: String, kept: String },
     #[error("--uid {0}: there is no such user")]
@@ -1285,8 +1327,10 @@ pub enum ConfigError {
     Socket(PathBuf),
     #[error("findings.baseline {}: the path has to be absolute", .0.display())]
     Baseline(PathBuf),
-    #[error("findings.trusted {0:?}: write a host, in lower case: \"vault.example.com\"")]
-    Trusted(String),
+    #[error(
+        "findings.trusted {written:?}: write a host in lower case, without scheme, port and path: \"{host}\""
+    )]
+    Trusted { written: String, host: String },
     #[error("price of {0:?}: {1}")]
     Price(String, &'static str),
     #[error("signature {0:?}: {1}")]
@@ -1837,6 +1881,24 @@ mod tests {
             ("label = [\"a\"]", &["--label a", "KEY=VALUE"]),
             ("label = [\"=a\"]", &["KEY=VALUE"]),
             ("pod = [\"\"]", &["--pod"]),
+            ("exe = [\"\"]", &["--exe"]),
+            ("exe = [\"curl\"]", &["--exe curl", "write */curl"]),
+            (
+                "[[policy.program]]\nexe = [\"bin/*\"]\ncapture = \"none\"",
+                &["--exe bin/*", "write */bin/*"],
+            ),
+            (
+                "[[policy.program]]\nexe = [\"\"]\ncapture = \"none\"",
+                &["--exe", "not empty"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\npath = \"lib/a\"",
+                &["signature \"a\"", "begins with `/`"],
+            ),
+            (
+                "[[signature]]\nlibrary = \"a\"\npath = \"\"",
+                &["signature \"a\"", "`path` or `build-id`"],
+            ),
             (
                 "[metadata]\ncri = [\"a.sock\"]",
                 &["a.sock", "from the root"],
@@ -1952,6 +2014,45 @@ mod tests {
                 assert!(error.contains(part), "{text:?} gave {error:?}");
             }
             assert!(!error.contains('\n'), "{error:?} is one line");
+        }
+    }
+
+    /// What hosts are compared with has no port, and what to write is said.
+    #[test]
+    fn trusted_hosts_are_hosts_alone() {
+        for host in [
+            "vault.example.com",
+            "localhost",
+            "my_host-1",
+            "10.0.0.5",
+            "::1",
+            "2001:db8::1",
+        ] {
+            let config = config(&format!("[findings]\ntrusted = [{host:?}]")).unwrap();
+            assert_eq!(config.findings.trusted, [host]);
+        }
+        for (written, host) in [
+            ("api.example.com:443", "api.example.com"),
+            ("https://api.example.com", "api.example.com"),
+            ("https://me@API.example.com:8443/v1?x=1", "api.example.com"),
+            ("api.example.com/v1", "api.example.com"),
+            ("API.example.com", "api.example.com"),
+            ("*.example.com", "example.com"),
+            (".example.com", "example.com"),
+            ("10.0.0.5:80", "10.0.0.5"),
+            ("[2001:db8::1]:443", "2001:db8::1"),
+            ("[::1]", "::1"),
+            ("2001:DB8::1", "2001:db8::1"),
+            ("2001:db8:0::1", "2001:db8::1"),
+            ("", "vault.example.com"),
+            ("/", "vault.example.com"),
+            ("a b", "vault.example.com"),
+        ] {
+            let error = config(&format!("[findings]\ntrusted = [{written:?}]")).unwrap_err();
+            let expected = format!(
+                "findings.trusted {written:?}: write a host in lower case, without scheme, port and path: {host:?}"
+            );
+            assert_eq!(error.to_string(), expected);
         }
     }
 

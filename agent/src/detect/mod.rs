@@ -165,16 +165,8 @@ struct Ends {
     /// `None`: it is not known what it is.
     program: Option<String>,
     peer: String,
-}
-
-impl Ends {
-    /// Without the port.
-    fn host(&self) -> &str {
-        match self.peer.rsplit_once(':') {
-            Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-            _ => &self.peer,
-        }
-    }
+    /// The peer without its port.
+    host: String,
 }
 
 /// A text that goes out.
@@ -339,11 +331,12 @@ fn ends(heard: &Heard<'_>) -> Option<Ends> {
         .filter(|port| ![80, 443].contains(port));
     let peer = match port {
         Some(port) => format!("{host}:{port}"),
-        None => host,
+        None => host.clone(),
     };
     Some(Ends {
         program: heard.process.and_then(program::name),
         peer,
+        host,
     })
 }
 

@@ -17,6 +17,9 @@ pub type Examples<'a> = &'a dyn Fn() -> &'a BTreeSet<u32>;
 /// the secret of the client.
 const MANY: usize = 4;
 
+/// What is encoded in less is no secret.
+const SHORTEST: u64 = 8;
+
 /// In what is said a shorter password is as likely one of a test.
 const LONG: u64 = 12;
 
@@ -32,7 +35,7 @@ pub fn judge(
     examples: Examples<'_>,
     redactor: &Redactor,
 ) -> Option<Suspicion> {
-    if is_at(ends.host(), trusted) {
+    if is_at(&ends.host, trusted) {
         return None;
     }
     let judge = |text: Leaving<'_>| in_text(&text, ends, examples, redactor);
@@ -55,6 +58,7 @@ fn in_text(
     let (mut at, mut first, mut count) = (0, None, 0);
     let mut kinds = BTreeSet::new();
     let mut named = BTreeSet::new();
+    let mut encoded = 0;
     for mark in marks {
         let label = mark.label();
         let Some(found) = shown[at..].find(&label) else {
@@ -72,20 +76,23 @@ fn in_text(
             || shown[at..].starts_with('@')
             || RULES.is_never_meant(&words);
         match text.is_said {
-            _ if is_certain => count += 1,
-            false => {
-                named.insert(mark.hash);
-            }
+            _ if is_certain => count += secrets(mark),
+            false => match mark.hash {
+                Some(hash) => {
+                    named.insert(hash);
+                }
+                None => encoded += secrets(mark),
+            },
             // What people say of one tells what it is.
             true if mark.length < LONG || RULES.is_fixture(&words) => continue,
-            true => count += 1,
+            true => count += secrets(mark),
         }
         kinds.insert(mark.kind);
         first = first.or(Some((before, *mark, at)));
     }
-    let is_many = named.len() >= MANY;
-    let count = match is_many {
-        true => count + named.len(),
+    let named = named.len() + encoded;
+    let count = match named >= MANY {
+        true => count + named,
         false => count,
     };
     let (before, mark, end) = first.filter(|_| count > 0)?;
@@ -108,10 +115,19 @@ fn in_text(
 }
 
 fn is_secret(mark: &Redaction, ends: &Ends, examples: Examples<'_>) -> bool {
-    // Short ones have no hash, and are as likely to be words.
     RULES.known(mark.kind) != Known::Not
-        && !RULES.is_owner(mark.kind, ends.host())
-        && mark.hash.is_some_and(|hash| !examples().contains(&hash))
+        && !RULES.is_owner(mark.kind, &ends.host)
+        && match mark.hash {
+            Some(hash) => !examples().contains(&hash),
+            // Short ones have none, and are as likely to be words. Several that are encoded together have none in
+            // common, and each of them is long enough for one.
+            None => mark.several > 1 && mark.length >= SHORTEST,
+        }
+}
+
+/// How many it stands for.
+fn secrets(mark: &Redaction) -> usize {
+    mark.several.max(1) as usize
 }
 
 /// Tokens in an address are known by the labels that redaction has left there. Those that are known by a name are how
@@ -122,7 +138,7 @@ fn in_query(heard: &Heard<'_>, ends: &Ends) -> Option<Suspicion> {
     for (start, _) in query.match_indices("[redacted:") {
         let end = start + query[start..].find(']')? + 1;
         let kind = query[start..end].split(':').nth(1)?.trim_end_matches(']');
-        let is_meant = RULES.known(kind) != Known::ByForm || RULES.is_owner(kind, ends.host());
+        let is_meant = RULES.known(kind) != Known::ByForm || RULES.is_owner(kind, &ends.host);
         if is_meant {
             continue;
         }

@@ -8,13 +8,14 @@
 //! Of texts that are there as a whole only. It costs one pass for each level, and nothing is decoded into more than it
 //! was.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, collections::BTreeSet, ops::Range};
 
 use base64_simd::forgiving_decode_to_vec;
 
 use super::{
     Key, Redaction,
     bytes::{self, Set},
+    rules::RULES,
     scanner::{Cleared, Scanner},
     verdict::Ending,
 };
@@ -248,14 +249,9 @@ fn in_run(
         let Some(said) = decoded(&text[start..run.end]) else {
             continue;
         };
-        let inside = all(key, &said, ending, levels);
-        if let Some(first) = inside.first() {
-            return Some(Redaction {
-                offset: start as u64,
-                length: (run.end - start) as u64,
-                kind: first.kind,
-                hash: first.hash.filter(|_| inside.len() == 1),
-            });
+        let mut inside = all(key, &said, ending, levels);
+        if !inside.is_empty() {
+            return Some(together(&mut inside, start..run.end));
         }
         tries += 1;
         if tries == STARTS {
@@ -263,6 +259,36 @@ fn in_run(
         }
     }
     None
+}
+
+/// What stands for all that is inside of a run.
+fn together(inside: &mut Vec<Redaction>, run: Range<usize>) -> Redaction {
+    inside.sort_by_key(|secret| (secret.offset, std::cmp::Reverse(secret.length)));
+    // One may be found twice: as it is written, and decoded.
+    inside.dedup_by(|next, one| next.offset < one.offset + one.length);
+    let hashes: BTreeSet<u32> = inside.iter().filter_map(|secret| secret.hash).collect();
+    let deeper: u32 = inside
+        .iter()
+        .map(|secret| secret.several)
+        .max()
+        .unwrap_or(0);
+    let several = (hashes.len() as u32).max(deeper);
+    let single = hashes.first().filter(|_| several == 1);
+    // What says by itself what it is says most of all of them.
+    let named = || match single {
+        Some(_) => inside.iter().find(|secret| secret.hash.is_some()),
+        None => inside.first(),
+    };
+    let of_form = inside.iter().find(|secret| RULES.have_form(secret.kind));
+    Redaction {
+        offset: run.start as u64,
+        length: run.len() as u64,
+        kind: of_form
+            .or_else(named)
+            .map_or("secret", |secret| secret.kind),
+        hash: single.copied(),
+        several: if several > 1 { several } else { 0 },
+    }
 }
 
 /// What hexadecimal digits or base64 say, if that is text.
@@ -347,7 +373,11 @@ pub fn write(
             });
         }
     }
-    all.sort_by_key(|redaction| (redaction.offset, std::cmp::Reverse(redaction.length)));
+    // Base64 of JSON looks like a token: what it holds says more.
+    all.sort_by_key(|redaction| {
+        let size = (redaction.length, redaction.several);
+        (redaction.offset, std::cmp::Reverse(size))
+    });
     let mut shown = at;
     let mut all = all.into_iter().peekable();
     while let Some(mut redaction) = all.next() {
@@ -356,6 +386,7 @@ pub fn write(
             let stop = (redaction.offset + redaction.length).max(next.offset + next.length);
             if stop > redaction.offset + redaction.length {
                 redaction.hash = None;
+                redaction.several = redaction.several.max(next.several);
                 redaction.length = stop - redaction.offset;
             }
         }

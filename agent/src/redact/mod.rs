@@ -178,8 +178,10 @@ pub struct Redaction {
     pub offset: u64,
     pub length: u64,
     pub kind: &'static str,
-    /// Keyed; `None` for short ones and parts.
+    /// Keyed; `None` for short ones and parts, and for several.
     pub hash: Option<u32>,
+    /// How many different secrets a text holds that is encoded and replaced as a whole. 0: there is one at most.
+    pub several: u32,
 }
 
 impl Redaction {
@@ -231,6 +233,25 @@ impl std::ops::Deref for Clear {
 /// A line for people who may not see secrets, such as one of a log. Without hashes.
 pub fn line(text: &str) -> String {
     cleared(text, None)
+}
+
+/// A name that is kept beyond the run: the same in each, so that it has no hashes, whatever was shown of it before.
+pub fn lasting(name: &str) -> String {
+    const LABEL: &str = "[redacted:";
+    let name = line(name);
+    let mut parts = name.split(LABEL);
+    let mut lasting = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        lasting.push_str(LABEL);
+        match part.split_once(']') {
+            Some((kind, rest)) => {
+                let kind = kind.split(':').next().unwrap_or_default();
+                lasting.push_str(&format!("{kind}]{rest}"));
+            }
+            None => lasting.push_str(part),
+        }
+    }
+    lasting
 }
 
 fn cleared(text: &str, key: Option<Key>) -> String {
@@ -737,6 +758,7 @@ impl Redactor {
             length,
             kind,
             hash: hash8(self.key.hasher().update(secret.as_bytes()), length),
+            several: 0,
         }
     }
 }

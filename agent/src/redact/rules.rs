@@ -112,6 +112,14 @@ impl Rules {
         waits.map_or(Verdict::No, Verdict::Wait)
     }
 
+    /// Are secrets of this kind known by their form alone, and not by a name beside them?
+    pub fn have_form(&self, kind: &str) -> bool {
+        let is_named = self.names.iter().any(|name| name.kind == kind)
+            || self.headers.values().any(|known| *known == kind);
+        let is_token = self.tokens.iter().any(|token| token.kind == kind);
+        matches!(kind, "card" | "private_key") || is_token && !is_named
+    }
+
     fn word(&self, text: &[u8], hit: Hit, in_head: bool, ending: Ending) -> Verdict {
         let Some(next) = text.get(hit.end) else {
             return undecided(text, ending);

@@ -433,6 +433,7 @@ impl Inside {
             length,
             kind: self.kind,
             hash,
+            several: 0,
         }
     }
 }

@@ -270,6 +270,8 @@ fn cuts_change_nothing() {
         "{\"n\":\"m\",\"password\":u'ggg%5dggggg",
         "const PASSWORD: &str = \"hunter2xCd2\"; var token string = r\"Ab1Cd2Ef3\" password: a b = \"",
         "pay 4111 1111 1111 1111 or 378282246310005, not 4111 1111 1111 1112 nor 4111. \"cc=4111-1111-1111-1111",
+        "4111111111111111 |x, 4111 1111 1111 1111 1227 123, 5555 5555 5555 4444 123; 4111111111111111,12/27,1",
+        "[4111111111111111, 12, 1] 4111 1111 1111 1111 1227 5 4111-1111-1111-1111-12/27-1 4222222222222 1227 123",
         "{\"kty\":\"EC\",\"d\":\"Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op8Qr9St0Uv1Wx2Yz3Ab1C\",\"x\":1}",
         "machine h login me password correcthorse\nu:$apr1$Ab1Cd2Ef$Ab1Cd2Ef3Gh4Ij5Kl6Mn7Op\n",
         "{'password': b'correct horse', 'otp':f, 'token' : R\"Ab1Cd2Ef3\"} password=b2Cd2Ef3&otp=u",

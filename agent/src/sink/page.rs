@@ -372,6 +372,7 @@ mod tests {
             length,
             kind: "key",
             hash: None,
+            several: 0,
         }
     }
 

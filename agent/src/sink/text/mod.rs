@@ -1350,6 +1350,7 @@ mod tests {
             length,
             kind: "cookie",
             hash,
+            several: 0,
         };
         let redactions = [
             redaction(15, 20, Some(0xabc)),
