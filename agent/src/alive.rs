@@ -371,6 +371,19 @@ mod tests {
         assert_eq!(told.since, "2026-01-31T09:30:00Z");
     }
 
+    /// What other tests have forked holds copies of our descriptors while it lives: a lock and a socket that we have
+    /// closed are still there.
+    fn soon(is_so: impl Fn() -> bool) -> bool {
+        let until = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < until {
+            if is_so() {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
     #[test]
     fn silence_is_no_life() {
         let scratch = Scratch::new("silence");
@@ -383,7 +396,7 @@ mod tests {
         assert!(matches!(asked[0], Err(AskError::Silent(_))));
         assert!(asked.iter().all(Result::is_err));
         drop(door);
-        assert!(matches!(ask(&path, PATIENCE), Err(AskError::Nobody)));
+        assert!(soon(|| matches!(ask(&path, little), Err(AskError::Nobody))));
     }
 
     #[test]
@@ -396,7 +409,7 @@ mod tests {
         // As if it had been killed: the socket stays.
         drop(first);
         assert!(path.exists());
-        Door::open(&path, 0).unwrap();
+        assert!(soon(|| Door::open(&path, 0).is_ok()));
     }
 
     #[test]
