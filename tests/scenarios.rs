@@ -1222,6 +1222,8 @@ scenarios! {
     late_facts
     left_handle
     llm
+    llm_cost
+    llm_tiers
     loss
     lost_evidence
     many_at_once

@@ -623,6 +623,8 @@ pub struct Llm {
     pub url: Url,
     pub operation: &'static str,
     pub provider: &'static str,
+    /// Whose wire format it is: what only that has is told by this name.
+    pub owner: &'static str,
     pub api: Option<&'static str>,
     pub model: Option<Clear>,
     pub parameters: LlmParameters,

@@ -169,6 +169,7 @@ fn seen(record: &Value, report: &Value) -> BTreeMap<&'static str, Value> {
         ("created", "/gen_ai/usage/cache_creation/input_tokens"),
         ("thought", "/gen_ai/usage/reasoning/output_tokens"),
         ("tier", "/openai/response/service_tier"),
+        ("tier", "/anthropic/response/service_tier"),
         ("fingerprint", "/openai/response/system_fingerprint"),
         ("missing", "/missing"),
     ];

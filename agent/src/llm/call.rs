@@ -48,6 +48,8 @@ pub struct Response {
     /// Answers, in order. Most calls want one.
     pub messages: Vec<Message>,
     pub usage: Usage,
+    /// What the API says that it costs.
+    pub charged: Option<f64>,
     /// A word of the API, such as `rate_limit_error`.
     pub error: Option<Text>,
     pub service_tier: Option<Text>,
@@ -336,6 +338,7 @@ impl Response {
             fingerprint,
             conversation,
             usage: _,
+            charged: _,
             is_over: _,
         } = self;
         messages_weight(messages)

@@ -367,6 +367,7 @@ fn common(body: &Value, response: &mut Response) {
         id,
         model,
         usage,
+        charged,
         error,
         service_tier,
         fingerprint,
@@ -385,6 +386,7 @@ fn common(body: &Value, response: &mut Response) {
     let counts = body.get("usage").or_else(|| body.at(&["x_groq", "usage"]));
     if let Some(counts) = counts {
         usage.update(self::usage(counts));
+        *charged = self::charged(counts).or(*charged);
     } else if let Some(timings) = body.get("timings") {
         usage.update(self::timings(timings));
     }
@@ -418,6 +420,19 @@ pub fn usage(value: &Value) -> Usage {
         cache_creation: count(&["prompt_tokens_details", "cache_write_tokens"]),
         reasoning: count(&["completion_tokens_details", "reasoning_tokens"]),
     }
+}
+
+/// What a call costs: as OpenRouter says it (its credits are dollars), Perplexity, and xAI (of a dollar 10^10).
+///
+/// Sources: openrouter.ai/docs/use-cases/usage-accounting, docs.perplexity.ai, docs.x.ai/developers/cost-tracking.
+pub fn charged(usage: &Value) -> Option<f64> {
+    const TICKS: f64 = 1e10;
+    let ticks = usage.get("cost_in_usd_ticks").and_then(Value::float);
+    let cost = ticks
+        .map(|ticks| ticks / TICKS)
+        .or_else(|| usage.at(&["cost", "total_cost"])?.float())
+        .or_else(|| usage.get("cost")?.float())?;
+    (cost.is_finite() && cost >= 0.0).then_some(cost)
 }
 
 /// What llama.cpp says where nobody asked for usage: tokens of the prompt that were not cached, those that were, and

@@ -15,6 +15,8 @@ struct Providers {
 struct Provider {
     name: String,
     hosts: Vec<String>,
+    #[serde(default)]
+    charges: bool,
 }
 
 static PROVIDERS: LazyLock<Providers> =
@@ -32,6 +34,13 @@ pub fn of(host: &str) -> Option<&'static str> {
         .iter()
         .find(|provider| provider.hosts.iter().any(is_of))?;
     Some(&provider.name)
+}
+
+/// Do the answers of the one that is called so say what they cost, in US dollars? Others may mean something else by
+/// the same words.
+pub fn charges(name: &str) -> bool {
+    let mut providers = PROVIDERS.provider.iter();
+    providers.any(|provider| provider.charges && provider.name == name)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use super::{
         Message, Modality, Parameters, Part, Request, Response, Tool, ToolCall, ToolResult, Usage,
         free, other, text,
     },
-    chat::{address, error, result},
+    chat::{address, charged, error, result},
 };
 use crate::protocol::json::{Text, Value};
 
@@ -239,6 +239,7 @@ fn settle(body: &Value, response: &mut Response) {
         .or(response.conversation.take());
     if let Some(counts) = body.get("usage") {
         response.usage.update(usage(counts));
+        response.charged = charged(counts).or(response.charged);
     }
     if let Some(value) = body.get("error") {
         response.error = Some(error(value));

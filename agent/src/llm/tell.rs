@@ -6,6 +6,7 @@ use super::{
     Call, Turn,
     call::{Message, Part, Tool},
     dialog::Place,
+    price::Cost,
     provider,
 };
 use crate::{
@@ -18,6 +19,15 @@ use crate::{
 
 /// Longest name, id or word of an API that is told.
 const WORD_MAX: usize = 256;
+
+/// What an answer says that it costs, where that is known to be money.
+fn charged(provider: &str, amount: Option<f64>) -> Option<Cost> {
+    let amount = amount.filter(|_| provider::charges(provider))?;
+    Some(Cost {
+        amount,
+        currency: "USD",
+    })
+}
 
 impl Teller<'_> {
     /// A call, if it is clear what it is.
@@ -57,8 +67,12 @@ impl Teller<'_> {
             has_streamed: call.streamed.has_words,
             operation: format.operation(),
             provider,
+            owner: format.provider(),
             api: format.api(),
-            cost: self.prices.cost(provider, models, &answered.usage),
+            cost: self
+                .prices
+                .cost(provider, models, &answered.usage)
+                .or_else(|| charged(provider, answered.charged)),
             model: self.word(&asked.model),
             parameters: crate::record::LlmParameters {
                 stream: asked.parameters.stream,

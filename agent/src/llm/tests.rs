@@ -179,6 +179,7 @@ fn told(call: &Call) -> Vec<String> {
     let counts: Vec<String> = counts
         .iter()
         .filter_map(|(name, count)| Some(format!("{name} {}", (*count)?)))
+        .chain(response.charged.map(|amount| format!("costs {amount}")))
         .collect();
     lines.push(counts.join(", "));
     lines.extend(

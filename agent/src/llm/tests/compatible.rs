@@ -151,19 +151,33 @@ fn xai_and_gemini() {
         )
     };
     let said = whole(&body(
-        r#"{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135,"prompt_tokens_details":{"text_tokens":32,"audio_tokens":0,"image_tokens":0,"cached_tokens":6},"completion_tokens_details":{"reasoning_tokens":94,"audio_tokens":0},"num_sources_used":0}"#,
+        r#"{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135,"prompt_tokens_details":{"text_tokens":32,"audio_tokens":0,"image_tokens":0,"cached_tokens":6},"completion_tokens_details":{"reasoning_tokens":94,"audio_tokens":0},"num_sources_used":0,"cost_in_usd_ticks":37756000}"#,
     ));
     assert_eq!(
         said,
         [
             "assistant: \"Hello\" (stop)",
-            "in 32, out 103, cached 6, thought 94"
+            "in 32, out 103, cached 6, thought 94, costs 0.0037756"
         ]
     );
     let said = whole(&body(
         r#"{"prompt_tokens":758,"completion_tokens":102,"total_tokens":1725}"#,
     ));
     assert_eq!(said[1], "in 758, out 967");
+    // Perplexity's, and what is no amount.
+    for (cost, amount) in [
+        (
+            r#"{"input_tokens_cost":0.001,"total_cost":0.003}"#,
+            ", costs 0.003",
+        ),
+        (r#"{"input_tokens_cost":0.001}"#, ""),
+        ("-1", ""),
+        ("1e999", ""),
+        ("\"0.1\"", ""),
+    ] {
+        let usage = format!(r#"{{"prompt_tokens":1,"completion_tokens":2,"cost":{cost}}}"#);
+        assert_eq!(whole(&body(&usage))[1], format!("in 1, out 2{amount}"));
+    }
     // Every call is whole, and all have the same number.
     let said = streamed(&[
         r#"{"id":"1","object":"chat.completion.chunk","model":"gemini-2.5-flash","choices":[{"index":0,"delta":{"role":"assistant","tool_calls":[{"function":{"arguments":"{\"a\":1}","name":"f"},"id":"c1","index":0,"type":"function"}]}}]}"#,
@@ -193,7 +207,7 @@ fn openrouter() {
         said[3..],
         [
             "assistant: thinks \"Hm.\", \"Hello\", image image/png of 8 bytes (stop)",
-            "in 14, out 12, cached 3, cache 2, thought 4",
+            "in 14, out 12, cached 3, cache 2, thought 4, costs 0.0002",
         ]
     );
     // In mid-stream, beside the choices and in one.

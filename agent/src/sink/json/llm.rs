@@ -13,26 +13,17 @@ impl Object<'_> {
     pub(super) fn llm(&mut self, llm: &Llm) {
         self.url(&llm.url);
         self.object("gen_ai", |member| member.gen_ai(llm));
-        let tiers = [
-            ("request", &llm.request_tier),
-            ("response", &llm.response_tier),
-        ];
-        let has_tier = tiers.iter().any(|(_, tier)| tier.is_some());
+        let tiers = [&llm.request_tier, &llm.response_tier];
+        let has_tier = tiers.iter().any(|tier| tier.is_some());
         if llm.api.is_some() || llm.fingerprint.is_some() || has_tier {
-            self.object("openai", |member| {
-                if let Some(api) = llm.api {
-                    member.object("api", |member| member.word("type", api));
+            match llm.owner.split_once('.') {
+                Some((first, second)) => {
+                    self.object(first, |member| {
+                        member.object(second, |member| member.own(llm))
+                    });
                 }
-                for (key, tier) in tiers {
-                    let fingerprint = llm.fingerprint.as_deref().filter(|_| key == "response");
-                    if tier.is_some() || fingerprint.is_some() {
-                        member.object(key, |member| {
-                            member.optional_string("service_tier", tier.as_deref());
-                            member.optional_string("system_fingerprint", fingerprint);
-                        });
-                    }
-                }
-            });
+                None => self.object(llm.owner, |member| member.own(llm)),
+            }
         }
         self.number("turn", llm.place.turn);
         if let Some(Cost { amount, currency }) = llm.cost {
@@ -59,6 +50,25 @@ impl Object<'_> {
         });
         if !llm.missing.is_empty() {
             self.array("missing", &llm.missing, |out, name| quoted(name, out));
+        }
+    }
+
+    /// What only one API has: by its owner's name, as the conventions have it for OpenAI.
+    fn own(&mut self, llm: &Llm) {
+        if let Some(api) = llm.api {
+            self.object("api", |member| member.word("type", api));
+        }
+        let fingerprint = llm.fingerprint.as_deref();
+        for (key, tier, fingerprint) in [
+            ("request", &llm.request_tier, None),
+            ("response", &llm.response_tier, fingerprint),
+        ] {
+            if tier.is_some() || fingerprint.is_some() {
+                self.object(key, |member| {
+                    member.optional_string("service_tier", tier.as_deref());
+                    member.optional_string("system_fingerprint", fingerprint);
+                });
+            }
         }
     }
 
