@@ -1239,6 +1239,7 @@ scenarios! {
     policy_annotation
     policy_annotation_trusted
     policy_before_the_facts
+    policy_before_what_is_unseen
     policy_behind_the_dead
     policy_hides_names
     policy_late

@@ -1916,7 +1916,7 @@ impl Pipeline {
     /// A call that passed by. The one that makes a handle could have named any of them: the kernel goes on
     /// with its streams.
     fn unseen(&mut self, id: HandleId, point: u64, time: u64, out: Out<'_>) {
-        if self.is_filtered(id.pid) {
+        if self.is_turned_away(id.pid, time) {
             return;
         }
         let file = self.coverage.point(point).map(|placed| placed.file);
