@@ -1238,6 +1238,7 @@ scenarios! {
     policy
     policy_annotation
     policy_annotation_trusted
+    policy_before_a_hole
     policy_before_the_facts
     policy_before_what_is_unseen
     policy_behind_the_dead

@@ -759,7 +759,7 @@ impl Pipeline {
             return;
         };
         if let Some(pid) = event.pid()
-            && self.processes.get(&pid).is_none_or(|who| who.awaits)
+            && self.is_to_park(pid)
         {
             return self.park(pid, Happened::Record(raw.to_vec()), now, out);
         }
@@ -778,6 +778,11 @@ impl Pipeline {
         for cookie in std::mem::take(&mut self.parked_closed) {
             self.solver.socket_ended(cookie);
         }
+    }
+
+    /// Does what happens to it wait until it is known who it is?
+    fn is_to_park(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_none_or(|who| who.awaits)
     }
 
     fn awaits(&self, pid: u32) -> bool {
@@ -1487,11 +1492,11 @@ impl Pipeline {
                 handle: hole.handle,
             };
             let stream = StreamId { handle, direction };
-            if self.awaits(hole.tgid) {
+            if self.is_to_park(hole.tgid) {
                 self.park(hole.tgid, Happened::Pending(*hole, now), now, out);
                 continue;
             }
-            if self.is_filtered(hole.tgid) {
+            if self.is_turned_away(hole.tgid, now) {
                 self.pass_by(stream, hole.offset.saturating_add(hole.length));
                 continue;
             }
