@@ -38,7 +38,7 @@ const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 /// The maps whose values are only ever added to.
 const COUNTING: [&str; 2] = ["COUNTERS", "CALLS"];
 
-const PROGRAMS: [(&str, &str); 53] = [
+const PROGRAMS: [(&str, &str); 55] = [
     ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
@@ -71,6 +71,8 @@ const PROGRAMS: [(&str, &str); 53] = [
     ("event_multi", "uprobe.multi"),
     ("file_identity", ASKED),
     ("file_is_mapped", ASKED),
+    ("group_exec", "raw_tp/sched_process_exec"),
+    ("group_fork", "raw_tp/sched_process_fork"),
     ("hello", "tp_btf/sock_send_length"),
     ("hello_tcp", "fexit/tcp_sendmsg"),
     ("mapping_identity", ITERATOR),
@@ -631,7 +633,10 @@ fn doctored_objects_are_refused() {
         assert_refused(program, &bytes, "a call of a subprogram");
         let bytes = doctor(program, call(14), |i| i.src = 2);
         assert_refused(program, &bytes, "a call of a subprogram");
-        if matches!(program, "process_fork" | "control_multi" | "control_perf") {
+        if matches!(
+            program,
+            "process_fork" | "group_exec" | "group_fork" | "control_multi" | "control_perf"
+        ) {
             continue;
         }
         let bytes = doctor(program, lock, |i| i.op = op::STORE_U64);

@@ -669,6 +669,45 @@ pub struct Offsets {
     pub inode_mapping: u32,
     pub super_dev: u32,
     pub mapping_i_mmap: u32,
+    /// From a task to the names of its control group; the first is 0 if one of them is unknown.
+    pub task_cgroups: u32,
+    pub css_set_default: u32,
+    /// Where a controller's state is that has a hierarchy of version 1, or [`NO_CONTROLLER`].
+    pub css_set_controller: u32,
+    pub css_cgroup: u32,
+    pub cgroup_node: u32,
+    pub node_id: u32,
+    pub node_name: u32,
+    pub node_parent: u32,
+}
+
+/// There is no hierarchy of version 1, or it is unknown where its groups are.
+pub const NO_CONTROLLER: u32 = u32::MAX;
+
+/// A control group as the kernel knows it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct GroupId {
+    pub address: u64,
+    /// Of its directory, which no other of its hierarchy ever gets.
+    pub number: u64,
+}
+
+/// So many groups within each other are told, of names of so many bytes with the zero at their end: Kubernetes in a
+/// container has six, and a name may have 255 bytes.
+pub const GROUPS_DEEP: usize = 8;
+pub const GROUP_NAME: usize = 192;
+
+/// What a control group and those above it are called.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Group {
+    /// How many names there are, and one. 0: they are being written.
+    pub levels: u32,
+    /// Not zero: there are more above.
+    pub is_cut: u32,
+    /// The innermost first. One that fills its place is cut.
+    pub names: [[u8; GROUP_NAME]; GROUPS_DEEP],
 }
 
 /// A file as the kernel knows it: what a probe is attached to.
@@ -705,4 +744,8 @@ mod pod {
     unsafe impl aya::Pod for super::Offsets {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::FileIdentity {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::GroupId {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Group {}
 }

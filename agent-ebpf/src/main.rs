@@ -21,6 +21,7 @@ mod call;
 mod emit;
 mod filter;
 mod go;
+mod group;
 mod hello;
 mod identity;
 mod life;

@@ -121,6 +121,14 @@ static OFFSETS: Offsets = Offsets {
     inode_mapping: 0,
     super_dev: 0,
     mapping_i_mmap: 0,
+    task_cgroups: 0,
+    css_set_default: 0,
+    css_set_controller: 0,
+    css_cgroup: 0,
+    cgroup_node: 0,
+    node_id: 0,
+    node_name: 0,
+    node_parent: 0,
 };
 
 /// Bytes of the ring, as user space made it.

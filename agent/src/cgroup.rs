@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use agent_ebpf::{GROUP_NAME, Group as Noted};
+
 /// A line of `/proc/PID/cgroup`: `4:memory:/a/b`, or `0::/a/b` of version 2.
 pub struct Line<'a> {
     pub number: &'a str,
@@ -27,6 +29,35 @@ pub fn lines(groups: &str) -> impl Iterator<Item = Line<'_>> {
             path: path.strip_suffix(" (deleted)").unwrap_or(path),
         })
     })
+}
+
+/// What `/proc/PID/cgroup` said of a process, as far as the kernel side has noted it: its group in version 2, and in a
+/// hierarchy of version 1.
+pub fn noted([version_2, version_1]: [Option<Noted>; 2]) -> String {
+    let line = |number, group: Option<Noted>| Some(format!("{number}:{}\n", path_of(&group?)?));
+    // Which controller it is does not matter.
+    let lines = [line("1:noted", version_1), line("0:", version_2)];
+    lines.into_iter().flatten().collect()
+}
+
+/// `None`: nothing was noted, or not all of it. Half a path says less than none, for names mean what those above them
+/// say.
+fn path_of(group: &Noted) -> Option<String> {
+    let count = group.levels.checked_sub(1)? as usize;
+    let names = group.names.get(..count).filter(|_| group.is_cut == 0)?;
+    let mut path = String::new();
+    for name in names.iter().rev() {
+        let end = name.iter().position(|byte| *byte == 0)?;
+        if end == 0 || end == GROUP_NAME - 1 {
+            return None;
+        }
+        path.push('/');
+        path.push_str(&String::from_utf8_lossy(&name[..end]));
+    }
+    if path.is_empty() {
+        path.push('/');
+    }
+    Some(path)
 }
 
 /// Is the process with these groups in this one, or in one below it? In any hierarchy: who writes a path
@@ -177,7 +208,43 @@ fn unescaped(field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use agent_ebpf::GROUPS_DEEP;
+
     use super::*;
+
+    /// As the kernel side writes it, the innermost name first.
+    fn group(names: &[&str]) -> Noted {
+        let mut group = Noted {
+            levels: names.len() as u32 + 1,
+            is_cut: 0,
+            names: [[0; GROUP_NAME]; GROUPS_DEEP],
+        };
+        for (to, name) in group.names.iter_mut().zip(names) {
+            to[..name.len()].copy_from_slice(name.as_bytes());
+        }
+        group
+    }
+
+    #[test]
+    fn what_the_kernel_side_has_noted() {
+        let web = || group(&["docker-c0ffee.scope", "system.slice"]);
+        let all = noted([Some(web()), Some(group(&[]))]);
+        assert_eq!(all, "1:noted:/\n0::/system.slice/docker-c0ffee.scope\n");
+        assert_eq!(noted([None, Some(group(&["a"]))]), "1:noted:/a\n");
+        assert_eq!(noted([None, None]), "");
+        // Being written; deeper than is noted; more than there is room for; a name that is cut; one that is none.
+        let mut unusual = [web(), web(), web(), web(), web()];
+        unusual[0].levels = 0;
+        unusual[1].is_cut = 1;
+        unusual[2].levels = GROUPS_DEEP as u32 + 2;
+        unusual[3].names[1][..GROUP_NAME - 1].fill(b'x');
+        unusual[4].names[0] = [0; GROUP_NAME];
+        for (number, one) in unusual.into_iter().enumerate() {
+            assert_eq!(noted([Some(one), None]), "", "{number}");
+        }
+        let deep = group(&["8", "7", "6", "5", "4", "3", "2", "1"]);
+        assert_eq!(noted([Some(deep), None]), "0::/1/2/3/4/5/6/7/8\n");
+    }
 
     /// Debian 12 under systemd.
     const VERSION_2: &str = "\

@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Lab, PYTHON, Running, Server, argv, bare, seconds, skip, wait_for};
+use serde_json::Value;
+
+use crate::{
+    harness::{Lab, PYTHON, Running, Server, argv, bare, kill, seconds, skip, wait_for},
+    proc::half_of,
+};
 
 /// A control group of our own, removed afterwards.
 pub(crate) struct Group(PathBuf);
@@ -150,6 +155,88 @@ fn a_container_that_starts_later() {
         calls["filtered"].as_u64() > Some(0),
         "the stranger's calls: {calls}"
     );
+    records.check_ledger().unwrap();
+}
+
+/// Nobody looks while they run, and when somebody does they are gone, and their groups with them.
+#[test]
+fn containers_that_are_gone_before_a_look() {
+    const TEST: &str = "containers_that_are_gone_before_a_look";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let ids: Vec<String> = (0..10).map(|number| id(100 + number)).collect();
+    let groups: Option<Vec<Group>> = ids.iter().map(|id| Group::of_container(id)).collect();
+    let Some(groups) = groups else {
+        return skip(TEST, "no control group can be made");
+    };
+    let server = lab.server(&[]);
+    let library = lab.private_libssl("private");
+    let curl = format!(
+        "exec curl -sk --http1.1 -o /dev/null {} --data-binary",
+        server.url("/echo")
+    );
+    let client =
+        |number: usize| format!("sh -c '{} {curl} talker-{number}'", groups[number].enter());
+    let clients: Vec<String> = (0..groups.len()).map(client).collect();
+    let wait = |file: &str| {
+        format!("n=0; while [ ! -e {file} ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n + 1)); done")
+    };
+    let script = format!(
+        "cd {}; export LD_LIBRARY_PATH={}; ({curl} first); touch warm; {}; {}; touch done; {}",
+        lab.dir.display(),
+        library.display(),
+        wait("go"),
+        clients.join("; "),
+        wait("end"),
+    );
+    let running = lab.agent().start(argv!["sh", "-c", script]);
+    wait_for("the first client", seconds(20), || {
+        (lab.path("warm").exists() && has_sent(&running, "first")).then_some(())
+    });
+    let pipeline = running.process.pid() as i32;
+    let half = half_of(running.process.pid()).expect("a privileged half") as i32;
+    for pid in [half, pipeline] {
+        kill(pid, libc::SIGSTOP);
+    }
+    lab.file("go", "");
+    wait_for("the clients' end", seconds(30), || {
+        lab.path("done").exists().then_some(())
+    });
+    let kept: Vec<PathBuf> = groups
+        .iter()
+        .map(|group| group.directory().to_owned())
+        .collect();
+    drop(groups);
+    assert!(
+        kept.iter().all(|path| !path.exists()),
+        "a group is still there"
+    );
+    for pid in [half, pipeline] {
+        kill(pid, libc::SIGCONT);
+    }
+    wait_for("the last client's records", seconds(20), || {
+        has_sent(&running, &format!("talker-{}", ids.len() - 1)).then_some(())
+    });
+    lab.file("end", "");
+    let run = running.finish(seconds(30));
+    run.success();
+    let records = run.records();
+    for (number, id) in ids.iter().enumerate() {
+        let said = format!("talker-{number}");
+        let mut data = records.kind("data");
+        let is_said = |record: &&Value| {
+            let text = record["text"].as_str();
+            record["direction"] == "sent" && text.is_some_and(|text| text.ends_with(&said))
+        };
+        let record = data
+            .find(is_said)
+            .unwrap_or_else(|| panic!("nothing of {said}"));
+        assert_eq!(record["container"]["id"], **id, "{record:.600}");
+    }
     records.check_ledger().unwrap();
 }
 

@@ -9,10 +9,10 @@ use crate::{
 };
 
 /// Everything that can still be read: the process may be ending. `id` is what others call it; its parent is
-/// called as here.
-pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
+/// called as here. `noted` says its control groups where nothing else does.
+pub fn of(pid: u32, id: u32, filter: &Filter, noted: impl FnOnce() -> String) -> Facts {
     // First: who has an executable below was there to be asked for its groups. Who has none may be in any container.
-    let groups = groups(pid);
+    let mut groups = groups(pid);
     let mut facts = Facts {
         pid: id,
         ..Facts::default()
@@ -30,6 +30,10 @@ pub fn of(pid: u32, id: u32, filter: &Filter) -> Facts {
         facts.parent_pid = status.numbers("PPid:").next();
         // The last one is the id in the innermost namespace.
         facts.vpid = status.numbers("NSpid:").last().filter(|vpid| *vpid != id);
+    }
+    // One that has ended is in no group of version 1 any more, and nowhere at all when its parent knows.
+    if facts.executable.is_none() && container::id(&groups).is_none() {
+        groups = noted();
     }
     facts.container_id = container::id(&groups).map(Cow::into_owned);
     facts.is_outside = !filter.holds(&groups);

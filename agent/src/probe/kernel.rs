@@ -8,7 +8,7 @@
 
 use std::{fs, io};
 
-use agent_ebpf::Offsets;
+use agent_ebpf::{NO_CONTROLLER, Offsets};
 
 /// Which groups of offsets are complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct Known {
     pub hellos: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
+    /// Names of control groups.
+    pub groups: bool,
 }
 
 /// What the kernel's types say.
@@ -44,7 +46,8 @@ impl Layout {
     /// # Errors
     /// There is no BTF, or it is not readable (confidentiality lockdown, a container without /sys).
     pub fn read() -> io::Result<Layout> {
-        parse(&fs::read("/sys/kernel/btf/vmlinux")?)
+        let controllers = fs::read_to_string("/proc/cgroups").unwrap_or_default();
+        parse(&fs::read("/sys/kernel/btf/vmlinux")?, &controllers)
             .ok_or_else(|| io::Error::other("unknown format of /sys/kernel/btf/vmlinux"))
     }
 
@@ -57,6 +60,7 @@ impl Layout {
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNC: u32 = 12;
 
@@ -70,7 +74,7 @@ const HOOKS: [(u32, &str); 6] = [
     (KIND_FUNC, "bpf_iter_task"),
 ];
 
-const STRUCTURES: [&str; 16] = [
+const STRUCTURES: [&str; 20] = [
     "task_struct",
     "pid",
     "mm_struct",
@@ -87,9 +91,17 @@ const STRUCTURES: [&str; 16] = [
     "fdtable",
     "socket",
     "tcp_sock",
+    "css_set",
+    "cgroup_subsys_state",
+    "cgroup",
+    "kernfs_node",
 ];
 
-fn parse(btf: &[u8]) -> Option<Layout> {
+/// Which controller has which place in a `css_set`.
+const CONTROLLERS: &str = "cgroup_subsys_id";
+
+/// `controllers` is what `/proc/cgroups` says.
+fn parse(btf: &[u8], controllers: &str) -> Option<Layout> {
     let types = Types::new(btf)?;
     let at = |name, member| types.member(name, member);
     let in_sock = |member| Some(at("sock", "__sk_common")? + at("sock_common", member)?);
@@ -158,6 +170,25 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         & set(|o| &mut o.inode_mapping, at("inode", "i_mapping"))
         & set(|o| &mut o.super_dev, at("super_block", "s_dev"))
         & set(|o| &mut o.mapping_i_mmap, at("address_space", "i_mmap"));
+    let groups = set(|o| &mut o.css_set_default, at("css_set", "dfl_cgrp"))
+        & set(|o| &mut o.cgroup_node, at("cgroup", "kn"))
+        & set(|o| &mut o.node_id, at("kernfs_node", "id"))
+        & set(|o| &mut o.node_name, at("kernfs_node", "name"))
+        // Since 6.15 it has underscores.
+        & set(
+            |o| &mut o.node_parent,
+            at("kernfs_node", "parent").or_else(|| at("kernfs_node", "__parent")),
+        );
+    let state = || {
+        let place = types.controller(controller_of_version_1(controllers)?)?;
+        let css = at("cgroup_subsys_state", "cgroup")?;
+        Some((at("css_set", "subsys")? + place * 8, css))
+    };
+    let (controller, css) = state().unwrap_or((NO_CONTROLLER, 0));
+    set(|o| &mut o.css_set_controller, Some(controller));
+    set(|o| &mut o.css_cgroup, Some(css));
+    // The programs are attached for this one.
+    let groups = tasks && groups && set(|o| &mut o.task_cgroups, at("task_struct", "cgroups"));
     let known = Known {
         tasks,
         leader,
@@ -166,12 +197,33 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         sides,
         hellos,
         files,
+        groups,
     };
     Some(Layout {
         offsets,
         known,
         hooks: types.hooks,
     })
+}
+
+/// The controller of which the kernel side looks at the groups, as its enumeration names it: one that has a hierarchy
+/// of its own. Runtimes join them all, and these are everywhere.
+fn controller_of_version_1(controllers: &str) -> Option<&'static str> {
+    const USUAL: [(&str, &str); 4] = [
+        ("memory", "memory_cgrp_id"),
+        ("pids", "pids_cgrp_id"),
+        ("devices", "devices_cgrp_id"),
+        ("cpu", "cpu_cgrp_id"),
+    ];
+    // Its name and the number of its hierarchy, which is 0 in version 2 and where nobody has mounted it.
+    let has_own = |name: &str| {
+        controllers.lines().any(|line| {
+            let mut fields = line.split('\t');
+            fields.next() == Some(name) && fields.next().is_some_and(|number| number != "0")
+        })
+    };
+    let usual = USUAL.iter().find(|(name, _)| has_own(name));
+    usual.map(|(_, constant)| *constant)
 }
 
 /// The structures and unions of a BTF blob; members are read when asked for.
@@ -182,6 +234,8 @@ struct Types<'a> {
     /// By the order of [`STRUCTURES`] and of [`HOOKS`]; 0: there is none.
     structures: [u32; STRUCTURES.len()],
     hooks: [u32; HOOKS.len()],
+    /// The members of [`CONTROLLERS`].
+    controllers: &'a [u8],
 }
 
 struct Composite<'a> {
@@ -207,6 +261,7 @@ impl<'a> Types<'a> {
             composites: Vec::new(),
             structures: [0; STRUCTURES.len()],
             hooks: [0; HOOKS.len()],
+            controllers: &[],
         };
         let mut rest = section(8)?;
         let mut id = 0;
@@ -241,6 +296,9 @@ impl<'a> Types<'a> {
                         first(&mut types.structures[at], id);
                     }
                 }
+                KIND_ENUM if types.is(name, CONTROLLERS) => {
+                    types.controllers = rest.get(12..12 + tail)?;
+                }
                 KIND_TYPEDEF | KIND_FUNC => {
                     let mut hooks = HOOKS.iter();
                     if let Some(at) = hooks.position(|one| one.0 == kind && types.is(name, one.1)) {
@@ -264,6 +322,14 @@ impl<'a> Types<'a> {
     fn member(&self, composite: &str, member: &str) -> Option<u32> {
         let at = STRUCTURES.iter().position(|known| *known == composite)?;
         self.member_of(self.structures[at], member, 0)
+    }
+
+    /// The place of a controller, by the name that the enumeration has for it.
+    fn controller(&self, wanted: &str) -> Option<u32> {
+        let (members, _) = self.controllers.as_chunks::<8>();
+        let is_it =
+            |member: &&[u8; 8]| u32_at(*member, 0).is_some_and(|name| self.is(name, wanted));
+        u32_at(members.iter().find(is_it)?, 4)
     }
 
     fn member_of(&self, id: u32, wanted: &str, depth: u32) -> Option<u32> {
@@ -312,6 +378,22 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_controller_that_has_a_hierarchy_of_its_own() {
+        let heading = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n";
+        let check = |lines: &str, expected| {
+            let controllers = format!("{heading}{lines}");
+            assert_eq!(controller_of_version_1(&controllers), expected, "{lines}");
+        };
+        check(
+            "cpuset\t3\t1\t1\nmemory\t4\t8\t1\npids\t8\t1\t1\n",
+            Some("memory_cgrp_id"),
+        );
+        check("cpuset\t0\t1\t1\nmemory\t0\t8\t1\npids\t0\t1\t1\n", None);
+        check("memory\t0\t8\t1\npids\t5\t1\t1\n", Some("pids_cgrp_id"));
+        check("net_cls\t2\t1\t1\n", None);
+    }
 
     /// The smallest BTF with an anonymous union: `struct sock_common { union { u32 a; }; }`.
     #[test]

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use agent_ebpf::{Offsets, calls, control, counter};
+use agent_ebpf::{Group, GroupId, Offsets, calls, control, counter};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -195,6 +195,18 @@ impl Kernel {
                 follows &= name != "process_fork";
             }
         }
+        if known.groups {
+            for (name, tracepoint) in [
+                ("group_exec", "sched_process_exec"),
+                ("group_fork", "sched_process_fork"),
+            ] {
+                if let Err(error) = raw_tracepoint(&mut ebpf, name, tracepoint) {
+                    limits.push(format!(
+                        "{error:#}: in which container a process was that ends at once is not known"
+                    ));
+                }
+            }
+        }
         let scopes_processes = matches!(link, Link::Multi | Link::Session)
             && is_uprobe_multi_supported(UProbeMultiFeature::ProcessScopedPidFilter)
                 .unwrap_or(false);
@@ -292,6 +304,15 @@ impl Kernel {
             .get_mut(name)
             .unwrap_or_else(|| panic!("{name} is a map of the object"));
         HashMap::try_from(map).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// The control groups that a process was in when it was made or became another program, as the kernel side has
+    /// noted them: of processes of late, by the id that the programs know. In version 2, and in a hierarchy of version 1.
+    pub fn noted_groups(&mut self, id: u32) -> [Option<Group>; 2] {
+        let known = self.map::<u32, [GroupId; 2]>("GROUPS_OF").get(&id, 0);
+        let groups = self.map::<GroupId, Group>("GROUPS");
+        let group = |number: usize| groups.get(&known.as_ref().ok()?[number], 0).ok();
+        [group(0), group(1)]
     }
 
     /// The id by which the programs, and so the records, know a process. `None`: it is not watched, or it is

@@ -63,6 +63,7 @@ use self::{
     watch::{Watch, Watches},
 };
 use crate::{
+    cgroup,
     clock::{nanoseconds, since_boot as now},
     confine,
     half::{
@@ -1481,7 +1482,8 @@ impl<'a> Half<'a> {
             return;
         };
         if self.told.insert(pid) {
-            let mut facts: Facts = facts::of(pid, id, &self.filter);
+            let noted = || cgroup::noted(self.kernel.noted_groups(id));
+            let mut facts: Facts = facts::of(pid, id, &self.filter, noted);
             facts.since = self.begun.get(&pid).copied();
             let parent = facts.parent_pid;
             facts.parent_pid = parent.and_then(|parent| self.kernel.ask_id(parent));
