@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     /// As the kernel side writes it, the innermost name first.
-    fn group(names: &[&str]) -> Noted {
+    fn named(names: &[&str]) -> Noted {
         let mut group = Noted {
             levels: names.len() as u32 + 1,
             is_cut: 0,
@@ -227,10 +227,10 @@ mod tests {
 
     #[test]
     fn what_the_kernel_side_has_noted() {
-        let web = || group(&["docker-c0ffee.scope", "system.slice"]);
-        let all = noted([Some(web()), Some(group(&[]))]);
+        let web = || named(&["docker-c0ffee.scope", "system.slice"]);
+        let all = noted([Some(web()), Some(named(&[]))]);
         assert_eq!(all, "1:noted:/\n0::/system.slice/docker-c0ffee.scope\n");
-        assert_eq!(noted([None, Some(group(&["a"]))]), "1:noted:/a\n");
+        assert_eq!(noted([None, Some(named(&["a"]))]), "1:noted:/a\n");
         assert_eq!(noted([None, None]), "");
         // Being written; deeper than is noted; more than there is room for; a name that is cut; one that is none.
         let mut unusual = [web(), web(), web(), web(), web()];
@@ -242,7 +242,7 @@ mod tests {
         for (number, one) in unusual.into_iter().enumerate() {
             assert_eq!(noted([Some(one), None]), "", "{number}");
         }
-        let deep = group(&["8", "7", "6", "5", "4", "3", "2", "1"]);
+        let deep = named(&["8", "7", "6", "5", "4", "3", "2", "1"]);
         assert_eq!(noted([Some(deep), None]), "0::/1/2/3/4/5/6/7/8\n");
     }
 

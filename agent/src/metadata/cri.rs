@@ -4,17 +4,18 @@
 
 use std::{collections::HashMap, io, path::PathBuf};
 
+use bytes::BytesMut;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
-    Request,
-    body::Bytes,
+    Request, Response,
+    body::{Bytes, Incoming},
     client::conn::http2::{SendRequest, handshake},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::{net::UnixStream, sync::Mutex};
 
-use super::{Container, Pod, kept, name};
+use super::{Container, Pod, kept, name, recent::Made};
 
 /// A runtime, and the connection to it: one for all questions.
 pub struct Runtime {
@@ -78,18 +79,7 @@ impl Runtime {
         method: &str,
         question: &impl Message,
     ) -> io::Result<A> {
-        let request = Request::post(format!(
-            "http://localhost/runtime.v1.RuntimeService/{method}"
-        ))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::from(framed(question)))
-        .map_err(io::Error::other)?;
-        let mut sender = self.sender().await?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(io::Error::other)?;
+        let response = self.send(method, question).await?;
         let status = response.headers().get("grpc-status").cloned();
         let body = Limited::new(response.into_body(), ANSWER_MAX).collect();
         let body = body.await.map_err(io::Error::other)?;
@@ -105,6 +95,34 @@ impl Runtime {
                 "{method} failed with status {status:?}"
             ))),
         }
+    }
+
+    /// Containers as they are made, since version 1.26 of the interface (containerd 1.7).
+    pub async fn events(&self) -> io::Result<Events> {
+        let response = self
+            .send("GetContainerEvents", &GetEventsRequest {})
+            .await?;
+        // One without a body: it refuses.
+        match response.headers().get("grpc-status") {
+            Some(status) => Err(io::Error::other(format!("no events: status {status:?}"))),
+            None => Ok(Events {
+                body: response.into_body(),
+                read: BytesMut::new(),
+            }),
+        }
+    }
+
+    async fn send(&self, method: &str, question: &impl Message) -> io::Result<Response<Incoming>> {
+        let request = Request::post(format!(
+            "http://localhost/runtime.v1.RuntimeService/{method}"
+        ))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Full::from(framed(question)))
+        .map_err(io::Error::other)?;
+        let mut sender = self.sender().await?;
+        let response = sender.send_request(request).await;
+        response.map_err(io::Error::other)
     }
 
     async fn sender(&self) -> io::Result<SendRequest<Full<Bytes>>> {
@@ -127,6 +145,47 @@ impl Runtime {
     }
 }
 
+/// Events as they come: messages one behind the other.
+pub struct Events {
+    body: Incoming,
+    read: BytesMut,
+}
+
+impl Events {
+    /// The next container that is made. `None`: the runtime has ended.
+    pub async fn next(&mut self) -> io::Result<Option<Made>> {
+        loop {
+            while let Some(event) = first::<ContainerEvent>(&mut self.read)? {
+                if let Some(made) = event.tell() {
+                    return Ok(Some(made));
+                }
+            }
+            let Some(frame) = self.body.frame().await else {
+                return Ok(None);
+            };
+            if let Ok(bytes) = frame.map_err(io::Error::other)?.into_data() {
+                self.read.extend_from_slice(&bytes);
+            }
+        }
+    }
+}
+
+/// The first of several messages, if all of it is there.
+fn first<A: Message + Default>(read: &mut BytesMut) -> io::Result<Option<A>> {
+    const HEAD: usize = 5;
+    let Some([_, length @ ..]) = read.first_chunk::<HEAD>() else {
+        return Ok(None);
+    };
+    let end = HEAD + u32::from_be_bytes(*length) as usize;
+    if end > ANSWER_MAX {
+        return Err(io::Error::other("an event that is too large"));
+    }
+    match read.len() < end {
+        true => Ok(None),
+        false => unframed(&read.split_to(end)).map(Some),
+    }
+}
+
 /// A message as gRPC sends it: not compressed, its length, itself.
 fn framed(message: &impl Message) -> Bytes {
     let mut bytes = vec![0];
@@ -143,6 +202,28 @@ fn unframed<A: Message + Default>(bytes: &[u8]) -> io::Result<A> {
         return Err(wrong());
     }
     A::decode(message).map_err(io::Error::other)
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GetEventsRequest {}
+
+/// `ContainerEventResponse`: what else it says of the container is asked for, as always.
+#[derive(Clone, PartialEq, Message)]
+struct ContainerEvent {
+    #[prost(string, tag = "1")]
+    container_id: String,
+    /// `ContainerEventType`: 0 was created, 1 started.
+    #[prost(int32, tag = "2")]
+    kind: i32,
+}
+
+impl ContainerEvent {
+    fn tell(self) -> Option<Made> {
+        (0..=1).contains(&self.kind).then_some(Made {
+            id: self.container_id,
+            container: None,
+        })
+    }
 }
 
 /// `ListContainersRequest` and `ListPodSandboxRequest`.
@@ -324,5 +405,34 @@ mod tests {
         let mut compressed = whole.to_vec();
         compressed[0] = 1;
         assert!(unframed::<Filter>(&compressed).is_err());
+    }
+
+    /// However they are cut into frames.
+    #[test]
+    fn events_on_the_wire() {
+        let mut wire = BytesMut::new();
+        for event in [
+            &b"\x0a\x01a"[..],
+            b"\x0a\x01b\x10\x01\x18\x07",
+            b"\x0a\x01c\x10\x02",
+            b"\x0a\x01d\x10\x03",
+        ] {
+            wire.extend([0, 0, 0, 0, event.len() as u8]);
+            wire.extend(event);
+        }
+        for cut in 0..=wire.len() {
+            let mut read = BytesMut::new();
+            let mut made = Vec::new();
+            for part in [&wire[..cut], &wire[cut..]] {
+                read.extend_from_slice(part);
+                while let Some(event) = first::<ContainerEvent>(&mut read).unwrap() {
+                    made.extend(event.tell().map(|made| made.id));
+                }
+            }
+            assert_eq!(made, ["a", "b"], "cut at {cut}");
+            assert!(read.is_empty());
+        }
+        let mut endless = BytesMut::from(&b"\0\xff\xff\xff\xff"[..]);
+        assert!(first::<ContainerEvent>(&mut endless).is_err());
     }
 }

@@ -10,6 +10,7 @@ pub mod cri;
 pub mod docker;
 pub mod known;
 pub mod process;
+pub mod recent;
 
 use std::{
     collections::{BTreeMap, HashMap},

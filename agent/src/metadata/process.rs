@@ -7,7 +7,7 @@ use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,7 +23,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Answer, CONTAINERS_MAX, Container, Question, cri, docker};
+use super::{
+    Answer, CONTAINERS_MAX, Container, Question, cri, docker,
+    recent::{Made, Recent},
+};
 use crate::{
     cli,
     complain::complain,
@@ -49,10 +52,9 @@ fn answer(arguments: &cli::Metadata) -> anyhow::Result<()> {
     let socket = inherit()?;
     let cri = arguments.cri.iter().cloned().map(cri::Runtime::new);
     let docker = arguments.docker.iter().cloned().map(docker::Runtime::new);
-    let runtimes: Arc<[Runtime]> = cri
-        .map(Runtime::Cri)
-        .chain(docker.map(Runtime::Docker))
-        .collect();
+    let cri = cri.map(Interface::Cri);
+    let interfaces = cri.chain(docker.map(Interface::Docker));
+    let runtimes: Arc<[Runtime]> = interfaces.map(Runtime::new).collect();
     lock_in_asking(confine::Mode::Enforce)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -72,9 +74,19 @@ fn inherit() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-enum Runtime {
+struct Runtime {
+    interface: Interface,
+    recent: Mutex<Recent>,
+}
+
+enum Interface {
     Cri(cri::Runtime),
     Docker(docker::Runtime),
+}
+
+enum Events {
+    Cri(cri::Events),
+    Docker(docker::Events),
 }
 
 /// How long one question may take, and the pauses before it is asked again: runtimes are restarted.
@@ -83,29 +95,85 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Runtime {
+    fn new(interface: Interface) -> Runtime {
+        let recent = Mutex::default();
+        Runtime { interface, recent }
+    }
+
     /// Asks until there is an answer.
     async fn find(&self, id: &str) -> Option<Container> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let asked = async {
-                match self {
-                    Runtime::Cri(runtime) => runtime.find(id).await,
-                    Runtime::Docker(runtime) => runtime.find(id).await,
-                }
-            };
-            match timeout(PATIENCE, asked).await {
-                Ok(Ok(found)) => return found,
+            match timeout(PATIENCE, self.interface.find(id)).await {
+                Ok(Ok(Some(found))) => return Some(found),
+                // It may have been there.
+                Ok(Ok(None)) => return self.recent().get(id).cloned(),
                 Ok(Err(_)) => {}
-                Err(_) => self.hang_up().await,
+                Err(_) => self.interface.hang_up().await,
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps what containers are called from when they are made: who asks may come when they are removed. Of a runtime
+    /// that has no events nothing is kept.
+    async fn watch(&self) {
+        loop {
+            if let Ok(Ok(events)) = timeout(PATIENCE, self.interface.events()).await {
+                self.follow(events).await;
+            }
+            sleep(LONGEST_PAUSE).await;
+        }
+    }
+
+    async fn follow(&self, mut events: Events) {
+        while let Ok(Some(Made { id, container })) = events.next().await {
+            let container = match container {
+                Some(container) => Some(container),
+                None => {
+                    let found = timeout(PATIENCE, self.interface.find(&id)).await;
+                    found.ok().and_then(Result::ok).flatten()
+                }
+            };
+            if let Some(container) = container {
+                self.recent().remember(id, container);
+            }
+        }
+    }
+}
+
+impl Interface {
+    async fn find(&self, id: &str) -> io::Result<Option<Container>> {
+        match self {
+            Interface::Cri(runtime) => runtime.find(id).await,
+            Interface::Docker(runtime) => runtime.find(id).await,
+        }
+    }
+
+    async fn events(&self) -> io::Result<Events> {
+        match self {
+            Interface::Cri(runtime) => runtime.events().await.map(Events::Cri),
+            Interface::Docker(runtime) => runtime.events().await.map(Events::Docker),
+        }
+    }
+
     async fn hang_up(&self) {
-        if let Runtime::Cri(runtime) = self {
+        if let Interface::Cri(runtime) = self {
             runtime.hang_up().await;
+        }
+    }
+}
+
+impl Events {
+    async fn next(&mut self) -> io::Result<Option<Made>> {
+        match self {
+            Events::Cri(events) => events.next().await,
+            Events::Docker(events) => events.next().await,
         }
     }
 }
@@ -115,6 +183,12 @@ async fn serve(socket: OwnedFd, runtimes: Arc<[Runtime]>) -> io::Result<()> {
     let interest = Interest::READABLE | Interest::WRITABLE;
     // SAFETY: the event loop owns the descriptor and closes it after it has forgotten it.
     let socket = unsafe { AsyncFd::register_with_interest(socket, interest) }?;
+    // Ends with the questions.
+    let mut watching = JoinSet::new();
+    for number in 0..runtimes.len() {
+        let runtimes = runtimes.clone();
+        watching.spawn(async move { runtimes[number].watch().await });
+    }
     let mut open = JoinSet::new();
     loop {
         tokio::select! {
@@ -207,6 +281,14 @@ mod tests {
         path
     }
 
+    fn of_docker(path: PathBuf) -> Runtime {
+        Runtime::new(Interface::Docker(docker::Runtime::new(path)))
+    }
+
+    fn of_cri(path: PathBuf) -> Runtime {
+        Runtime::new(Interface::Cri(cri::Runtime::new(path)))
+    }
+
     /// Asks for [`ID`] and waits so long.
     fn ask(runtimes: Vec<Runtime>, patience: Duration) -> Option<Answer> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -256,9 +338,9 @@ mod tests {
         let _listener = UnixListener::bind(&silent).unwrap();
         let runtimes = || {
             vec![
-                Runtime::Docker(docker::Runtime::new(none.clone())),
-                Runtime::Cri(cri::Runtime::new(silent.clone())),
-                Runtime::Docker(docker::Runtime::new(web.clone())),
+                of_docker(none.clone()),
+                of_cri(silent.clone()),
+                of_docker(web.clone()),
             ]
         };
         let began = Instant::now();
@@ -286,7 +368,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(100));
             docker("back", "200 OK", WEB)
         });
-        let runtimes = vec![Runtime::Docker(docker::Runtime::new(path.clone()))];
+        let runtimes = vec![of_docker(path.clone())];
         let answer = ask(runtimes, LONG).unwrap();
         assert_eq!(answer.container.unwrap().name.as_deref(), Some("web"));
         std::fs::remove_file(path).unwrap();

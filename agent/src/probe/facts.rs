@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn the_facts_about_ourselves() {
         let pid = std::process::id();
-        let facts = of(pid, pid, &Filter::default());
+        let facts = of(pid, pid, &Filter::default(), String::new);
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());
