@@ -576,6 +576,8 @@ pub struct WebSocket {
     pub size: u64,
     pub content: OwnedContent,
     pub is_cut: bool,
+    /// It is told as a part of a call to a model, too.
+    pub is_call: bool,
 }
 
 /// One call.
@@ -616,8 +618,8 @@ pub struct Llm {
     pub exchange: u64,
     /// It goes on. Only who reads along is told of it before it is over.
     pub is_open: bool,
-    /// What was asked has been told by an earlier record.
-    pub is_continued: bool,
+    /// What was asked has been told by an earlier record: so many messages of it.
+    pub told: Option<usize>,
     /// And the words of the answer by [`Words`].
     pub has_streamed: bool,
     pub url: Url,
@@ -938,6 +940,7 @@ impl Body<'_> {
             Body::Http(http) => http.is_call,
             Body::Sse(sse) => sse.is_call,
             Body::Line(line) => line.is_call,
+            Body::WebSocket(socket) => socket.is_call,
             _ => false,
         }
     }

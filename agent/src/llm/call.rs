@@ -203,6 +203,14 @@ impl Message {
         }
     }
 
+    /// Is anything said in it that people read?
+    pub fn has_words(&self) -> bool {
+        self.parts.iter().any(|part| match part {
+            Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text) => !text.is_empty(),
+            _ => false,
+        })
+    }
+
     /// A part of an answer that comes in pieces, if there is room for it.
     pub fn push(&mut self, part: Part) -> bool {
         let has_room = self.parts.len() < PARTS_MAX;

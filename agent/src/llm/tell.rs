@@ -63,7 +63,7 @@ impl Teller<'_> {
         Some(Llm {
             exchange,
             is_open: false,
-            is_continued: call.streamed.begun.is_some(),
+            told: call.streamed.begun.map(|_| call.streamed.asked),
             has_streamed: call.streamed.has_words,
             operation: format.operation(),
             provider,
