@@ -9,7 +9,11 @@ use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
 use crate::detect::{Rule, Severity};
-use crate::llm::{call::Usage, dialog::Place, price::Cost};
+use crate::llm::{
+    call::{Durations, Usage},
+    dialog::Place,
+    price::Cost,
+};
 use crate::locate::Instruction;
 use crate::redact::Redactor;
 pub use crate::redact::{Clear, Content, OwnedContent, Redaction, View};
@@ -638,6 +642,7 @@ pub struct Llm {
     pub response_tier: Option<Clear>,
     pub fingerprint: Option<Clear>,
     pub usage: Usage,
+    pub durations: Durations,
     /// Where the configuration has a price for it.
     pub cost: Option<Cost>,
     pub error: Option<Clear>,

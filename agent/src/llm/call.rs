@@ -48,6 +48,7 @@ pub struct Response {
     /// Answers, in order. Most calls want one.
     pub messages: Vec<Message>,
     pub usage: Usage,
+    pub durations: Durations,
     /// What the API says that it costs.
     pub charged: Option<f64>,
     /// A word of the API, such as `rate_limit_error`.
@@ -87,6 +88,33 @@ impl Usage {
         self.cache_read = cache_read.or(self.cache_read);
         self.cache_creation = cache_creation.or(self.cache_creation);
         self.reasoning = reasoning.or(self.reasoning);
+    }
+}
+
+/// How long a server says that it took, in nanoseconds. Only Ollama does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durations {
+    pub total: Option<u64>,
+    /// To load the model.
+    pub load: Option<u64>,
+    /// To read what was asked, and to say what is answered.
+    pub prompt_eval: Option<u64>,
+    pub eval: Option<u64>,
+}
+
+impl Durations {
+    /// What is said later holds.
+    pub fn update(&mut self, later: Durations) {
+        let Durations {
+            total,
+            load,
+            prompt_eval,
+            eval,
+        } = later;
+        self.total = total.or(self.total);
+        self.load = load.or(self.load);
+        self.prompt_eval = prompt_eval.or(self.prompt_eval);
+        self.eval = eval.or(self.eval);
     }
 }
 
@@ -346,6 +374,7 @@ impl Response {
             fingerprint,
             conversation,
             usage: _,
+            durations: _,
             charged: _,
             is_over: _,
         } = self;

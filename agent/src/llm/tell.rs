@@ -113,6 +113,7 @@ impl Teller<'_> {
             response_tier: self.word(&answered.service_tier),
             fingerprint: self.word(&answered.fingerprint),
             usage: answered.usage,
+            durations: answered.durations,
             error: self.word(&answered.error),
             conversation: self
                 .word(&answered.conversation)

@@ -21,7 +21,7 @@ use agent_ebpf::Direction::{self, Received, Sent};
 
 use super::{
     Call, Calls, Held,
-    call::{Message, Parameters, Part},
+    call::{Durations, Message, Parameters, Part},
 };
 use crate::{
     plaintext::Plaintext,

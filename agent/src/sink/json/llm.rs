@@ -4,7 +4,10 @@
 
 use super::{Object, braces, quoted};
 use crate::{
-    llm::{call::Usage, price::Cost},
+    llm::{
+        call::{Durations, Usage},
+        price::Cost,
+    },
     record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool},
 };
 
@@ -13,9 +16,7 @@ impl Object<'_> {
     pub(super) fn llm(&mut self, llm: &Llm) {
         self.url(&llm.url);
         self.object("gen_ai", |member| member.gen_ai(llm));
-        let tiers = [&llm.request_tier, &llm.response_tier];
-        let has_tier = tiers.iter().any(|tier| tier.is_some());
-        if llm.api.is_some() || llm.fingerprint.is_some() || has_tier {
+        if has_own(llm) {
             match llm.owner.split_once('.') {
                 Some((first, second)) => {
                     self.object(first, |member| {
@@ -58,17 +59,24 @@ impl Object<'_> {
         if let Some(api) = llm.api {
             self.object("api", |member| member.word("type", api));
         }
-        let fingerprint = llm.fingerprint.as_deref();
-        for (key, tier, fingerprint) in [
-            ("request", &llm.request_tier, None),
-            ("response", &llm.response_tier, fingerprint),
-        ] {
-            if tier.is_some() || fingerprint.is_some() {
-                self.object(key, |member| {
-                    member.optional_string("service_tier", tier.as_deref());
-                    member.optional_string("system_fingerprint", fingerprint);
-                });
-            }
+        if let Some(tier) = &llm.request_tier {
+            self.object("request", |member| member.string("service_tier", tier));
+        }
+        if answers_own(llm) {
+            let Durations {
+                total,
+                load,
+                prompt_eval,
+                eval,
+            } = llm.durations;
+            self.object("response", |member| {
+                member.optional_string("service_tier", llm.response_tier.as_deref());
+                member.optional_string("system_fingerprint", llm.fingerprint.as_deref());
+                member.optional_number("total_duration", total);
+                member.optional_number("load_duration", load);
+                member.optional_number("prompt_eval_duration", prompt_eval);
+                member.optional_number("eval_duration", eval);
+            });
         }
     }
 
@@ -158,6 +166,16 @@ impl Object<'_> {
             }
         }
     }
+}
+
+/// Is there anything that only one API has?
+fn has_own(llm: &Llm) -> bool {
+    llm.api.is_some() || llm.request_tier.is_some() || answers_own(llm)
+}
+
+fn answers_own(llm: &Llm) -> bool {
+    let words = [&llm.response_tier, &llm.fingerprint];
+    words.iter().any(|word| word.is_some()) || llm.durations != Durations::default()
 }
 
 fn turn(out: &mut Vec<u8>, message: &LlmMessage) {
