@@ -734,8 +734,10 @@ pub struct LlmTool {
     pub kind: Option<Clear>,
     pub name: Option<Clear>,
     pub description: Option<OwnedContent>,
-    /// A JSON schema.
+    /// A JSON schema, as text.
     pub parameters: Option<OwnedContent>,
+    /// Nothing of that is missing.
+    pub is_whole: bool,
 }
 
 /// One request of MCP with its answer, or one notification. What is said in it is content; the rest is what it was.

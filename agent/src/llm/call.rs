@@ -314,6 +314,15 @@ pub fn free(value: &Value) -> Text {
 }
 
 impl Request {
+    /// A part of what it was read from is missing, whichever it is.
+    pub fn lacks(&mut self) {
+        let schemas = self
+            .tools
+            .iter_mut()
+            .filter_map(|tool| tool.parameters.as_mut());
+        schemas.for_each(|schema| schema.is_cut = true);
+    }
+
     /// Gives results the names of the tools that they are of: most APIs name a call by its id alone.
     pub fn name_results(&mut self) {
         let mut names: HashMap<String, Text> = HashMap::new();

@@ -549,6 +549,9 @@ impl Call {
             && let Some(format) = self.format
         {
             self.request = format.request(&value);
+            if self.missing.request || self.missing.content {
+                self.request.lacks();
+            }
             let Route { model, stream, .. } = &self.route;
             let asked = &mut self.request;
             asked.model = asked.model.take().or_else(|| model.clone());

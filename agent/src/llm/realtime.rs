@@ -238,7 +238,7 @@ impl Socket {
     fn settle(&mut self, session: &Value, read: &Read) {
         self.has_hole |= read.is_broken;
         self.is_cut |= read.is_cut;
-        overlay(&mut self.session, session);
+        overlay(&mut self.session, session, read);
         self.weigh();
     }
 
@@ -249,8 +249,17 @@ impl Socket {
             .iter()
             .any(|name| value.get(name).is_some());
         let mut turn = match is_all_of_it {
-            true => Turn::new(Format::Responses, responses::request(value), began),
-            false => self.turn(value.get("response"), began),
+            true => {
+                let mut request = responses::request(value);
+                if read.is_broken || read.is_cut {
+                    request.lacks();
+                }
+                Turn::new(Format::Responses, request, began)
+            }
+            false => {
+                let own = value.get("response").map(|own| (own, read));
+                self.turn(own, began)
+            }
         };
         turn.lane = text(value, "stream_id");
         turn.call.missing.request |= read.is_broken;
@@ -267,11 +276,11 @@ impl Socket {
     }
 
     /// One of the Realtime API. `own`: what it has instead of what the session has.
-    fn turn(&mut self, own: Option<&Value>, began: u64) -> Turn {
+    fn turn(&mut self, own: Option<(&Value, &Read)>, began: u64) -> Turn {
         let mut request = self.session.clone();
         let mut messages = Vec::new();
-        if let Some(own) = own {
-            overlay(&mut request, own);
+        if let Some((own, read)) = own {
+            overlay(&mut request, own, read);
             messages = responses::input(own);
         }
         if messages.is_empty() {
@@ -476,9 +485,12 @@ fn id(value: &Value) -> Option<Text> {
     text(value, "response_id").or_else(|| text(value.get("response")?, "id"))
 }
 
-/// What a session says of itself, or a response that has something else.
-fn overlay(request: &mut Request, value: &Value) {
-    let new = responses::request(value);
+/// What a session says of itself, or a response that has something else. `read`: what it is a part of.
+fn overlay(request: &mut Request, value: &Value, read: &Read) {
+    let mut new = responses::request(value);
+    if read.is_broken || read.is_cut {
+        new.lacks();
+    }
     request.model = new.model.or(request.model.take());
     if value.get("instructions").is_some() {
         request.instructions = new.instructions;

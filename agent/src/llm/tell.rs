@@ -215,6 +215,7 @@ impl Teller<'_> {
             name: self.word(&tool.name),
             description: tool.description.as_ref().map(|text| self.content(text)),
             parameters: tool.parameters.as_ref().map(|text| self.content(text)),
+            is_whole: tool.parameters.as_ref().is_some_and(|text| !text.is_cut),
         }
     }
 
