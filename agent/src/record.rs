@@ -754,6 +754,8 @@ pub struct Mcp {
     pub id: Option<Clear>,
     pub session: Option<Clear>,
     pub version: Option<Clear>,
+    /// Of the trace that its sender says it belongs to.
+    pub traceparent: Option<Clear>,
     pub is_tool: bool,
     pub tool: Option<Clear>,
     pub prompt: Option<Clear>,

@@ -22,6 +22,7 @@ impl Object<'_> {
                 member.named(key, name, value.as_deref());
             }
             member.word("initiator", mcp.initiator);
+            member.optional_string("traceparent", mcp.traceparent.as_deref());
             member.parts(&[("params", &mcp.params)]);
             if !mcp.is_tool {
                 member.parts(&[("result", &mcp.result)]);
