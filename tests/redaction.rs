@@ -827,6 +827,53 @@ fn none_is_seen_in_other_strings() {
     }
 }
 
+/// What is hidden in a request is hidden in what is told of a tool's schema, which is an object.
+#[test]
+fn none_is_seen_in_tools() {
+    let (mut hidden, mut objects) = (0, 0);
+    for (number, planted) in planted().iter().enumerate() {
+        let text = &planted.text;
+        let mut bench = Bench::of(&format!("tools-{number}"), Policy::Redacted, |kind| {
+            matches!(kind, Kind::Http | Kind::Llm)
+        });
+        bench.process(facts());
+        let schema = serde_json::json!({"type": "object", "properties": {
+            "a": {"type": "string", "description": text, "default": text},
+            "b": {"enum": ["x", text], "default": {"password": planted.secret, text: [text]}},
+        }});
+        let function = serde_json::json!({"name": "f", "parameters": schema});
+        let asked = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": "x"}],
+            "tools": [{"type": "function", "function": function}]});
+        let asked = asked.to_string();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: h.example\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            asked.len()
+        );
+        let answer =
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+        bench.exchange([&[head.as_bytes(), asked.as_bytes()].concat(), answer, &[]]);
+        let outputs = bench.outputs();
+        let [http, llm] = outputs.json.lines().collect::<Vec<_>>()[..] else {
+            panic!("{}", outputs.json);
+        };
+        // Some are known by a name, and not where line breaks and quotes are escaped.
+        if http.contains(&planted.secret) {
+            continue;
+        }
+        hidden += 1;
+        let record: serde_json::Value = serde_json::from_str(llm).unwrap();
+        let told = record.pointer("/gen_ai/tool/definitions/0/parameters");
+        objects += usize::from(told.unwrap().is_object());
+        let told = Outputs {
+            json: llm.to_owned(),
+            text: String::new(),
+        };
+        assert_hidden(planted, &told, "in a tool");
+    }
+    assert!(hidden > 300 && objects > 300, "{hidden} {objects}");
+}
+
 #[test]
 fn none_is_seen_in_command_lines() {
     let mut random = Random(7);

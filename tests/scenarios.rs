@@ -1276,6 +1276,9 @@ scenarios! {
     text_interim
     text_lines
     text_llm
+    text_llm_elements
+    text_llm_messages
+    text_llm_socket
     text_llm_streamed
     text_mcp
     text_sse

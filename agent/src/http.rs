@@ -157,6 +157,7 @@ impl Teller<'_> {
             size: message.length,
             content: bytes,
             is_cut,
+            is_call: false,
         }
     }
 

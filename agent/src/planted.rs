@@ -27,6 +27,8 @@ pub enum Mistake {
     Charset,
     /// Of pieces of an answer that come in one call the last one is heard.
     Llm,
+    /// An answer is that of the first request that waits, whatever its id is.
+    Mcp,
     /// Behind a change of protocol positions count from the call's beginning.
     Protocol,
     /// Bytes that come twice are shown twice.
@@ -42,7 +44,7 @@ impl Mistake {
 
 #[cfg(feature = "planted-decoders")]
 impl Mistake {
-    const ALL: [Mistake; 13] = [
+    const ALL: [Mistake; 14] = [
         Mistake::Http1,
         Mistake::Http2,
         Mistake::Hpack,
@@ -54,6 +56,7 @@ impl Mistake {
         Mistake::Eventstream,
         Mistake::Charset,
         Mistake::Llm,
+        Mistake::Mcp,
         Mistake::Protocol,
         Mistake::Pipeline,
     ];

@@ -9,7 +9,11 @@ use agent_ebpf::Direction;
 use serde::{Deserialize, Serialize};
 
 use crate::detect::{Rule, Severity};
-use crate::llm::{call::Usage, dialog::Place, price::Cost};
+use crate::llm::{
+    call::{Durations, Usage},
+    dialog::Place,
+    price::Cost,
+};
 use crate::locate::Instruction;
 use crate::redact::Redactor;
 pub use crate::redact::{Clear, Content, OwnedContent, Redaction, View};
@@ -576,6 +580,8 @@ pub struct WebSocket {
     pub size: u64,
     pub content: OwnedContent,
     pub is_cut: bool,
+    /// It is told as a part of a call to a model, too.
+    pub is_call: bool,
 }
 
 /// One call.
@@ -616,8 +622,8 @@ pub struct Llm {
     pub exchange: u64,
     /// It goes on. Only who reads along is told of it before it is over.
     pub is_open: bool,
-    /// What was asked has been told by an earlier record.
-    pub is_continued: bool,
+    /// What was asked has been told by an earlier record: so many messages of it.
+    pub told: Option<usize>,
     /// And the words of the answer by [`Words`].
     pub has_streamed: bool,
     pub url: Url,
@@ -636,6 +642,7 @@ pub struct Llm {
     pub response_tier: Option<Clear>,
     pub fingerprint: Option<Clear>,
     pub usage: Usage,
+    pub durations: Durations,
     /// Where the configuration has a price for it.
     pub cost: Option<Cost>,
     pub error: Option<Clear>,
@@ -727,8 +734,10 @@ pub struct LlmTool {
     pub kind: Option<Clear>,
     pub name: Option<Clear>,
     pub description: Option<OwnedContent>,
-    /// A JSON schema.
+    /// A JSON schema, as text.
     pub parameters: Option<OwnedContent>,
+    /// Nothing of that is missing.
+    pub is_whole: bool,
 }
 
 /// One request of MCP with its answer, or one notification. What is said in it is content; the rest is what it was.
@@ -745,6 +754,8 @@ pub struct Mcp {
     pub id: Option<Clear>,
     pub session: Option<Clear>,
     pub version: Option<Clear>,
+    /// Of the trace that its sender says it belongs to.
+    pub traceparent: Option<Clear>,
     pub is_tool: bool,
     pub tool: Option<Clear>,
     pub prompt: Option<Clear>,
@@ -938,6 +949,7 @@ impl Body<'_> {
             Body::Http(http) => http.is_call,
             Body::Sse(sse) => sse.is_call,
             Body::Line(line) => line.is_call,
+            Body::WebSocket(socket) => socket.is_call,
             _ => false,
         }
     }

@@ -17,7 +17,7 @@ use crate::{
     pipeline::{Out, Wanted},
     plaintext::Plaintext,
     policy::{Capture, Past},
-    protocol::{Limit, Said, exchange::Exchange, lines, sse},
+    protocol::{Limit, Said, Side, exchange::Exchange, lines, sse},
     record::{
         Body, Cause, Connection, Content, Http, Joined, Kind, Line, Llm, Mcp, Message, Process,
         Record, Role, WallTime, Words,
@@ -293,6 +293,9 @@ impl Speaker<'_> {
                 if is_judged || emit.contains(&Kind::Llm) {
                     self.calls.head(exchange, side);
                 }
+                if side == Side::Response && self.calls.is_answered_in_pieces(exchange) {
+                    self.begins(exchange);
+                }
                 if is_judged || emit.contains(&Kind::Mcp) {
                     self.mcp.head(exchange, side);
                 }
@@ -343,19 +346,21 @@ impl Speaker<'_> {
             Said::Message { direction, message } => {
                 let is_shed = self.account.cuts(&message.bytes);
                 let capture = self.voice.capture_since(message.began);
-                let socket = self.teller(capture).message(direction, message, is_shed);
+                let (time, limits) = (self.voice.time, &mut *self.limits);
+                let heard =
+                    self.calls
+                        .message(direction, message, time, self.held, &mut count(limits));
+                let mut socket = self.teller(capture).message(direction, message, is_shed);
+                socket.is_call = heard.is_call;
                 let complete = !socket.is_cut && !message.is_unreadable;
                 self.voice
                     .say_of(message.began, complete, 0, Body::WebSocket(&socket));
-                let (time, limits) = (self.voice.time, &mut *self.limits);
-                let turns =
-                    self.calls
-                        .message(direction, message, time, self.held, &mut count(limits));
-                self.turns(&turns);
+                self.turns(heard.over);
+                self.turn();
             }
             Said::Closed => {
                 let turns = self.calls.close(self.held);
-                self.turns(&turns);
+                self.turns(turns);
                 for (exchange, call) in self.listen(|mcp, ear| mcp.close(ear)) {
                     let mcp = self.messages(exchange, &[call]);
                     self.judge(None, None, &mcp);
@@ -460,12 +465,15 @@ impl Speaker<'_> {
             return;
         };
         let teller = teller(self.redactors, &self.voice, self.voice.capture_since(began));
-        let Some(llm) = teller.llm(call, exchange, Place::UNKNOWN) else {
-            return;
-        };
+        let llm = teller.llm(call, exchange, Place::UNKNOWN);
+        self.opens(began, llm);
+    }
+
+    fn opens(&mut self, began: u64, llm: Option<Llm>) {
+        let Some(llm) = llm else { return };
         let llm = Llm {
             is_open: true,
-            is_continued: false,
+            told: None,
             ..llm
         };
         self.voice.say_of(began, true, 0, Body::Llm(&llm));
@@ -473,14 +481,33 @@ impl Speaker<'_> {
 
     /// What has come of its answer since.
     fn words(&mut self, exchange: u64) {
-        let Some((streamed, answers)) = self.calls.answer(exchange) else {
+        let Some(call) = self.calls.read(exchange) else {
             return;
         };
-        if let Some(began) = streamed.begun {
-            let redactor = self.redactors.of(self.voice.capture_since(began));
-            let words = streamed.fresh(exchange, answers, false, redactor);
-            self.tells_words(began, &words);
+        let began = call.streamed.begun.unwrap_or(self.voice.time);
+        let redactor = self.redactors.of(self.voice.capture_since(began));
+        let words = call.fresh(exchange, false, redactor);
+        self.tells_words(began, &words);
+    }
+
+    /// The same of a call over a WebSocket.
+    fn turn(&mut self) {
+        if !self.voice.wanted.reads_calls() {
+            return;
         }
+        if let Some((turn, became)) = self.calls.begin_turn() {
+            let began = turn.began;
+            let teller = teller(self.redactors, &self.voice, self.voice.capture_since(began));
+            let llm = teller.turn(turn, became, Place::UNKNOWN);
+            self.opens(began, llm);
+        }
+        let Some((exchange, turn)) = self.calls.turn() else {
+            return;
+        };
+        let began = turn.began;
+        let redactor = self.redactors.of(self.voice.capture_since(began));
+        let words = turn.call.fresh(exchange, false, redactor);
+        self.tells_words(began, &words);
     }
 
     fn tells_words(&mut self, began: u64, words: &[Words]) {
@@ -500,8 +527,7 @@ impl Speaker<'_> {
         let began = began(exchange).unwrap_or(self.voice.time);
         if call.streamed.has_words {
             let redactor = self.redactors.of(self.voice.capture_since(began));
-            let (streamed, answers) = (&mut call.streamed, &call.response.messages);
-            let words = streamed.fresh(exchange.id, answers, true, redactor);
+            let words = call.fresh(exchange.id, true, redactor);
             self.tells_words(began, &words);
         }
         let teller = self.teller(self.voice.capture_since(began));
@@ -517,14 +543,21 @@ impl Speaker<'_> {
         (self.voice.capture_since(began) > Capture::None).then_some((llm, about))
     }
 
-    /// Calls to a model over a WebSocket.
-    fn turns(&mut self, turns: &[Turn]) {
-        for turn in turns {
+    /// Calls to a model over a WebSocket, which are over.
+    fn turns(&mut self, turns: Vec<Turn>) {
+        for mut turn in turns {
             let place = self.dialogs.place(&turn.call, self.is_server());
             let capture = self.voice.capture_since(turn.began);
+            if turn.call.streamed.has_words
+                && let Some((exchange, _)) = self.calls.upgraded()
+            {
+                let redactor = self.redactors.of(capture);
+                let words = turn.call.fresh(exchange, true, redactor);
+                self.tells_words(turn.began, &words);
+            }
             let teller = self.teller(capture);
             let became = self.calls.upgraded();
-            let Some(llm) = became.and_then(|became| teller.turn(turn, became, place)) else {
+            let Some(llm) = became.and_then(|became| teller.turn(&turn, became, place)) else {
                 continue;
             };
             let complete = llm.missing.is_empty();

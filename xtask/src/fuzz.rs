@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::sh::{self, MINUTE, SECOND};
 
 /// What reads code of others, and the sources that its target is for.
-const TARGETS: [Target; 15] = [
+const TARGETS: [Target; 16] = [
     Target::of("redact", &["redact/"]),
     Target::of("attribute", &["attribute/"]),
     Target::of("http1", &["protocol/http1.rs", "protocol/head.rs"]),
@@ -31,6 +31,7 @@ const TARGETS: [Target; 15] = [
     Target::of("eventstream", &["protocol/eventstream.rs"]),
     Target::of("charset", &["protocol/charset.rs"]),
     Target::of("llm", &["llm/"]),
+    Target::of("mcp", &["mcp/"]),
     Target::of(
         "protocol",
         &[

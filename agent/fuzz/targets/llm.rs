@@ -205,7 +205,7 @@ fn hear(
             }
         }
         Said::Message { direction, message } => {
-            let over = calls.message(direction, message, 7, held, limit);
+            let over = calls.message(direction, message, 7, held, limit).over;
             over.into_iter().for_each(|turn| tell(turn.call));
         }
         Said::Closed => {

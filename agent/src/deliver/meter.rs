@@ -1,6 +1,6 @@
 //! What records add up to: for the page and for metrics by OTLP. Bounded, whatever names strangers think of.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::Value;
 
@@ -44,6 +44,8 @@ pub type Labels = Vec<(&'static str, String)>;
 
 pub struct Meter {
     tables: [Table; 7],
+    /// What calls to models cost, by currency.
+    costs: BTreeMap<String, BTreeMap<Labels, f64>>,
     coverage: BTreeMap<String, u64>,
     /// The last one.
     stats: Option<Line>,
@@ -82,7 +84,7 @@ pub struct Family {
     /// OpenTelemetry's, with dots.
     pub name: &'static str,
     /// By UCUM.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     pub help: &'static str,
     pub points: Points,
 }
@@ -151,7 +153,7 @@ impl Table {
         let points = series.map(|(labels, one)| (labels.clone(), one.clone()));
         Family {
             name: self.name,
-            unit: self.unit,
+            unit: self.unit.into(),
             help: self.help,
             points: Points::Histograms(points.collect()),
         }
@@ -205,6 +207,7 @@ impl Default for Meter {
                     "Duration of calls to models that processes here answered.",
                 ),
             ],
+            costs: BTreeMap::new(),
             coverage: BTreeMap::new(),
             stats: None,
         }
@@ -255,6 +258,7 @@ impl Meter {
             Some("client") => {}
             _ => return,
         }
+        self.pay(line);
         for (kind, pointer) in [
             ("input", "/gen_ai/usage/input_tokens"),
             ("output", "/gen_ai/usage/output_tokens"),
@@ -286,6 +290,25 @@ impl Meter {
         }
     }
 
+    /// What a call cost, if that is known.
+    fn pay(&mut self, line: &Line) {
+        let amount = line.at("/cost/amount").and_then(Value::as_f64);
+        let (Some(amount), Some(currency)) = (amount, line.text("/cost/currency")) else {
+            return;
+        };
+        let known: usize = self.costs.values().map(BTreeMap::len).sum();
+        let series = self.costs.entry(currency.to_owned()).or_default();
+        let labels = of_cost(line, currency);
+        let labels = match series.contains_key(&labels) || known < SERIES_MAX {
+            true => labels,
+            false => vec![
+                ("currency", currency.to_owned()),
+                (OVERFLOW.0, OVERFLOW.1.to_owned()),
+            ],
+        };
+        *series.entry(labels).or_default() += amount;
+    }
+
     /// Everything, by names of OpenTelemetry where there are such.
     pub fn families(&self) -> Vec<Family> {
         let coverage = self.coverage.iter();
@@ -294,10 +317,16 @@ impl Meter {
         let mut families: Vec<_> = self.tables.iter().map(Table::family).collect();
         families.push(Family {
             name: "vortex.coverage",
-            unit: "{record}",
+            unit: "{record}".into(),
             help: "Records of coverage: processes with TLS, seen or not.",
             points: Points::Sums(coverage.collect()),
         });
+        families.extend(self.costs.iter().map(|(currency, series)| Family {
+            name: "vortex.llm.cost",
+            unit: format!("{{{currency}}}").into(),
+            help: "What calls to models cost that processes here made, where it is known.",
+            points: Points::Sums(series.clone().into_iter().collect()),
+        }));
         if let Some(stats) = &self.stats {
             families.extend(of_stats(stats));
         }
@@ -361,6 +390,19 @@ fn of_call(line: &Line) -> Labels {
     ])
 }
 
+/// Of few values: whom it is paid, and for what. The page has no units, so the currency is one of them.
+fn of_cost(line: &Line, currency: &str) -> Labels {
+    labels([
+        ("currency", Some(currency.to_owned())),
+        ("gen_ai.provider.name", text(line, "/gen_ai/provider/name")),
+        ("gen_ai.request.model", text(line, "/gen_ai/request/model")),
+        (
+            "gen_ai.response.model",
+            text(line, "/gen_ai/response/model"),
+        ),
+    ])
+}
+
 fn text(line: &Line, pointer: &str) -> Option<String> {
     line.text(pointer).map(str::to_owned)
 }
@@ -400,13 +442,13 @@ pub fn of_sinks(sinks: &[Sink]) -> Vec<Family> {
     vec![
         Family {
             name: "vortex.sink.sent",
-            unit: "{record}",
+            unit: "{record}".into(),
             help: "Records that a sink has taken.",
             points: Points::Sums(sinks.iter().map(sent).collect()),
         },
         Family {
             name: "vortex.sink.dropped",
-            unit: "{record}",
+            unit: "{record}".into(),
             help: "Records that a sink did not get, by cause.",
             points: Points::Sums(sinks.iter().flat_map(dropped).collect()),
         },
@@ -422,13 +464,13 @@ fn of_stats(stats: &Line) -> Vec<Family> {
             .collect();
         Family {
             name,
-            unit,
+            unit: Cow::Borrowed(unit),
             help,
             points: Points::Sums(points),
         }
     };
     let gauge = |name, unit, help, pointer: &str| {
-        let Family { points, .. } = sum(name, unit, help, pointer);
+        let Family { points, unit, .. } = sum(name, unit, help, pointer);
         let points = match points {
             Points::Sums(points) => Points::Gauges(points),
             other => other,
@@ -447,7 +489,7 @@ fn of_stats(stats: &Line) -> Vec<Family> {
         };
         Family {
             name,
-            unit,
+            unit: Cow::Borrowed(unit),
             help,
             points: Points::Sums(causes.into_iter().flatten().filter_map(point).collect()),
         }
@@ -732,6 +774,58 @@ pub mod tests {
         let served = series("gen_ai.server.request.duration");
         assert_eq!(served.len(), 1);
         assert_eq!((&served[0].0, served[0].1.sum), (&plain, 2.0));
+    }
+
+    /// Money of one currency is no sum of another's, and what the answering end would pay is paid once.
+    #[test]
+    fn what_calls_cost_is_added_up_by_provider_model_and_currency() {
+        let mut meter = Meter::default();
+        let cost = |amount: f64, currency: &str| {
+            format!(r#""cost":{{"amount":{amount},"currency":"{currency}"}},"#)
+        };
+        meter.take(call("client", ""));
+        meter.take(call("client", &cost(0.25, "USD")));
+        meter.take(call("client", &cost(0.5, "USD")));
+        meter.take(call("client", &cost(2.0, "EUR")));
+        meter.take(call("server", &cost(4.0, "USD")));
+        let families = meter.families();
+        let costs = families.iter().filter(|one| one.name == "vortex.llm.cost");
+        let told: Vec<_> = costs.map(|one| (&*one.unit, one.points.clone())).collect();
+        let of = |currency: &str, amount| {
+            let labels = [
+                ("currency", currency),
+                ("gen_ai.provider.name", "openai"),
+                ("gen_ai.request.model", "gpt"),
+                ("gen_ai.response.model", "gpt-1"),
+            ];
+            let labels = labels.map(|(name, value)| (name, value.to_owned()));
+            Points::Sums(vec![(labels.to_vec(), amount)])
+        };
+        assert_eq!(
+            told,
+            [("{EUR}", of("EUR", 2.0)), ("{USD}", of("USD", 0.75))]
+        );
+    }
+
+    #[test]
+    fn costs_are_bounded_and_what_is_beyond_is_counted() {
+        let mut meter = Meter::default();
+        let model = |number: usize| {
+            format!(
+                r#"{{"kind":"llm","connection":{{"role":"client"}},"gen_ai":{{"request":{{"model":"m{number}"}}}},
+                    "cost":{{"amount":1,"currency":"USD"}}}}"#
+            )
+        };
+        for number in (0..SERIES_MAX + 50).chain([0]) {
+            meter.take(Line::read(model(number).as_bytes()).unwrap());
+        }
+        let series = &meter.costs["USD"];
+        let overflow = vec![
+            ("currency", "USD".to_owned()),
+            (OVERFLOW.0, OVERFLOW.1.to_owned()),
+        ];
+        assert_eq!((series.len(), series[&overflow]), (SERIES_MAX + 1, 50.0));
+        assert_eq!(series.values().sum::<f64>(), SERIES_MAX as f64 + 51.0);
     }
 
     #[test]

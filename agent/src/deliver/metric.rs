@@ -134,7 +134,7 @@ fn metric(family: Family, span: Span) -> Metric {
     };
     Metric {
         name: name.to_owned(),
-        unit: unit.to_owned(),
+        unit: unit.into_owned(),
         description: help.to_owned(),
         data: Some(data),
         ..Metric::default()

@@ -153,6 +153,7 @@ impl Lane for Counted {
 /// The page.
 fn text(families: &[Family]) -> String {
     let mut text = String::new();
+    let mut last = String::new();
     for family in families {
         let name = name(family);
         let (kind, points) = match &family.points {
@@ -161,15 +162,19 @@ fn text(families: &[Family]) -> String {
             Points::Histograms(_) => ("histogram", &Vec::new()),
         };
         // Writing to memory can't fail, here and below.
-        let _ = writeln!(text, "# HELP {name} {}", family.help);
-        let _ = writeln!(text, "# TYPE {name} {kind}");
+        // Of costs each currency is one, under the same name.
+        if name != last {
+            let _ = writeln!(text, "# HELP {name} {}", family.help);
+            let _ = writeln!(text, "# TYPE {name} {kind}");
+        }
         for (labels, value) in points {
             let _ = writeln!(text, "{name}{} {value}", braces(labels, None));
         }
-        let Points::Histograms(points) = &family.points else {
-            continue;
+        let histograms = match &family.points {
+            Points::Histograms(points) => &points[..],
+            Points::Sums(_) | Points::Gauges(_) => &[],
         };
-        for (labels, histogram) in points {
+        for (labels, histogram) in histograms {
             let mut below = 0;
             let bounds = histogram.bounds.iter().map(f64::to_string);
             let bounds = bounds.chain(["+Inf".to_owned()]);
@@ -182,6 +187,7 @@ fn text(families: &[Family]) -> String {
             let _ = writeln!(text, "{name}_sum{labels} {}", histogram.sum);
             let _ = writeln!(text, "{name}_count{labels} {}", histogram.count());
         }
+        last = name;
     }
     text
 }
@@ -189,7 +195,7 @@ fn text(families: &[Family]) -> String {
 /// With the unit and what says that it only grows, as OpenTelemetry's names are written for Prometheus.
 fn name(family: &Family) -> String {
     let mut name = underscores(family.name);
-    name.push_str(match family.unit {
+    name.push_str(match &*family.unit {
         "s" => "_seconds",
         "By" => "_bytes",
         _ => "",
@@ -226,7 +232,7 @@ mod tests {
     use super::{
         super::meter::{
             Meter,
-            tests::{exchange, stats},
+            tests::{call, exchange, stats},
         },
         *,
     };
@@ -236,7 +242,25 @@ mod tests {
         let mut meter = Meter::default();
         meter.take(exchange("client", "a\\\"b", "GET", "01.030000000"));
         meter.take(stats());
+        for currency in ["EUR", "USD"] {
+            let cost = format!(r#""cost":{{"amount":0.5,"currency":"{currency}"}},"#);
+            meter.take(call("client", &cost));
+        }
         let page = text(&meter.families());
+        let costs: Vec<_> = page
+            .lines()
+            .filter(|line| line.contains("vortex_llm_cost"))
+            .collect();
+        let of = "gen_ai_provider_name=\"openai\",gen_ai_request_model=\"gpt\",gen_ai_response_model=\"gpt-1\"";
+        assert_eq!(
+            costs,
+            [
+                "# HELP vortex_llm_cost_total What calls to models cost that processes here made, where it is known.",
+                "# TYPE vortex_llm_cost_total counter",
+                &format!("vortex_llm_cost_total{{currency=\"EUR\",{of}}} 0.5"),
+                &format!("vortex_llm_cost_total{{currency=\"USD\",{of}}} 0.5"),
+            ]
+        );
         let labels = "http_request_method=\"GET\",http_response_status_code=\"200\",\
                       server_address=\"a\\\"b\",server_port=\"443\"";
         for line in [

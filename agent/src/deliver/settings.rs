@@ -174,7 +174,7 @@ pub struct Lane {
 }
 
 /// What becomes a span.
-const SPANS: [Kind; 3] = [Kind::Http, Kind::Grpc, Kind::Llm];
+const SPANS: [Kind; 4] = [Kind::Http, Kind::Grpc, Kind::Llm, Kind::Mcp];
 /// What is counted.
 pub const METERED: [Kind; 5] = [
     Kind::Http,

@@ -31,7 +31,7 @@ pub fn request(lines: &[Bytes], resource: &Resource) -> ExportTraceServiceReques
 /// Not so the messages of a call, which are records of the same kind.
 pub fn is_span(line: &Line) -> bool {
     match line.kind() {
-        Some(Kind::Http | Kind::Llm) => true,
+        Some(Kind::Http | Kind::Llm | Kind::Mcp) => true,
         Some(Kind::Grpc) => line.at("/rpc").is_some(),
         _ => false,
     }
@@ -52,7 +52,7 @@ fn span(mut line: Line) -> Span {
     let at = line.time("/time").unwrap_or(0);
     let start = times.iter().flatten().min().copied().unwrap_or(at);
     let end = times.iter().flatten().max().copied().unwrap_or(at);
-    let role = line.text("/connection/role");
+    let is_server = is_server(&line);
     let ids = Ids::of(&line);
     Span {
         trace_id: ids.trace,
@@ -60,18 +60,29 @@ fn span(mut line: Line) -> Span {
         parent_span_id: ids.parent,
         flags: ids.flags,
         name: name(&line),
-        kind: match role {
-            Some("client") => SpanKind::Client,
-            Some("server") => SpanKind::Server,
-            _ => SpanKind::Unspecified,
+        kind: match is_server {
+            Some(false) => SpanKind::Client,
+            Some(true) => SpanKind::Server,
+            None => SpanKind::Unspecified,
         }
         .into(),
         start_time_unix_nano: start,
         end_time_unix_nano: end,
-        status: Some(status(&line, role == Some("server"))),
+        status: Some(status(&line, is_server == Some(true))),
         attributes: attributes(line.into_members(), is_left_out),
         ..Span::default()
     }
+}
+
+/// Was it this end that was asked? In MCP that is the client, too, where the server begins.
+fn is_server(line: &Line) -> Option<bool> {
+    let is_server = match line.text("/connection/role") {
+        Some("client") => false,
+        Some("server") => true,
+        _ => return None,
+    };
+    let is_turned = line.text("/mcp/initiator") == Some("server");
+    Some(is_server != is_turned)
 }
 
 /// Of few values, as the conventions want it: the path is an attribute.
@@ -82,6 +93,14 @@ fn name(line: &Line) -> String {
         return match line.text("/gen_ai/request/model") {
             Some(model) => format!("{operation} {model}"),
             None => operation.to_owned(),
+        };
+    }
+    if line.kind() == Some(Kind::Mcp) {
+        let method = line.text("/mcp/method/name").unwrap_or("MCP");
+        let target = line.text("/gen_ai/tool/name");
+        return match target.or(line.text("/gen_ai/prompt/name")) {
+            Some(target) => format!("{method} {target}"),
+            None => method.to_owned(),
         };
     }
     match both("/rpc/service", "/rpc/method") {
@@ -122,7 +141,11 @@ fn status(line: &Line, is_server: bool) -> Status {
             false => StatusCode::Unset,
         }
         .into(),
-        message: line.text("/grpc/message").unwrap_or("").to_owned(),
+        message: ["/grpc/message", "/error/message"]
+            .into_iter()
+            .find_map(|pointer| line.text(pointer))
+            .unwrap_or("")
+            .to_owned(),
     }
 }
 
@@ -144,7 +167,8 @@ impl Ids {
         let hash = blake3::hash(id.as_bytes());
         let hash = hash.as_bytes();
         let span = hash[16..24].to_vec();
-        let parent = line.text("/http/request/header/traceparent/0");
+        let parent = ["/http/request/header/traceparent/0", "/mcp/traceparent"];
+        let parent = parent.into_iter().find_map(|pointer| line.text(pointer));
         match parent.and_then(traceparent) {
             Some((trace, parent, flags)) => Ids {
                 trace,
@@ -289,6 +313,70 @@ mod tests {
         ));
         let nameless = line(r#"{"kind":"llm","gen_ai":{"operation":{"name":"embeddings"}}}"#);
         assert_eq!(name(&nameless), "embeddings");
+    }
+
+    #[test]
+    fn a_request_of_mcp_is_as_the_conventions_want_it() {
+        let of = |role: &str, initiator: &str, more: &str| {
+            span(line(&format!(
+                r#"{{"kind":"mcp","id":"7c1f-1","time":"1970-01-01T00:00:09.000000000Z",
+                    "connection":{{"role":"{role}"}},"jsonrpc":{{"request":{{"id":"3"}}}},
+                    "mcp":{{"method":{{"name":"tools/call"}},"initiator":"{initiator}",
+                    "traceparent":"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}},{more}
+                    "timings":{{"request_start":"1970-01-01T00:00:01.000000000Z",
+                                "end":"1970-01-01T00:00:03.000000000Z","duration":2}}}}"#
+            )))
+        };
+        for (role, initiator, kind) in [
+            ("client", "client", SpanKind::Client),
+            ("client", "server", SpanKind::Server),
+            ("server", "client", SpanKind::Server),
+            ("server", "server", SpanKind::Client),
+            ("none", "server", SpanKind::Unspecified),
+        ] {
+            let span = of(role, initiator, "");
+            assert_eq!(span.kind, kind as i32, "{role} {initiator}");
+            assert_eq!(span.name, "tools/call");
+            assert_eq!(span.status.unwrap().code, StatusCode::Unset as i32);
+        }
+        let tool = r#""gen_ai":{"operation":{"name":"execute_tool"},"tool":{"name":"look",
+            "call":{"arguments":"{}","result":"[]"}}},"#;
+        let failed = r#""rpc":{"response":{"status_code":"-32602"}},"error":{"type":"-32602","message":"No such."},"#;
+        for role in ["client", "server"] {
+            let span = of(role, "client", &format!("{tool}{failed}"));
+            assert_eq!(span.name, "tools/call look");
+            let status = span.status.unwrap();
+            assert_eq!(status.code, StatusCode::Error as i32, "{role}");
+            assert_eq!(status.message, "No such.");
+            assert_eq!(
+                span.end_time_unix_nano - span.start_time_unix_nano,
+                2_000_000_000
+            );
+            assert_eq!(span.parent_span_id[..2], [0xb7, 0xad]);
+            assert_eq!(span.trace_id[..2], [0x0a, 0xf7]);
+            let has = |key| span.attributes.iter().any(|pair| pair.key == key);
+            for key in [
+                "mcp.method.name",
+                "jsonrpc.request.id",
+                "gen_ai.operation.name",
+                "gen_ai.tool.name",
+                "gen_ai.tool.call.arguments",
+                "gen_ai.tool.call.result",
+                "rpc.response.status_code",
+                "error.type",
+            ] {
+                assert!(has(key), "{key}");
+            }
+        }
+        let tool_error = of("client", "client", r#""error":{"type":"tool_error"},"#);
+        assert_eq!(tool_error.status.unwrap().code, StatusCode::Error as i32);
+        let name = |text: &str| super::name(&line(text));
+        let prompt = r#"{"kind":"mcp","mcp":{"method":{"name":"prompts/get"}},"gen_ai":{"prompt":{"name":"greet"}}}"#;
+        assert_eq!(name(prompt), "prompts/get greet");
+        assert_eq!(
+            name(r#"{"kind":"mcp","mcp":{"initiator":"client"}}"#),
+            "MCP"
+        );
     }
 
     #[test]

@@ -48,6 +48,7 @@ pub struct Response {
     /// Answers, in order. Most calls want one.
     pub messages: Vec<Message>,
     pub usage: Usage,
+    pub durations: Durations,
     /// What the API says that it costs.
     pub charged: Option<f64>,
     /// A word of the API, such as `rate_limit_error`.
@@ -87,6 +88,33 @@ impl Usage {
         self.cache_read = cache_read.or(self.cache_read);
         self.cache_creation = cache_creation.or(self.cache_creation);
         self.reasoning = reasoning.or(self.reasoning);
+    }
+}
+
+/// How long a server says that it took, in nanoseconds. Only Ollama does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durations {
+    pub total: Option<u64>,
+    /// To load the model.
+    pub load: Option<u64>,
+    /// To read what was asked, and to say what is answered.
+    pub prompt_eval: Option<u64>,
+    pub eval: Option<u64>,
+}
+
+impl Durations {
+    /// What is said later holds.
+    pub fn update(&mut self, later: Durations) {
+        let Durations {
+            total,
+            load,
+            prompt_eval,
+            eval,
+        } = later;
+        self.total = total.or(self.total);
+        self.load = load.or(self.load);
+        self.prompt_eval = prompt_eval.or(self.prompt_eval);
+        self.eval = eval.or(self.eval);
     }
 }
 
@@ -203,6 +231,14 @@ impl Message {
         }
     }
 
+    /// Is anything said in it that people read?
+    pub fn has_words(&self) -> bool {
+        self.parts.iter().any(|part| match part {
+            Part::Text(text) | Part::Reasoning(text) | Part::Refusal(text) => !text.is_empty(),
+            _ => false,
+        })
+    }
+
     /// A part of an answer that comes in pieces, if there is room for it.
     pub fn push(&mut self, part: Part) -> bool {
         let has_room = self.parts.len() < PARTS_MAX;
@@ -278,6 +314,15 @@ pub fn free(value: &Value) -> Text {
 }
 
 impl Request {
+    /// A part of what it was read from is missing, whichever it is.
+    pub fn lacks(&mut self) {
+        let schemas = self
+            .tools
+            .iter_mut()
+            .filter_map(|tool| tool.parameters.as_mut());
+        schemas.for_each(|schema| schema.is_cut = true);
+    }
+
     /// Gives results the names of the tools that they are of: most APIs name a call by its id alone.
     pub fn name_results(&mut self) {
         let mut names: HashMap<String, Text> = HashMap::new();
@@ -338,6 +383,7 @@ impl Response {
             fingerprint,
             conversation,
             usage: _,
+            durations: _,
             charged: _,
             is_over: _,
         } = self;

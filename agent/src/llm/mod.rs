@@ -39,11 +39,13 @@ use crate::{
         json::{self, Layout, Read, Reader, Text, Value},
         sse, websocket,
     },
+    record::Words,
+    redact::Redactor,
 };
 use call::{Message, PARTS_MAX, Request, Response};
 pub use format::Format;
 use realtime::Socket;
-pub use realtime::Turn;
+pub use realtime::{Heard, Turn};
 use route::Route;
 use streamed::Streamed;
 
@@ -251,15 +253,21 @@ impl Calls {
         }
         call.settle();
         call.request.name_results();
-        call.streamed.begun = Some(began);
+        call.begins(began);
         Some(call)
     }
 
-    /// What was told of its answer, and what that is by now.
-    pub fn answer(&mut self, exchange: u64) -> Option<(&mut Streamed, &[Message])> {
+    /// Does the answer of a call begin here, of which more comes in pieces?
+    pub fn is_answered_in_pieces(&self, exchange: &Exchange) -> bool {
+        let call = self.open.get(&exchange.id);
+        let status = exchange.answered().and_then(|head| head.status);
+        call.is_some_and(Call::is_in_pieces) && status.is_none_or(|status| status < 400)
+    }
+
+    /// A call whose answer comes in pieces, once what was asked has been told.
+    pub fn read(&mut self, exchange: u64) -> Option<&mut Call> {
         let call = self.open.get_mut(&exchange)?;
-        let is_streamed = !matches!(call.answered, Answered::Whole(_));
-        is_streamed.then_some((&mut call.streamed, &call.response.messages))
+        (call.is_in_pieces() && call.streamed.begun.is_some()).then_some(call)
     }
 
     /// An exchange is over: the call that it was, if it was one.
@@ -275,7 +283,7 @@ impl Calls {
         is_call.then_some(call)
     }
 
-    /// A message of a WebSocket that the connection became: the calls that end with it.
+    /// A message of a WebSocket that the connection became.
     pub fn message(
         &mut self,
         direction: Direction,
@@ -283,11 +291,11 @@ impl Calls {
         time: u64,
         held: &mut Held,
         out: Out<'_>,
-    ) -> Vec<Turn> {
+    ) -> Heard {
         let Some(socket) = &mut self.socket else {
-            return Vec::new();
+            return Heard::default();
         };
-        let over = socket.message(direction, message, time);
+        let heard = socket.message(direction, message, time);
         let (weight, is_one) = (socket.weight(), socket.is_one());
         self.weigh_socket(weight, held);
         let is_too_much = held.0 > TOTAL;
@@ -295,11 +303,32 @@ impl Calls {
             out(Limit::Memory);
         }
         // Those that are over are told of by what it was.
-        if over.is_empty() && (is_too_much || !is_one) {
+        if heard.over.is_empty() && (is_too_much || !is_one) {
             self.weigh_socket(0, held);
             self.socket = None;
         }
-        over
+        heard
+    }
+
+    /// The call over a WebSocket that is read along, the first time that there is something to read, and what became the
+    /// WebSocket.
+    pub fn begin_turn(&mut self) -> Option<(&Turn, (u64, &head::Request))> {
+        let socket = self.socket.as_mut()?;
+        let is_begun = socket.turns.front_mut()?.begin();
+        let socket: &Socket = socket;
+        is_begun.then_some((socket.turns.front()?, (socket.exchange, &socket.asked)))
+    }
+
+    /// The same, once it has begun: of several that go on the first. With the exchange.
+    pub fn turn(&mut self) -> Option<(u64, &mut Turn)> {
+        let socket = self.socket.as_mut()?;
+        let exchange = socket.exchange;
+        let turn = socket.turns.front_mut()?;
+        turn.call
+            .streamed
+            .begun
+            .is_some()
+            .then_some((exchange, turn))
     }
 
     fn weigh_socket(&mut self, weight: usize, held: &mut Held) {
@@ -406,6 +435,32 @@ impl Call {
         call
     }
 
+    /// Does its answer come in pieces?
+    fn is_in_pieces(&self) -> bool {
+        match &self.answered {
+            Answered::Pieces(_) | Answered::Events | Answered::Messages(_) => true,
+            Answered::Not | Answered::Whole(_) | Answered::Otherwise => false,
+        }
+    }
+
+    /// What was asked is told now.
+    fn begins(&mut self, began: u64) {
+        self.streamed.begun = Some(began);
+        self.streamed.asked = self.request.messages.len();
+    }
+
+    /// What has come of its answer since the last time, if what was asked has been told. `is_over`: nothing more comes.
+    pub fn fresh(&mut self, exchange: u64, is_over: bool, redactor: &Redactor) -> Vec<Words> {
+        // Items of a response are one answer. Of several answers the first one is read along.
+        let count = match self.format {
+            Some(Format::Responses | Format::Realtime) => usize::MAX,
+            _ => 1,
+        };
+        let messages = &self.response.messages;
+        let answer = &messages[..messages.len().min(count)];
+        self.streamed.fresh(exchange, answer, is_over, redactor)
+    }
+
     /// `gen_ai.provider.name`, of whom the name of the server says nothing.
     pub fn provider(&self) -> Option<&'static str> {
         self.route.provider.or(self.format.map(Format::provider))
@@ -494,6 +549,9 @@ impl Call {
             && let Some(format) = self.format
         {
             self.request = format.request(&value);
+            if self.missing.request || self.missing.content {
+                self.request.lacks();
+            }
             let Route { model, stream, .. } = &self.route;
             let asked = &mut self.request;
             asked.model = asked.model.take().or_else(|| model.clone());

@@ -6,8 +6,8 @@
 use super::{
     ROOM,
     call::{
-        Message, Modality, Parameters, Part, Request, Response, ToolResult, Usage, free, text,
-        texts,
+        Durations, Message, Modality, Parameters, Part, Request, Response, ToolResult, Usage, free,
+        text, texts,
     },
     chat::{tool_call, tools},
 };
@@ -143,6 +143,12 @@ pub fn event(body: &Value, response: &mut Response) {
         input: count("prompt_eval_count"),
         output: count("eval_count"),
         ..Usage::default()
+    });
+    response.durations.update(Durations {
+        total: count("total_duration"),
+        load: count("load_duration"),
+        prompt_eval: count("prompt_eval_duration"),
+        eval: count("eval_duration"),
     });
     let is_said = ["message", "response"]
         .iter()

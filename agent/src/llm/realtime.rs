@@ -49,9 +49,18 @@ pub struct Socket {
     /// Of what the client said a part is missing, or was not kept, since the last response.
     has_hole: bool,
     is_cut: bool,
-    turns: VecDeque<Turn>,
+    pub(super) turns: VecDeque<Turn>,
     /// Bytes of the session and of items.
     weight: usize,
+}
+
+/// What a message was.
+#[derive(Debug, Default)]
+pub struct Heard {
+    /// Calls that are over with it.
+    pub over: Vec<Turn>,
+    /// What it says is told with a call.
+    pub is_call: bool,
 }
 
 /// One response, while it goes on.
@@ -121,27 +130,32 @@ impl Socket {
         self.weight = self.session.weight() + call::messages_weight(&self.items);
     }
 
-    /// A message of one end: calls that are over with it.
+    /// A message of one end.
     pub fn message(
         &mut self,
         direction: Direction,
         message: &websocket::Message,
         time: u64,
-    ) -> Vec<Turn> {
+    ) -> Heard {
         if message.side == Side::Request {
             self.asks = Some(direction);
         }
         match message.kind {
-            Kind::Close(_) => return self.close(),
+            Kind::Close(_) => {
+                return Heard {
+                    over: self.close(),
+                    is_call: false,
+                };
+            }
             Kind::Text => {}
-            Kind::Binary | Kind::Ping | Kind::Pong => return Vec::new(),
+            Kind::Binary | Kind::Ping | Kind::Pong => return Heard::default(),
         }
         if message.is_unreadable {
             self.misses(message.side);
-            return Vec::new();
+            return Heard::default();
         }
         let Some(mut read) = json::read(&message.bytes, ROOM) else {
-            return Vec::new();
+            return Heard::default();
         };
         read.is_broken |= message.is_cut;
         let over = match message.side {
@@ -151,11 +165,12 @@ impl Socket {
         match over {
             Some(over) => {
                 self.is_known = true;
-                over
+                let is_call = true;
+                Heard { over, is_call }
             }
             None => {
                 self.strange = self.strange.saturating_add(1);
-                Vec::new()
+                Heard::default()
             }
         }
     }
@@ -203,6 +218,7 @@ impl Socket {
             "input_audio_buffer.clear" => self.sound = 0,
             "input_audio_buffer.commit" | "response.cancel" => {}
             "response.create" => return Some(self.create(read, message.began)),
+            kind if self.is_known && is_about_one(kind) => {}
             _ => return None,
         }
         Some(Vec::new())
@@ -222,7 +238,7 @@ impl Socket {
     fn settle(&mut self, session: &Value, read: &Read) {
         self.has_hole |= read.is_broken;
         self.is_cut |= read.is_cut;
-        overlay(&mut self.session, session);
+        overlay(&mut self.session, session, read);
         self.weigh();
     }
 
@@ -233,8 +249,17 @@ impl Socket {
             .iter()
             .any(|name| value.get(name).is_some());
         let mut turn = match is_all_of_it {
-            true => Turn::new(Format::Responses, responses::request(value), began),
-            false => self.turn(value.get("response"), began),
+            true => {
+                let mut request = responses::request(value);
+                if read.is_broken || read.is_cut {
+                    request.lacks();
+                }
+                Turn::new(Format::Responses, request, began)
+            }
+            false => {
+                let own = value.get("response").map(|own| (own, read));
+                self.turn(own, began)
+            }
         };
         turn.lane = text(value, "stream_id");
         turn.call.missing.request |= read.is_broken;
@@ -251,11 +276,11 @@ impl Socket {
     }
 
     /// One of the Realtime API. `own`: what it has instead of what the session has.
-    fn turn(&mut self, own: Option<&Value>, began: u64) -> Turn {
+    fn turn(&mut self, own: Option<(&Value, &Read)>, began: u64) -> Turn {
         let mut request = self.session.clone();
         let mut messages = Vec::new();
-        if let Some(own) = own {
-            overlay(&mut request, own);
+        if let Some((own, read)) = own {
+            overlay(&mut request, own, read);
             messages = responses::input(own);
         }
         if messages.is_empty() {
@@ -299,10 +324,11 @@ impl Socket {
                     None => self.says(message, read),
                 }
             }
-            "error" => return Some(self.fails(value)),
+            "error" => return self.fails(value),
             kind if kind.starts_with("response.") => {
                 return Some(self.goes_on(kind, read, began, time));
             }
+            kind if self.is_known && is_about_one(kind) => {}
             _ => return None,
         }
         Some(Vec::new())
@@ -350,8 +376,9 @@ impl Socket {
         over
     }
 
-    /// An error is of the response that was asked for and has not begun, or of that which is all there is.
-    fn fails(&mut self, value: &Value) -> Vec<Turn> {
+    /// An error is of the response that was asked for and has not begun, or of that which is all there is. `None`: it is
+    /// of none.
+    fn fails(&mut self, value: &Value) -> Option<Vec<Turn>> {
         let lane = text(value, "stream_id");
         let waits = |turn: &Turn| turn.lane == lane && turn.id.is_none();
         let is_alone =
@@ -360,12 +387,9 @@ impl Socket {
         let at = turns()
             .position(waits)
             .or_else(|| turns().position(is_alone));
-        let turn = at.and_then(|at| self.turns.remove(at));
-        let failed = turn.map(|mut turn| {
-            responses::event(value, &mut turn.call.response);
-            turn.over()
-        });
-        failed.into_iter().collect()
+        let mut turn = self.turns.remove(at?)?;
+        responses::event(value, &mut turn.call.response);
+        Some(vec![turn.over()])
     }
 }
 
@@ -411,6 +435,20 @@ impl Turn {
         }
     }
 
+    /// What was asked, the first time that there are words of an answer. Others may come to it: what was spoken is
+    /// written down meanwhile.
+    pub fn begin(&mut self) -> bool {
+        let Call {
+            response, streamed, ..
+        } = &self.call;
+        let has_words = response.messages.iter().any(Message::has_words);
+        let begins = has_words && streamed.begun.is_none();
+        if begins {
+            self.call.begins(self.began);
+        }
+        begins
+    }
+
     /// It is over, or nothing more comes of it.
     fn over(mut self) -> Turn {
         let Call {
@@ -428,14 +466,31 @@ impl Turn {
     }
 }
 
+/// Does a message say of a conversation what is told with its calls, or nothing that anybody says? It may be called
+/// something like that elsewhere.
+fn is_about_one(kind: &str) -> bool {
+    const BEGINNINGS: [&str; 4] = [
+        "conversation.item.",
+        "input_audio_buffer.",
+        "output_audio_buffer.",
+        "rate_limits.",
+    ];
+    BEGINNINGS
+        .iter()
+        .any(|beginning| kind.starts_with(beginning))
+}
+
 /// Of a response, in an event of it.
 fn id(value: &Value) -> Option<Text> {
     text(value, "response_id").or_else(|| text(value.get("response")?, "id"))
 }
 
-/// What a session says of itself, or a response that has something else.
-fn overlay(request: &mut Request, value: &Value) {
-    let new = responses::request(value);
+/// What a session says of itself, or a response that has something else. `read`: what it is a part of.
+fn overlay(request: &mut Request, value: &Value, read: &Read) {
+    let mut new = responses::request(value);
+    if read.is_broken || read.is_cut {
+        new.lacks();
+    }
     request.model = new.model.or(request.model.take());
     if value.get("instructions").is_some() {
         request.instructions = new.instructions;

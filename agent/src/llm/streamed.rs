@@ -9,11 +9,13 @@ use crate::{
 /// How much of an answer has been told.
 #[derive(Debug, Default)]
 pub struct Streamed {
-    /// When the exchange began, once what was asked has been told.
+    /// When the call began, once what was asked has been told.
     pub begun: Option<u64>,
+    /// So many messages of it.
+    pub asked: usize,
     /// Something of the answer was.
     pub has_words: bool,
-    /// Parts that came to their end, and bytes of the one after them.
+    /// Parts in words that came to their end, and bytes of the one after them.
     parts: usize,
     at: usize,
     /// Of that part.
@@ -21,37 +23,36 @@ pub struct Streamed {
 }
 
 impl Streamed {
-    /// What came since the last time. Of several answers the first one is read along. `is_over`: nothing more comes,
-    /// so that nothing is held back.
+    /// What came since the last time, of one answer. `is_over`: nothing more comes, so that nothing is held back.
     pub fn fresh(
         &mut self,
         exchange: u64,
-        answers: &[Message],
+        answer: &[Message],
         is_over: bool,
         redactor: &Redactor,
     ) -> Vec<Words> {
         let mut told = Vec::new();
-        let parts = answers.first().map_or(&[][..], |answer| &answer.parts);
-        while let Some(part) = parts.get(self.parts) {
-            let is_last = self.parts + 1 == parts.len();
-            if let Some((kind, kept)) = words(part) {
-                // An API may say at its end what it said on the way, with other parts.
-                let fresh = kept.get(self.at..).unwrap_or_default();
-                let text = redactor.piece(&mut self.pieces, fresh, is_over || !is_last);
-                self.at += fresh.len();
-                if let Some(text) = text.filter(|text| !text.is_empty()) {
-                    self.has_words = true;
-                    told.push(Words {
-                        exchange,
-                        kind,
-                        text,
-                    });
-                }
+        let parts = answer.iter().flat_map(|message| &message.parts);
+        let last = parts.clone().count();
+        // Others count for nothing: at its end an API may say them anew, with more of them or less.
+        let parts = parts.enumerate();
+        let parts = parts.filter_map(|(at, part)| Some((at + 1 == last, words(part)?)));
+        for (is_last, (kind, kept)) in parts.skip(self.parts) {
+            // What it said on the way may be in other parts then.
+            let fresh = kept.get(self.at..).unwrap_or_default();
+            let text = redactor.piece(&mut self.pieces, fresh, is_over || !is_last);
+            self.at += fresh.len();
+            if let Some(text) = text.filter(|text| !text.is_empty()) {
+                self.has_words = true;
+                told.push(Words {
+                    exchange,
+                    kind,
+                    text,
+                });
             }
-            if is_last {
-                break;
+            if !is_last {
+                (self.parts, self.at, self.pieces) = (self.parts + 1, 0, Pieces::default());
             }
-            (self.parts, self.at, self.pieces) = (self.parts + 1, 0, Pieces::default());
         }
         told
     }

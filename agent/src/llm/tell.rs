@@ -63,7 +63,7 @@ impl Teller<'_> {
         Some(Llm {
             exchange,
             is_open: false,
-            is_continued: call.streamed.begun.is_some(),
+            told: call.streamed.begun.map(|_| call.streamed.asked),
             has_streamed: call.streamed.has_words,
             operation: format.operation(),
             provider,
@@ -113,6 +113,7 @@ impl Teller<'_> {
             response_tier: self.word(&answered.service_tier),
             fingerprint: self.word(&answered.fingerprint),
             usage: answered.usage,
+            durations: answered.durations,
             error: self.word(&answered.error),
             conversation: self
                 .word(&answered.conversation)
@@ -214,6 +215,7 @@ impl Teller<'_> {
             name: self.word(&tool.name),
             description: tool.description.as_ref().map(|text| self.content(text)),
             parameters: tool.parameters.as_ref().map(|text| self.content(text)),
+            is_whole: tool.parameters.as_ref().is_some_and(|text| !text.is_cut),
         }
     }
 

@@ -21,7 +21,7 @@ use agent_ebpf::Direction::{self, Received, Sent};
 
 use super::{
     Call, Calls, Held,
-    call::{Message, Parameters, Part},
+    call::{Durations, Message, Parameters, Part},
 };
 use crate::{
     plaintext::Plaintext,
@@ -59,8 +59,8 @@ fn calls(steps: &[Step<'_>]) -> Vec<Call> {
             } => calls.event(exchange.id, event, time, &mut held, limit),
             Said::Exchange(exchange) => found.extend(calls.end(exchange, &mut held)),
             Said::Message { direction, message } => {
-                let over = calls.message(direction, message, time, &mut held, limit);
-                found.extend(over.into_iter().map(|turn| turn.call));
+                let heard = calls.message(direction, message, time, &mut held, limit);
+                found.extend(heard.over.into_iter().map(|turn| turn.call));
             }
             Said::Closed => {
                 let over = calls.close(&mut held);

@@ -265,12 +265,15 @@ impl Open {
         };
         let mut found = Vec::new();
         feed(reader, &mut |read| found.push(read));
-        let is_strange = reader.names().any(|name| !message::is_member(name));
+        // What stands behind something strange is not read, whether or not that came in the same call.
+        let first = found.iter().position(is_strange);
+        let is_strange = first.is_some() || reader.names().any(|name| !message::is_member(name));
         let is_over = reader.is_broken();
         if is_strange || is_over {
             self.readers[side as usize] = None;
         }
         let is_none = found.is_empty();
+        found.truncate(first.unwrap_or(found.len()));
         let mut done = std::mem::take(&mut self.done);
         for read in found {
             self.reads(exchange, side, read, ear, &mut done);
@@ -479,6 +482,12 @@ impl Open {
         let done: usize = self.done.iter().map(Call::weight).sum();
         reading + done
     }
+}
+
+/// Is it a map with a member that no message has?
+fn is_strange(read: &Read) -> bool {
+    let mut members = read.value.members().iter();
+    members.any(|(name, _)| !message::is_member(name))
 }
 
 fn other(side: Side) -> Side {

@@ -78,6 +78,7 @@ impl Teller<'_> {
                 Some(self.redactor.header(name, id))
             }),
             version: version(call).map(|version| self.called(version)),
+            traceparent: self.traceparent(call),
             is_tool,
             tool: named(is_tool, "name"),
             prompt: named(is_prompt, "name"),
@@ -94,6 +95,14 @@ impl Teller<'_> {
             duration: is_answered.then_some(seconds),
             missing: call.missing.names().collect(),
         }
+    }
+
+    /// In its parameters, as the head of HTTP has it: that may be one of several messages.
+    fn traceparent(&self, call: &Call) -> Option<Clear> {
+        const NAME: &str = "traceparent";
+        let parent = call.params.as_ref()?.at(&["_meta", NAME])?.str()?;
+        let is_told = self.policy != Policy::None && parent.len() <= WORD_MAX;
+        is_told.then(|| self.redactor.header(NAME, parent))
     }
 
     /// With `--content none` without what is behind the question mark.

@@ -488,3 +488,20 @@ fn without_sessions() {
         ]
     );
 }
+
+/// What stands behind something strange in a batch is not read, also where both come in one call.
+#[test]
+fn strangers_in_a_batch() {
+    let ping = |id: u8| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
+    let asked = post(&format!(
+        r#"[{},{{"jsonrpc":"2.0","meth":"x"}},{}]"#,
+        ping(1),
+        ping(2)
+    ));
+    let answered = ok(r#"{"jsonrpc":"2.0","id":1,"result":{}}"#);
+    let steps = [
+        Step::Bytes(1, Sent, &asked),
+        Step::Bytes(1, Received, &answered),
+    ];
+    assert_eq!(cut(&steps).len(), 1);
+}

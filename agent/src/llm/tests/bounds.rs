@@ -292,3 +292,38 @@ fn who_leaves_holds_nothing() {
     calls.leave(&mut held);
     assert_eq!(held.bytes(), 0);
 }
+
+/// A schema of which a part may be missing is known to be that: of a hole, and of what has no room.
+#[test]
+fn schemas_in_what_is_not_whole() {
+    let body = |text: &str| {
+        format!(
+            r#"{{"model":"m","tools":[{{"type":"function","function":{{"name":"f","parameters":{{"type":"object","b":1}}}}}}],
+                "messages":[{{"role":"user","content":"{text}"}}]}}"#
+        )
+    };
+    let answer = response("application/json", r#"{"object":"chat.completion"}"#);
+    let is_cut = |steps: &[Step<'_>]| {
+        let found = calls(steps);
+        let tools = &found[0].request.tools;
+        let schema = tools[0].parameters.as_ref().unwrap();
+        schema.is_cut
+    };
+    let whole = request("/v1/chat/completions", &body("Hi"));
+    let steps = [Step::Bytes(Sent, &whole), Step::Bytes(Received, &answer)];
+    assert!(!is_cut(&steps));
+    let at = whole.windows(3).position(|part| part == b"\"b\"").unwrap();
+    let steps = [
+        Step::Bytes(Sent, &whole[..at]),
+        Step::Hole(Sent, 3),
+        Step::Bytes(Sent, &whole[at + 3..]),
+        Step::Bytes(Received, &answer),
+    ];
+    assert!(is_cut(&steps));
+    let long = request(
+        "/v1/chat/completions",
+        &body(&"x ".repeat(crate::llm::ROOM)),
+    );
+    let steps = [Step::Bytes(Sent, &long), Step::Bytes(Received, &answer)];
+    assert!(is_cut(&steps));
+}

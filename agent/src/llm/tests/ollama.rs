@@ -2,7 +2,7 @@
 
 use agent_ebpf::Direction::{Received, Sent};
 
-use super::{Step, calls, one, request, response, told};
+use super::{Durations, Step, calls, one, request, response, told};
 
 const ASKED: &str = r#"{"model":"llama3.2","messages":[{"role":"system","content":"Be brief."},
     {"role":"user","content":"what is in this image?","images":["iVBORw0KGgo="]},
@@ -64,6 +64,13 @@ fn chat_in_lines() {
     );
     assert_eq!(parameters.stop_sequences.len(), 1);
     assert_eq!(found[0].pace.chunks, 6);
+    let said = Durations {
+        total: Some(4_883_583_458),
+        load: Some(1_334_875),
+        prompt_eval: Some(342_546_000),
+        eval: Some(4_535_599_000),
+    };
+    assert_eq!(found[0].response.durations, said);
 }
 
 #[test]

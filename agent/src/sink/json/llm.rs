@@ -2,9 +2,15 @@
 //!
 //! Messages are as its JSON schemas have them, but that of a blob there is its size and hash.
 
+use std::collections::HashSet;
+
 use super::{Object, braces, quoted};
 use crate::{
-    llm::{call::Usage, price::Cost},
+    llm::{
+        call::{Durations, Usage},
+        price::Cost,
+    },
+    protocol::json::{self, Value},
     record::{Llm, LlmMessage, LlmParameters, LlmPart, LlmTool},
 };
 
@@ -13,9 +19,7 @@ impl Object<'_> {
     pub(super) fn llm(&mut self, llm: &Llm) {
         self.url(&llm.url);
         self.object("gen_ai", |member| member.gen_ai(llm));
-        let tiers = [&llm.request_tier, &llm.response_tier];
-        let has_tier = tiers.iter().any(|tier| tier.is_some());
-        if llm.api.is_some() || llm.fingerprint.is_some() || has_tier {
+        if has_own(llm) {
             match llm.owner.split_once('.') {
                 Some((first, second)) => {
                     self.object(first, |member| {
@@ -58,17 +62,24 @@ impl Object<'_> {
         if let Some(api) = llm.api {
             self.object("api", |member| member.word("type", api));
         }
-        let fingerprint = llm.fingerprint.as_deref();
-        for (key, tier, fingerprint) in [
-            ("request", &llm.request_tier, None),
-            ("response", &llm.response_tier, fingerprint),
-        ] {
-            if tier.is_some() || fingerprint.is_some() {
-                self.object(key, |member| {
-                    member.optional_string("service_tier", tier.as_deref());
-                    member.optional_string("system_fingerprint", fingerprint);
-                });
-            }
+        if let Some(tier) = &llm.request_tier {
+            self.object("request", |member| member.string("service_tier", tier));
+        }
+        if answers_own(llm) {
+            let Durations {
+                total,
+                load,
+                prompt_eval,
+                eval,
+            } = llm.durations;
+            self.object("response", |member| {
+                member.optional_string("service_tier", llm.response_tier.as_deref());
+                member.optional_string("system_fingerprint", llm.fingerprint.as_deref());
+                member.optional_number("total_duration", total);
+                member.optional_number("load_duration", load);
+                member.optional_number("prompt_eval_duration", prompt_eval);
+                member.optional_number("eval_duration", eval);
+            });
         }
     }
 
@@ -160,6 +171,16 @@ impl Object<'_> {
     }
 }
 
+/// Is there anything that only one API has?
+fn has_own(llm: &Llm) -> bool {
+    llm.api.is_some() || llm.request_tier.is_some() || answers_own(llm)
+}
+
+fn answers_own(llm: &Llm) -> bool {
+    let words = [&llm.response_tier, &llm.fingerprint];
+    words.iter().any(|word| word.is_some()) || llm.durations != Durations::default()
+}
+
 fn turn(out: &mut Vec<u8>, message: &LlmMessage) {
     braces(out, |member| {
         member.optional_string("role", message.role.as_deref());
@@ -235,11 +256,35 @@ fn tool(out: &mut Vec<u8>, tool: &LlmTool) {
     braces(out, |member| {
         member.optional_string("type", tool.kind.as_deref());
         member.optional_string("name", tool.name.as_deref());
-        member.parts(&[
+        let texts = [
             ("description", &tool.description),
             ("parameters", &tool.parameters),
-        ]);
+        ];
+        member.parts_as(&texts, |key, text| {
+            let is_schema = key == "parameters" && tool.is_whole;
+            is_schema.then(|| schema(text)).flatten()
+        });
     });
+}
+
+/// What a schema and its redactions may take as a tree.
+const SCHEMA_ROOM: usize = 16 << 20;
+
+/// An object that says what the text says, which redaction may have made something else than JSON.
+fn schema(text: &str) -> Option<Value> {
+    let value = json::read_verbatim(text.as_bytes(), SCHEMA_ROOM)?.value;
+    let mut again = Vec::with_capacity(text.len());
+    value.write(&mut again);
+    let is_same = again == text.as_bytes() && !has_twins(&value);
+    (matches!(value, Value::Map(_)) && is_same).then_some(value)
+}
+
+/// Is a name there twice? Some readers refuse all of such a record.
+fn has_twins(value: &Value) -> bool {
+    let mut names = HashSet::new();
+    let mut members = value.members().iter();
+    members.any(|(name, value)| !names.insert(name) || has_twins(value))
+        || value.list().iter().any(has_twins)
 }
 
 #[cfg(test)]
@@ -247,30 +292,82 @@ mod tests {
     use super::*;
     use crate::{
         plaintext::Plaintext,
-        redact::{Key, Policy, Redactor},
+        redact::{Key, OwnedContent, Policy, Redactor},
     };
+
+    fn content(text: &str) -> Option<OwnedContent> {
+        let redactor = Redactor::new(Policy::Redacted, Key::new([1; 32]));
+        Some(redactor.whole(Plaintext::new(text.as_bytes()), &[], false))
+    }
+
+    fn told(defined: &LlmTool) -> (String, serde_json::Value) {
+        let mut written = Vec::new();
+        tool(&mut written, defined);
+        let written = String::from_utf8(written).unwrap();
+        let value = serde_json::from_str(&written).unwrap();
+        (written, value)
+    }
 
     /// A name that is there twice is read by some as its first value, and by some as its last.
     #[test]
     fn redactions_of_both_texts_of_a_tool_are_one_list() {
-        let redactor = Redactor::new(Policy::Redacted, Key::new([1; 32]));
-        let content = |text: &str| redactor.whole(Plaintext::new(text.as_bytes()), &[], false);
-        let defined = LlmTool {
+        let (written, value) = told(&LlmTool {
             kind: None,
             name: None,
-            description: Some(content("password=hunter2x")),
-            parameters: Some(content("{\"token\":\"Ab1Cd2Ef3Gh4\"}")),
-        };
-        let mut written = Vec::new();
-        tool(&mut written, &defined);
-        let written = String::from_utf8(written).unwrap();
+            description: content("password=hunter2x"),
+            parameters: content("{\"token\":\"Ab1Cd2Ef3Gh4\"}"),
+            is_whole: true,
+        });
         assert_eq!(written.matches("\"redactions\"").count(), 1, "{written}");
-        let value: serde_json::Value = serde_json::from_str(&written).unwrap();
         let of = |at: usize| value["redactions"][at]["of"].as_str();
         assert_eq!(
             (of(0), of(1)),
             (Some("description"), Some("parameters")),
             "{written}"
+        );
+    }
+
+    /// Of a part nobody can say what it was a part of, and a secret may stand where JSON has no text.
+    #[test]
+    fn a_schema_is_an_object_if_all_of_it_is_there() {
+        let told = |text: &str, is_whole| {
+            let (written, value) = told(&LlmTool {
+                kind: None,
+                name: None,
+                description: None,
+                parameters: content(text),
+                is_whole,
+            });
+            assert!(!written.contains('\u{202e}'));
+            value["parameters"].to_string()
+        };
+        let schema = r#"{"type":"object","properties":{"a\u202e":{"enum":[1.50,"\"x\u001b",null,true],"default":{}}}}"#;
+        let value: serde_json::Value = serde_json::from_str(schema).unwrap();
+        let text = schema.replace("\\u202e", "\u{202e}");
+        assert_eq!(told(&text, true), value.to_string());
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        assert_eq!(told(&text, false), quoted(&text));
+        for other in [
+            "true",
+            "\"a\"",
+            "[1]",
+            "{\"a\":1} ",
+            "{\"a\":1",
+            "{\"a\":01}",
+            "{\"a\":[{\"b\":1,\"b\":1}]}",
+            "",
+        ] {
+            assert_eq!(told(other, true), quoted(other), "{other}");
+        }
+        let hidden = told(r#"{"pin":{"password":"hunter2xyz"}}"#, true);
+        assert!(
+            hidden.starts_with(r#"{"pin":{"password":"[redacted:"#),
+            "{hidden}"
+        );
+        let hidden = told(r#"{"password":1234567890}"#, true);
+        assert!(
+            hidden.starts_with(r#""{\"password\":[redacted:"#),
+            "{hidden}"
         );
     }
 }

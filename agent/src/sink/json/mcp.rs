@@ -3,6 +3,7 @@
 
 use super::{Object, braces, quoted};
 use crate::{
+    protocol::json::Value,
     record::Mcp,
     redact::{OwnedContent, Shown},
 };
@@ -21,6 +22,7 @@ impl Object<'_> {
                 member.named(key, name, value.as_deref());
             }
             member.word("initiator", mcp.initiator);
+            member.optional_string("traceparent", mcp.traceparent.as_deref());
             member.parts(&[("params", &mcp.params)]);
             if !mcp.is_tool {
                 member.parts(&[("result", &mcp.result)]);
@@ -74,6 +76,15 @@ impl Object<'_> {
 
     /// Texts that stand side by side: each redaction says which one it is of.
     pub(super) fn parts(&mut self, parts: &[(&'static str, &Option<OwnedContent>)]) {
+        self.parts_as(parts, |_, _| None);
+    }
+
+    /// The same, of which some are values in JSON if they can be read as that.
+    pub(super) fn parts_as(
+        &mut self,
+        parts: &[(&'static str, &Option<OwnedContent>)],
+        read: impl Fn(&str, &str) -> Option<Value>,
+    ) {
         let mut redactions = Vec::new();
         let mut is_withheld = false;
         for (key, content) in parts {
@@ -82,11 +93,14 @@ impl Object<'_> {
             };
             match content.content().shown() {
                 Shown::Text(text, marks) => {
-                    self.string(key, text);
+                    self.text_or(key, text, read(key, text));
                     redactions.extend(marks.iter().map(|mark| (*key, *mark)));
                 }
                 // JSON is UTF-8.
-                Shown::Raw(bytes) => self.string(key, &String::from_utf8_lossy(bytes)),
+                Shown::Raw(bytes) => {
+                    let text = String::from_utf8_lossy(bytes);
+                    self.text_or(key, &text, read(key, &text));
+                }
                 Shown::Encoded => is_withheld = true,
                 Shown::Nothing => {}
             }
@@ -104,9 +118,49 @@ impl Object<'_> {
         }
     }
 
+    fn text_or(&mut self, key: &str, text: &str, value: Option<Value>) {
+        match value {
+            Some(value) => {
+                self.key(key);
+                written(&value, self.0);
+            }
+            None => self.string(key, text),
+        }
+    }
+
     fn named(&mut self, key: &str, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.object(key, |member| member.string(name, value));
+        }
+    }
+}
+
+/// A value of others, with their strings as ours are written.
+fn written(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.write(out),
+        Value::Text(text) => quoted(&text.kept, out),
+        Value::List(values) => {
+            out.push(b'[');
+            for (at, value) in values.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                written(value, out);
+            }
+            out.push(b']');
+        }
+        Value::Map(members) => {
+            out.push(b'{');
+            for (at, (name, value)) in members.iter().enumerate() {
+                if at > 0 {
+                    out.push(b',');
+                }
+                quoted(name, out);
+                out.push(b':');
+                written(value, out);
+            }
+            out.push(b'}');
         }
     }
 }

@@ -59,11 +59,11 @@ impl Encoder {
     /// told on the way.
     pub(super) fn llm(&self, record: &Record<'_>, llm: &Llm, out: &mut Vec<u8>) {
         let is_server = record.connection.and_then(|it| it.role) == Some(Role::Server);
-        let direction = match is_server == llm.is_continued {
+        let direction = match is_server == llm.told.is_some() {
             true => Direction::Sent,
             false => Direction::Received,
         };
-        let time = if llm.is_continued {
+        let time = if llm.told.is_some() {
             llm.ended
         } else {
             record.time
@@ -122,9 +122,9 @@ impl Encoder {
             });
         }
         out.push(b'\n');
-        let asked = match llm.is_continued {
-            true => &[][..],
-            false => asked(llm),
+        let asked = match llm.told {
+            Some(count) => llm.input.get(count..).unwrap_or_default(),
+            None => asked(llm),
         };
         // Of several answers the first one was read along.
         let (first, others) = llm.output.split_at(llm.output.len().min(1));

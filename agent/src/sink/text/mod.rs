@@ -1703,6 +1703,7 @@ mod tests {
                 size: 3,
                 content: Shown::Text(&evil, &[]).into(),
                 is_cut: false,
+                is_call: false,
             };
             let with = |body| Record {
                 body,
