@@ -11,7 +11,7 @@ use aya_obj::{
 use super::{
     identity,
     kernel::Layout,
-    link::{HELLOS, SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
+    link::{HELLOS, PLAINS, SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
     raw::{Bound, Kind},
     session,
 };
@@ -127,7 +127,8 @@ impl Here {
 /// What of the kernel a program hangs on.
 fn hook(name: &str) -> Result<&'static str> {
     let uses = SOCKET_USES.iter().flat_map(|uses| uses.pair.iter());
-    let mut hooks = uses.chain(&HELLOS).chain([&SOCKET_END]);
+    let plains = PLAINS.iter().flatten();
+    let mut hooks = uses.chain(&HELLOS).chain(plains).chain([&SOCKET_END]);
     let (_, hook) = hooks
         .find(|(known, _)| *known == name)
         .with_context(|| format!("{name}: no hook is known"))?;
@@ -168,6 +169,8 @@ fn accept_alternatives(results: &mut [(String, Loaded)]) {
         &pairs.collect::<Vec<_>>(),
         "another pair sees sockets",
     );
+    let plains = PLAINS.map(|pair| pair.map(|(name, _)| name));
+    accept(results, &plains, "another pair sees plain connections");
     let hellos = HELLOS.map(|(name, _)| [name]);
     accept(results, &hellos, "another one sees how connections begin");
 }

@@ -25,6 +25,8 @@ pub struct Known {
     pub sides: bool,
     /// What a socket sends first.
     pub hellos: bool,
+    /// How far a connection is, both ways.
+    pub plain: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
 }
@@ -141,6 +143,14 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         & set(|o| &mut o.task_stack, at("task_struct", "stack"));
     // The program asks for this one first.
     let hellos = sockets && sent && set(|o| &mut o.tcp_bytes_acked, at("tcp_sock", "bytes_acked"));
+    let plain = hellos
+        && set(|o| &mut o.tcp_rcv_nxt, at("tcp_sock", "rcv_nxt"))
+            & set(
+                |o| &mut o.tcp_bytes_received,
+                at("tcp_sock", "bytes_received"),
+            )
+            & set(|o| &mut o.sock_state, in_sock("skc_state"))
+            & set(|o| &mut o.tcp_copied_seq, at("tcp_sock", "copied_seq"));
     let descriptors = set(|o| &mut o.files_fdt, at("files_struct", "fdt"))
         & set(|o| &mut o.fdtable_max_fds, at("fdtable", "max_fds"))
         & set(|o| &mut o.fdtable_fd, at("fdtable", "fd"))
@@ -165,6 +175,7 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         sockets,
         sides,
         hellos,
+        plain,
         files,
     };
     Some(Layout {
