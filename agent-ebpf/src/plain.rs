@@ -13,10 +13,11 @@ use agent_ebpf::{
     control, counter, kind, socket,
 };
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::pt_regs,
     helpers::{bpf_get_current_pid_tgid, bpf_get_current_task, bpf_ktime_get_boot_ns, generated},
-    macros::{btf_tracepoint, fexit},
-    programs::{BtfTracePointContext, FExitContext},
+    macros::{btf_tracepoint, fexit, tracepoint},
+    programs::{BtfTracePointContext, FExitContext, TracePointContext},
 };
 
 use crate::{
@@ -28,11 +29,26 @@ use crate::{
         opaque, stopped,
     },
     socket::{
-        Exit, IPPROTO_TCP, MSG_ERRQUEUE, MSG_PEEK, NO_FLAGS, Use, is_bare, side_of, works_in_memory,
+        Exit, IPPROTO_TCP, MSG_ERRQUEUE, MSG_PEEK, NO_FLAGS, Use, is_bare, own_cookie, side_of,
+        works_in_memory,
     },
 };
 
-/// `TP_PROTO(struct sock *sk, int ret, int flags)`, 6.3 to 7.2.
+/// `TP_PROTO(struct sock *sk, int ret, int flags)`, 6.3 to 7.2, as perf events: no task runs in between. In the programs
+/// below one may, on newer kernels (7.0), and what it sends or receives then is a hole.
+#[tracepoint(category = "sock", name = "sock_send_length")]
+#[inline(always)]
+pub fn plain_send_event(ctx: TracePointContext) -> u32 {
+    moved(&Event(ctx), Direction::Sent) as u32
+}
+
+#[tracepoint(category = "sock", name = "sock_recv_length")]
+#[inline(always)]
+pub fn plain_receive_event(ctx: TracePointContext) -> u32 {
+    moved(&Event(ctx), Direction::Received) as u32
+}
+
+/// The same tracepoints.
 #[btf_tracepoint(function = "sock_send_length")]
 #[inline(always)]
 pub fn plain_send(ctx: BtfTracePointContext) -> i32 {
@@ -68,6 +84,41 @@ pub fn plain_tcp_send_old(ctx: FExitContext) -> i32 {
 #[inline(always)]
 pub fn plain_tcp_receive_old(ctx: FExitContext) -> i32 {
     moved(&Exit::<4, 6, true>(ctx), Direction::Received)
+}
+
+/// `struct trace_event_raw_sock_msg_length`, of which user space has checked that it is so.
+struct Event(TracePointContext);
+
+impl Use for Event {
+    #[inline(always)]
+    fn socket(&self) -> *const c_void {
+        // SAFETY: a field of the program's own context.
+        unsafe {
+            self.0
+                .as_ptr()
+                .byte_add(8)
+                .cast::<*const c_void>()
+                .read_volatile()
+        }
+    }
+
+    #[inline(always)]
+    fn transferred(&self) -> i32 {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().byte_add(20).cast::<i32>().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> i32 {
+        // SAFETY: as above.
+        unsafe { self.0.as_ptr().byte_add(24).cast::<i32>().read_volatile() }
+    }
+
+    /// No helper tells such a program the socket's own.
+    #[inline(always)]
+    fn cookie(&self, thread: *mut Thread, socket: *const c_void) -> u64 {
+        own_cookie(thread, socket)
+    }
 }
 
 /// Beside the stream, or out of nobody's buffer.

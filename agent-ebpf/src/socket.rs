@@ -148,7 +148,7 @@ fn kernels_cookie(socket: *const c_void) -> u64 {
 /// The time at which the socket was first met, and the CPU: nobody else's. By its address, which is used
 /// again: what we know of it goes with the socket, and a socket with other ports is another one.
 #[inline(always)]
-fn own_cookie(thread: *mut Thread, socket: *const c_void) -> u64 {
+pub fn own_cookie(thread: *mut Thread, socket: *const c_void) -> u64 {
     // SAFETY: a map value, of which `buf` and `call` are free as `tail` is; they hold a key and a value.
     unsafe {
         (*thread).buf = socket as u64;

@@ -109,6 +109,12 @@ impl Here {
                 "bpf_iter_task",
                 "no iterator over tasks",
             ),
+            ProgramSection::TracePoint => {
+                let has_events = self.layout.is_some_and(|layout| layout.known.events);
+                has_events
+                    .then_some(Kind::EVENT)
+                    .ok_or("no such perf event")
+            }
             ProgramSection::BtfTracePoint => tracing(
                 bpf_attach_type::BPF_TRACE_RAW_TP,
                 &format!("btf_trace_{}", hook(name)?),

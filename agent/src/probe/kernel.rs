@@ -27,6 +27,8 @@ pub struct Known {
     pub hellos: bool,
     /// How far a connection is, both ways.
     pub plain: bool,
+    /// What a perf event says of a socket that has sent or received is where the programs look for it.
+    pub events: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
 }
@@ -72,7 +74,7 @@ const HOOKS: [(u32, &str); 6] = [
     (KIND_FUNC, "bpf_iter_task"),
 ];
 
-const STRUCTURES: [&str; 16] = [
+const STRUCTURES: [&str; 17] = [
     "task_struct",
     "pid",
     "mm_struct",
@@ -89,6 +91,7 @@ const STRUCTURES: [&str; 16] = [
     "fdtable",
     "socket",
     "tcp_sock",
+    "trace_event_raw_sock_msg_length",
 ];
 
 fn parse(btf: &[u8]) -> Option<Layout> {
@@ -168,6 +171,7 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         & set(|o| &mut o.inode_mapping, at("inode", "i_mapping"))
         & set(|o| &mut o.super_dev, at("super_block", "s_dev"))
         & set(|o| &mut o.mapping_i_mmap, at("address_space", "i_mmap"));
+    let of_event = |member| at("trace_event_raw_sock_msg_length", member);
     let known = Known {
         tasks,
         leader,
@@ -176,6 +180,7 @@ fn parse(btf: &[u8]) -> Option<Layout> {
         sides,
         hellos,
         plain,
+        events: ["sk", "ret", "flags"].map(of_event) == [Some(8), Some(20), Some(24)],
         files,
     };
     Some(Layout {

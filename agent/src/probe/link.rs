@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap as Named,
     ffi::CString,
-    io,
+    fs, io,
     num::NonZeroU32,
     os::fd::AsRawFd as _,
     sync::{Arc, Mutex, PoisonError},
@@ -86,7 +86,12 @@ pub const SOCKET_USES: [SocketUses; 3] = [
 ];
 /// Programs that see which connections begin with TLS, and what they hang on; the first that this kernel takes.
 pub const HELLOS: [(&str, &str); 2] = [("hello", "sock_send_length"), ("hello_tcp", "tcp_sendmsg")];
-/// Programs that see what plain connections say, in the order of [`SOCKET_USES`].
+/// Programs that see what plain connections say, as perf events of these tracepoints.
+pub const PLAIN_EVENTS: [(&str, &str); 2] = [
+    ("plain_send_event", "sock_send_length"),
+    ("plain_receive_event", "sock_recv_length"),
+];
+/// The same in other ways, in the order of [`SOCKET_USES`].
 pub const PLAINS: [[(&str, &str); 2]; SOCKET_USES.len()] = [
     [
         ("plain_send", "sock_send_length"),
@@ -613,9 +618,29 @@ fn set_ports(ebpf: &mut Ebpf, ports: &[u16]) -> Result<()> {
     Ok(Array::try_from(map)?.set(0, &words, 0)?)
 }
 
+/// Attaches what sees plain connections to perf events of tracepoints, whose numbers the kernel tells in its tracefs.
+fn follow_events(object: &Bound, layout: &Layout) -> Result<Vec<OwnedFd>> {
+    const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    ensure!(layout.known.events, "no such perf events");
+    let events = PLAIN_EVENTS.into_iter().map(|(program, tracepoint)| {
+        let mut numbers = TRACEFS
+            .iter()
+            .filter_map(|at| fs::read_to_string(format!("{at}/events/sock/{tracepoint}/id")).ok());
+        let number = numbers.next().context("there is no tracefs")?;
+        let loaded = object.load(program, Kind::EVENT);
+        let loaded = loaded.with_context(|| format!("load the kernel program {program}"))?;
+        raw::attach_event(&loaded, number.trim().parse()?)
+            .with_context(|| format!("attach to a perf event of {tracepoint}"))
+    });
+    events.collect()
+}
+
 /// Attaches what sees plain connections: the first pair of programs that this kernel takes.
 fn follow_plain(object: &Bound, layout: &Layout) -> Result<Vec<OwnedFd>> {
-    let mut refusals = Vec::new();
+    let mut refusals = match follow_events(object, layout) {
+        Ok(events) => return Ok(events),
+        Err(error) => vec![format!("{error:#}")],
+    };
     for (SocketUses { how, .. }, pair) in SOCKET_USES.iter().zip(PLAINS) {
         if *how == Sockets::Fexit && !namespace::is_initial() {
             refusals.push(UNSAFE_FEXIT.to_owned());
