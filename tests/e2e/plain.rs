@@ -204,6 +204,55 @@ fn plain_from_a_file() {
     assert_eq!(sizes, [(0, 200_001), (3, 0)]);
 }
 
+/// Calls that look without taking, that take without a buffer, and that fill several; the last one meets the end.
+#[test]
+fn plain_odd_calls() {
+    let Some(lab) = Lab::new("plain_odd_calls") else {
+        return;
+    };
+    let port = free_port();
+    let script = "import os, socket, sys
+content = bytes(range(256)) * 4
+with socket.create_server(('127.0.0.1', int(sys.argv[1]))) as listener:
+    client = socket.create_connection(listener.getsockname())
+    server, _ = listener.accept()
+server.sendall(content)
+server.close()
+parts = lambda *sizes: [bytearray(size) for size in sizes]
+read = client.recv(100, socket.MSG_PEEK)
+assert read == content[:100]
+vector = parts(1, 0, 99)
+assert client.recvmsg_into(vector)[0] == 100 and b''.join(vector) == content[:100]
+assert len(client.recv(50, socket.MSG_TRUNC)) == 50
+vector = parts(0, 7, 93)
+assert os.readv(client.fileno(), vector) == 100 and b''.join(vector) == content[150:250]
+assert os.read(client.fileno(), 4) == content[250:254]
+assert client.recv(10, socket.MSG_PEEK) == content[254:264]
+assert client.recv(4096) == content[254:]
+assert client.recv(1) == b''
+client.close()";
+    let run = agent(&lab, port).run(argv![PYTHON, "-c", script, port.to_string()]);
+    let content: Vec<u8> = (0..=255).cycle().take(1024).collect();
+    let own = Truth {
+        name: "server".to_owned(),
+        sent: content,
+        received: Vec::new(),
+    };
+    run.assert_accounted(&[own.clone(), own.swapped()], &["no_buffer"]);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    let gaps: Vec<(u64, u64)> = records
+        .kind("gap")
+        .map(|gap| {
+            let number = |key: &str| gap[key].as_u64().unwrap();
+            (number("offset"), number("length"))
+        })
+        .collect();
+    assert_eq!(gaps, [(100, 50)]);
+}
+
 /// A server below the agent, asked by a curl that is not, on one connection.
 fn of_a_server(lab: &Lab, paths: &[&str]) -> (Run, Vec<Truth>) {
     let port = free_port();
