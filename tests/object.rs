@@ -38,7 +38,7 @@ const WRITING: [i32; 8] = [4, 16, 45, 112, 113, 114, 115, 148];
 /// The maps whose values are only ever added to.
 const COUNTING: [&str; 2] = ["COUNTERS", "CALLS"];
 
-const PROGRAMS: [(&str, &str); 55] = [
+const PROGRAMS: [(&str, &str); 63] = [
     ("begun_perf", "uprobe"),
     ("call_session", "uprobe.multi"),
     ("cleared_perf", "uprobe"),
@@ -80,6 +80,14 @@ const PROGRAMS: [(&str, &str); 55] = [
     ("passed_multi", "uprobe.multi"),
     ("passed_read", "uprobe"),
     ("passed_write", "uprobe"),
+    ("plain_receive", "tp_btf/sock_recv_length"),
+    ("plain_receive_event", "tracepoint/sock/sock_recv_length"),
+    ("plain_send", "tp_btf/sock_send_length"),
+    ("plain_send_event", "tracepoint/sock/sock_send_length"),
+    ("plain_tcp_receive", "fexit/tcp_recvmsg"),
+    ("plain_tcp_receive_old", "fexit/tcp_recvmsg"),
+    ("plain_tcp_send", "fexit/tcp_sendmsg"),
+    ("plain_tcp_send_old", "fexit/tcp_sendmsg"),
     ("process_exec", "raw_tp/sched_process_exec"),
     ("process_exit", "raw_tp/sched_process_exit"),
     ("process_fork", "raw_tp/sched_process_fork"),
@@ -98,7 +106,8 @@ const PROGRAMS: [(&str, &str); 55] = [
 
 /// Programs that the kernel's own code runs into: the limit of the stack is not theirs.
 fn is_tracing(section: &str) -> bool {
-    section.starts_with("tp_btf/") || section.starts_with("fexit/")
+    let kinds = ["tp_btf/", "fexit/", "tracepoint/"];
+    kinds.iter().any(|kind| section.starts_with(kind))
 }
 
 /// Never attached: the privileged half runs them to ask the kernel something.

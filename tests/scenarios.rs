@@ -13,8 +13,8 @@ use std::{
 };
 
 use agent_ebpf::{
-    Bound, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, Place, REJOINED, Shape,
-    Socket, Touch, Transfer, Unseen, cause, cookie, counter, kind,
+    Bound, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, PLAIN, Place, REJOINED,
+    Shape, Socket, Touch, Transfer, Unseen, cause, cookie, counter, kind,
 };
 use clap::ValueEnum as _;
 use serde::Deserialize;
@@ -174,6 +174,9 @@ enum Step {
         /// The thread's count; without a socket it goes up by one each time.
         #[serde(default)]
         sequence: u32,
+        /// The handle is a socket's cookie, and what it carries no TLS.
+        #[serde(default)]
+        plain: bool,
     },
     Opened {
         pid: u32,
@@ -229,6 +232,8 @@ enum Step {
         offset: Option<u64>,
         length: u64,
         cause: String,
+        #[serde(default)]
+        plain: bool,
     },
     Pending {
         pid: u32,
@@ -851,6 +856,7 @@ fn line_step(line: &mut Bench, step: &Step) {
             born,
             rejoined,
             sequence,
+            plain,
         } => {
             let bytes = match (text, hex) {
                 (Some(text), _) => text.clone().into_bytes(),
@@ -862,9 +868,9 @@ fn line_step(line: &mut Bench, step: &Step) {
                 head: head(kind::DATA, direction, bytes.len(), time),
                 pid_tgid: both(*pid),
                 born: if *rejoined { born | REJOINED } else { *born },
-                handle: *handle,
+                handle: if *plain { handle | PLAIN } else { *handle },
                 offset: *offset,
-                socket: *socket,
+                socket: if *plain { *handle } else { *socket },
                 cookie: cookie(*point, direction, Shape::OutFourth),
                 place: place(*sequence),
             };
@@ -978,12 +984,13 @@ fn line_step(line: &mut Bench, step: &Step) {
             offset,
             length,
             cause,
+            plain,
         } => {
             let gap = Gap {
                 head: head(kind::GAP, towards(direction), 0, time),
                 pid_tgid: both(*pid),
                 born: 0,
-                handle: *handle,
+                handle: if *plain { handle | PLAIN } else { *handle },
                 offset: offset.unwrap_or(u64::MAX),
                 length: *length,
                 cause: u64::from(match cause.as_str() {
@@ -993,6 +1000,7 @@ fn line_step(line: &mut Bench, step: &Step) {
                     "call_too_long" => cause::CALL_TOO_LONG,
                     "over_budget" => cause::OVER_BUDGET,
                     "sendfile" => cause::SENDFILE,
+                    "no_buffer" => cause::NO_BUFFER,
                     other => panic!("{other}"),
                 }),
             };
@@ -1235,6 +1243,7 @@ scenarios! {
     other_stack
     our_own
     paused
+    plain
     policy
     policy_annotation
     policy_annotation_trusted

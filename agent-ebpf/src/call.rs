@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use agent_ebpf::{
     Direction, FRAME_DONE, FRAME_INNER, FRAME_SIZE, FRAMES, Frame, MOVED, PEEK, Shape, Thread,
-    counter, kind, unmatched,
+    cause, counter, kind, unmatched,
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -504,7 +504,7 @@ unsafe fn send_file(thread: *mut Thread, length: u64) {
         }
         (*thread).call.position = length;
         count(counter::SEEN, length);
-        emit::send_file(thread);
+        emit::unbuffered(thread, cause::SENDFILE);
     }
 }
 

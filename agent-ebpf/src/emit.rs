@@ -132,6 +132,24 @@ pub fn piece(thread: *mut Thread) -> bool {
     // SAFETY: as above.
     unsafe {
         let (record, room) = reserve_piece(get!(thread, tail));
+        send_piece(thread, record, room)
+    }
+}
+
+/// The same of at most [`RECORD_MAX`].
+#[inline(always)]
+pub fn part(thread: *mut Thread) -> bool {
+    // SAFETY: as above.
+    unsafe {
+        let (record, room) = reserve_part(get!(thread, tail));
+        send_piece(thread, record, room)
+    }
+}
+
+#[inline(always)]
+unsafe fn send_piece(thread: *mut Thread, record: *mut u8, room: u64) -> bool {
+    // SAFETY: as above; `record` is null or a reservation of HEADER + room bytes.
+    unsafe {
         if record.is_null() {
             return false;
         }
@@ -141,9 +159,9 @@ pub fn piece(thread: *mut Thread) -> bool {
     true
 }
 
-/// The call of `thread` moved `call.position` bytes that were in no buffer: a hole from the start.
+/// The call of `thread` moved `call.position` bytes that were in no buffer: a hole from the start, with this cause.
 #[inline(always)]
-pub fn send_file(thread: *mut Thread) {
+pub fn unbuffered(thread: *mut Thread, cause: u16) {
     // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
     unsafe {
         if get!(thread, socket) == 0 {
@@ -158,20 +176,48 @@ pub fn send_file(thread: *mut Thread) {
             lose(thread, len);
             return;
         }
-        fill_gap(
-            thread,
-            gap.cast(),
-            get!(thread, position),
-            len,
-            cause::SENDFILE,
-        );
-        count(counter::LOST + cause::SENDFILE as usize, len);
+        fill_gap(thread, gap.cast(), get!(thread, position), len, cause);
+        count(counter::LOST + cause as usize, len);
         generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
     }
 }
 
+/// The last `length` bytes of a call that comes in pieces are a hole.
 #[inline(always)]
-unsafe fn stream(thread: *mut Thread) -> *mut Stream {
+pub unsafe fn leave_out(thread: *mut Thread, length: u64, cause: u16) {
+    // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
+    unsafe {
+        let gap = reserve(size_of::<Gap>() as u64);
+        if gap.is_null() {
+            lose(thread, length);
+            return;
+        }
+        fill_gap(thread, gap.cast(), get!(thread, position), length, cause);
+        count(counter::LOST + cause as usize, length);
+        generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+    }
+}
+
+/// The streams of the handle in `key` begin here, both of them: its connection was just met. TCP's numbers of both are in
+/// `words`.
+#[inline(always)]
+pub unsafe fn meet(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value, `key` and `call` are a key and a value of STREAMS.
+    unsafe {
+        (*thread).call.position = opaque(0);
+        (*thread).call.pending = opaque(0);
+        (*thread).call.cause = opaque(0);
+        (*thread).key.direction = Direction::Received as u32;
+        (*thread).call.touches = get!(thread, words[Direction::Received as usize]);
+        begin(thread);
+        (*thread).key.direction = Direction::Sent as u32;
+        (*thread).call.touches = get!(thread, words[Direction::Sent as usize]);
+        begin(thread);
+    }
+}
+
+#[inline(always)]
+pub unsafe fn stream(thread: *mut Thread) -> *mut Stream {
     // SAFETY: `thread` is a map value, `key` a key of STREAMS.
     unsafe { lookup(address(&STREAMS), (&raw const (*hide(thread)).key).cast()) }
 }
@@ -881,17 +927,18 @@ fn reserve_class(len: u64) -> (*mut u8, u64) {
 }
 
 /// The same of few sizes: pieces come in a loop, of which the verifier walks every way.
-#[inline(always)]
-fn reserve_piece(len: u64) -> (*mut u8, u64) {
-    macro_rules! classes {
-        ($($room:literal)*) => {
+macro_rules! few_classes {
+    ($name:ident: $($room:literal)*) => {
+        #[inline(always)]
+        fn $name(len: u64) -> (*mut u8, u64) {
             $(
                 if len <= $room {
                     return (reserve(HEADER + $room), opaque($room));
                 }
             )*
-        };
-    }
-    classes!(64 256 1024 4096 8192 16384);
-    (core::ptr::null_mut(), 0)
+            (core::ptr::null_mut(), 0)
+        }
+    };
 }
+few_classes!(reserve_piece: 64 256 1024 4096 8192 16384);
+few_classes!(reserve_part: 64 256 1024 4096 16384 65536);

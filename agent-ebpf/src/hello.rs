@@ -87,8 +87,8 @@ fn is_asked_for() -> bool {
 }
 
 /// Where `struct msghdr` of user space has its buffers, and the size of a `struct iovec`.
-const MSG_IOV: u64 = 16;
-const IOVEC: u64 = 16;
+pub const MSG_IOV: u64 = 16;
+pub const IOVEC: u64 = 16;
 
 /// The first buffer that the current system call sends, as a `struct iovec`: address and size. Where that is empty it
 /// is the second: Erlang has one for a head of its own before all others.
@@ -134,7 +134,7 @@ fn find_buffer(words: *mut u64) -> bool {
 /// The registers with which the thread entered the kernel, at the top of its stack. Kernels with FRED (6.9) leave
 /// two words free there; 64-bit code, which alone is looked at, has one segment in both.
 #[inline(always)]
-fn registers(word: *mut u64) -> Option<u64> {
+pub fn registers(word: *mut u64) -> Option<u64> {
     const STACK: u64 = 16 << 10;
     const USER_CODE: u64 = 0x33;
     // SAFETY: no arguments.
@@ -149,13 +149,13 @@ fn registers(word: *mut u64) -> Option<u64> {
 }
 
 #[inline(always)]
-fn register(word: *mut u64, regs: u64, at: usize) -> u64 {
+pub fn register(word: *mut u64, regs: u64, at: usize) -> u64 {
     kernel::<8>(word, regs + at as u64)
 }
 
 /// As many bytes of the kernel's memory, 0 if they can't be read.
 #[inline(always)]
-fn kernel<const N: u32>(word: *mut u64, from: u64) -> u64 {
+pub fn kernel<const N: u32>(word: *mut u64, from: u64) -> u64 {
     // SAFETY: the helper fails on a wrong address and then leaves zeros; N <= 8.
     unsafe {
         word.write_volatile(0);
@@ -166,7 +166,7 @@ fn kernel<const N: u32>(word: *mut u64, from: u64) -> u64 {
 
 /// As many bytes of the program's memory into `words`.
 #[inline(always)]
-fn user<const N: u32>(words: *mut u64, from: u64) -> bool {
+pub fn user<const N: u32>(words: *mut u64, from: u64) -> bool {
     // SAFETY: the helper fails on a wrong address; N <= 16.
     unsafe { generated::bpf_probe_read_user(words.cast(), N, from as *const c_void) == 0 }
 }
@@ -226,7 +226,7 @@ fn tell(word: *mut u64, sk: *const c_void, base: u64, size: u64) {
 
 /// The two ends, as `announce` says them, with less of the stack.
 #[inline(always)]
-unsafe fn describe(word: *mut u64, record: *mut Socket, sk: *const c_void) {
+pub unsafe fn describe(word: *mut u64, record: *mut Socket, sk: *const c_void) {
     let number = |offset| kernel::<2>(word, sk as u64 + offset) as u16;
     // SAFETY: `record` has room for one.
     unsafe {
@@ -251,6 +251,6 @@ unsafe fn describe(word: *mut u64, record: *mut Socket, sk: *const c_void) {
 }
 
 #[inline(always)]
-fn least(a: u64, b: u64) -> u64 {
+pub fn least(a: u64, b: u64) -> u64 {
     if a < b { a } else { b }
 }

@@ -137,7 +137,9 @@ pub mod cause {
     pub const OVER_BUDGET: u16 = 4;
     /// The kernel took the bytes from a file: nobody's buffer had them. Nothing went wrong.
     pub const SENDFILE: u16 = 5;
-    pub const COUNT: usize = 6;
+    /// What a plain connection carried by calls that show no buffer, or that nobody saw.
+    pub const NO_BUFFER: u16 = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// Indices into one CPU's row of the counters, each a u64 that only grows.
@@ -210,6 +212,8 @@ pub mod control {
     /// Not zero: the filter is known, so that connections that begin with TLS can be told. Those programs run
     /// before anybody is wanted.
     pub const HELLOS: usize = 5;
+    /// Not zero: the filter is in force, so that plain connections can be told. As above.
+    pub const PLAIN: usize = 6;
     pub const COUNT: usize = 8;
 }
 
@@ -439,6 +443,17 @@ pub const HELLO_MIN: u64 = 6;
 /// shuffle their extensions.
 pub const HELLO_MAX: u64 = 2048;
 
+/// In a handle: it is no object of a library, but a connection that says in plaintext what it says. The rest is its
+/// socket's cookie. No address of a program has this bit.
+pub const PLAIN: u64 = 1 << 63;
+/// Ports whose connections are plaintext.
+pub const PLAIN_PORTS_MAX: usize = 16;
+/// Words of the map of these ports, a bit for each that there is.
+pub const PORT_WORDS: usize = 1 << 10;
+/// Pieces that are copied of a call with several buffers: none is longer than [`RECORD_MAX`], nor goes over the end of
+/// its buffer.
+pub const PARTS_MAX: u64 = 96;
+
 /// Room for a name with its zero.
 pub const NAME_MAX: u64 = 256;
 
@@ -529,7 +544,8 @@ pub struct Stream {
     pub cause: u64,
     /// When the handle's object was made, in ns since boot; 0: before anybody looked. May be [`REJOINED`].
     pub opened: u64,
-    /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`]; or [`ON_SOCKET`].
+    /// Received: records of kind [`kind::TOUCH`] so far, up to [`TOUCHES_MAX`]; or [`ON_SOCKET`]. Of a [`PLAIN`] one:
+    /// TCP's number of the byte behind the last one that was counted.
     pub touches: u64,
     /// Attach cookie of the probe point that it began at: the file that it needs probes in.
     pub cookie: u64,
@@ -654,6 +670,11 @@ pub struct Offsets {
     pub tcp_snd_una: u32,
     pub tcp_write_seq: u32,
     pub task_stack: u32,
+    /// How much of a connection was received, and read, and whether its peer has ended it.
+    pub tcp_copied_seq: u32,
+    pub tcp_rcv_nxt: u32,
+    pub tcp_bytes_received: u32,
+    pub sock_state: u32,
     /// From a descriptor to its socket; the first is 0 if one of them is unknown.
     pub task_files: u32,
     pub files_fdt: u32,

@@ -28,6 +28,7 @@ mod life;
 mod maps;
 mod name;
 mod namespace;
+mod plain;
 #[cfg(any(feature = "planted-scratch", feature = "planted-stack"))]
 mod planted;
 mod process;

@@ -4,7 +4,8 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Absence, Budget, Latest, Offsets, POINT, Process, RING_BYTES, Stream, StreamKey, Thread, calls,
+    Absence, Budget, Latest, Offsets, POINT, PORT_WORDS, Process, RING_BYTES, Stream, StreamKey,
+    Thread, calls,
     control::{self, STOP},
     counter,
 };
@@ -67,6 +68,14 @@ pub static SOCKETS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(16384, 0
 #[map]
 pub static SOCKET_IDS: LruHashMap<u64, [u64; 2]> = LruHashMap::with_max_entries(16384, 0);
 
+/// Ports whose connections are plaintext. User space fills it before anybody is wanted.
+#[map]
+pub static PORTS: Array<[u64; PORT_WORDS]> = Array::with_max_entries(1, 0);
+
+/// Sockets with such a port that speak TLS all the same. An evicted one is looked at again.
+#[map]
+pub static ENCRYPTED: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
+
 /// The filter's members; see `filter.rs`.
 #[map]
 pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(64, 0);
@@ -107,6 +116,10 @@ static OFFSETS: Offsets = Offsets {
     tcp_snd_una: 0,
     tcp_write_seq: 0,
     task_stack: 0,
+    tcp_copied_seq: 0,
+    tcp_rcv_nxt: 0,
+    tcp_bytes_received: 0,
+    sock_state: 0,
     task_files: 0,
     files_fdt: 0,
     fdtable_max_fds: 0,

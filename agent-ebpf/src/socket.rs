@@ -69,11 +69,11 @@ pub const IPPROTO_TCP: u16 = 6;
 pub const AF_INET6: u16 = 10;
 const IPPROTO_MPTCP: u16 = 262;
 /// Looks without taking, and takes what is no data.
-const MSG_PEEK: i32 = 2;
-const MSG_ERRQUEUE: i32 = 0x2000;
+pub const MSG_PEEK: i32 = 2;
+pub const MSG_ERRQUEUE: i32 = 0x2000;
 
 /// Where the kernel tells of a socket that sent or received.
-trait Use {
+pub trait Use {
     fn socket(&self) -> *const c_void;
     /// Bytes, or why there are none.
     fn transferred(&self) -> i32;
@@ -105,9 +105,9 @@ impl Use for BtfTracePointContext {
 }
 
 /// The end of a function whose argument `FLAGS` is its flags, and whose result is behind the arguments.
-struct Exit<const FLAGS: usize, const RESULT: usize, const OWN_COOKIES: bool>(FExitContext);
+pub struct Exit<const FLAGS: usize, const RESULT: usize, const OWN_COOKIES: bool>(pub FExitContext);
 
-const NO_FLAGS: usize = usize::MAX;
+pub const NO_FLAGS: usize = usize::MAX;
 
 impl<const FLAGS: usize, const RESULT: usize, const OWN_COOKIES: bool> Use
     for Exit<FLAGS, RESULT, OWN_COOKIES>
@@ -148,7 +148,7 @@ fn kernels_cookie(socket: *const c_void) -> u64 {
 /// The time at which the socket was first met, and the CPU: nobody else's. By its address, which is used
 /// again: what we know of it goes with the socket, and a socket with other ports is another one.
 #[inline(always)]
-fn own_cookie(thread: *mut Thread, socket: *const c_void) -> u64 {
+pub fn own_cookie(thread: *mut Thread, socket: *const c_void) -> u64 {
     // SAFETY: a map value, of which `buf` and `call` are free as `tail` is; they hold a key and a value.
     unsafe {
         (*thread).buf = socket as u64;
@@ -264,7 +264,7 @@ pub fn met(thread: *mut Thread, sk: *const c_void) {
 
 /// Where the cookie of the socket in use is, as a key.
 #[inline(always)]
-fn cookie_of(thread: *mut Thread) -> *const c_void {
+pub fn cookie_of(thread: *mut Thread) -> *const c_void {
     // SAFETY: inside a map value.
     unsafe { (&raw const (*hide(thread)).call.position).cast() }
 }
@@ -285,7 +285,7 @@ unsafe fn generation(thread: *mut Thread) -> u64 {
 
 /// Has the handle of the innermost open call made one without a socket, and none with one before?
 #[inline(always)]
-unsafe fn works_in_memory(thread: *mut Thread) -> bool {
+pub unsafe fn works_in_memory(thread: *mut Thread) -> bool {
     // SAFETY: map values, and a key of STREAMS, which is free: no call is returning.
     unsafe {
         if generation(thread) == 0 {
@@ -332,7 +332,7 @@ fn tell(thread: *mut Thread, direction: Direction) {
 
 /// Is TCP all that the socket speaks? Nothing is on top of it, as kernel TLS would be, which takes plaintext.
 #[inline(always)]
-fn is_bare(thread: *mut Thread, sk: *const c_void) -> bool {
+pub fn is_bare(thread: *mut Thread, sk: *const c_void) -> bool {
     if offset!(sock_ulp) == 0 {
         return false;
     }
@@ -488,7 +488,7 @@ fn announce(sk: *const c_void, thread: *mut Thread, protocol: u16) {
 ///
 /// Whoever binds a port and connects from it, or listens with a backlog of 0, is neither.
 #[inline(always)]
-fn side_of(sk: *const c_void) -> u64 {
+pub fn side_of(sk: *const c_void) -> u64 {
     if offset!(sock_max_ack_backlog) == 0 {
         return side::UNKNOWN;
     }

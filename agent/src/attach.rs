@@ -26,6 +26,7 @@ pub fn attach(arguments: &Attach) -> ExitCode {
         ring_bytes: arguments.ring_size,
         allow_multi: !arguments.no_multi,
         gauge: arguments.gauge,
+        plain: &arguments.plain,
     };
     let Err(error) = probe::serve(pipeline.socket.as_fd(), options) else {
         return ExitCode::SUCCESS;

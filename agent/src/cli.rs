@@ -296,6 +296,10 @@ pub struct Attach {
     /// Measure what a probe costs here
     #[arg(long)]
     pub gauge: bool,
+
+    /// Ports whose connections are plaintext
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    pub plain: Vec<u16>,
 }
 
 impl Default for Attach {
@@ -305,6 +309,7 @@ impl Default for Attach {
             ring_size: agent_ebpf::RING_BYTES,
             no_multi: false,
             gauge: false,
+            plain: Vec::new(),
         }
     }
 }
@@ -324,6 +329,10 @@ impl Attach {
         }
         if self.gauge {
             args.push("--gauge".into());
+        }
+        if !self.plain.is_empty() {
+            let ports: Vec<String> = self.plain.iter().map(u16::to_string).collect();
+            args.push(format!("--plain={}", ports.join(",")).into());
         }
         args
     }
@@ -457,7 +466,7 @@ mod tests {
         let run = run(
             "--pid 1 --pid 2 --comm a --exe /usr/* --uid 0 --uid root --cgroup /x --container abcd \
              --container web --pod web-* --namespace shop --label a=b=c \
-             --emit data,gap --emit stats --content full --output json -o f --ring-size 262144 \
+             --plain 8000,11434 --plain 8000 --emit data,gap --emit stats --content full --output json -o f --ring-size 262144 \
              --record r --stats-interval 500ms --no-hold --color never -vv",
         );
         let config = run.config().unwrap();
@@ -475,6 +484,7 @@ mod tests {
         assert_eq!((&*names.pods[0], &*names.namespaces[0]), ("web-*", "shop"));
         assert_eq!(names.labels, [("a".into(), "b=c".into())]);
         assert_eq!(config.filter.cgroups, [PathBuf::from("/x")]);
+        assert_eq!(config.plain, [8000, 11434]);
         assert_eq!(
             config.emit().into_iter().collect::<Vec<_>>(),
             [Kind::Data, Kind::Gap, Kind::Stats]
@@ -524,6 +534,9 @@ mod tests {
             "run --pid 1 -- true",
             "run --stats-interval 10",
             "run --ring-size 8M",
+            "run --plain 0",
+            "run --plain 65536",
+            "run --plain 80,",
             "run --nonsense",
             "doctor --pid x",
             "daemon",
@@ -625,6 +638,7 @@ mod tests {
             ring_size: 262144,
             no_multi: true,
             gauge: true,
+            plain: vec![1, 65535],
         };
         for attach in [sent, Attach::default()] {
             let words = std::iter::once("vortex-agent".into()).chain(attach.to_args());

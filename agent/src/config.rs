@@ -63,6 +63,8 @@ pub struct Config {
     /// CPU time in each second that probes may cost those who are traced.
     pub traced_cpu: Option<Duration>,
     pub daemon: Daemon,
+    /// Ports of connections that are shown without TLS, too: in order, each once.
+    pub plain: Vec<u16>,
 }
 
 /// What concerns `vortex-agent daemon` alone.
@@ -139,6 +141,7 @@ impl Config {
         keep!("record", record);
         keep!("ring-size", ring_size);
         keep!("hold", hold);
+        keep!("plain", plain);
         keep!("cache-directory", cache_directory);
         keep!("daemon", daemon);
         // Less can be shown at once, more can't: of what is under way the beginning was not looked into, and it may
@@ -226,6 +229,8 @@ const MEMORY_MIN: u64 = 64 << 20;
 /// In CPUs.
 const CPU_MIN: f64 = 0.01;
 const CPU_MAX: f64 = 1024.0;
+/// More are hardly those of local models.
+const PLAIN_MAX: usize = agent_ebpf::PLAIN_PORTS_MAX;
 /// Half of what the half takes for one file.
 const FUNCTIONS_MAX: usize = 32;
 
@@ -294,6 +299,7 @@ impl TryFrom<Settings> for Config {
             limits: limits(settings.limits.unwrap_or_default(), ring_size)?,
             traced_cpu: settings.limits.and_then(|it| it.traced_cpu).map(|it| it.0),
             daemon: daemon(settings.daemon.unwrap_or_default())?,
+            plain: plain(settings.plain.unwrap_or_default())?,
         })
     }
 }
@@ -646,6 +652,17 @@ fn hex(text: &str) -> Option<Vec<u8>> {
     pairs.iter().map(byte).collect()
 }
 
+fn plain(ports: Vec<u16>) -> Result<Vec<u16>, ConfigError> {
+    let ports = BTreeSet::from_iter(ports);
+    if ports.contains(&0) {
+        return Err(ConfigError::NoPort);
+    }
+    match ports.len() {
+        0..=PLAIN_MAX => Ok(ports.into_iter().collect()),
+        count => Err(ConfigError::Plain(count)),
+    }
+}
+
 fn ring_size(bytes: u64) -> Result<u32, ConfigError> {
     match u32::try_from(bytes) {
         Ok(size) if bytes.is_power_of_two() && (RING_MIN..=RING_MAX).contains(&bytes) => Ok(size),
@@ -698,6 +715,10 @@ pub struct Settings {
     /// Watch processes whose container or pod has this label. Filters after the copy
     #[arg(long, value_name = "KEY=VALUE", help_heading = FILTERS)]
     pub label: Option<Vec<String>>,
+
+    /// Show connections with one of these ports at either end, too, which speak no TLS: 11434 is Ollama's. Up to 16
+    #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub plain: Option<Vec<u16>>,
 
     /// Kinds of records to write [default: all; `data` only of connections that nothing decodes]
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
@@ -884,6 +905,7 @@ impl Settings {
             pod: self.pod.or(other.pod),
             namespace: self.namespace.or(other.namespace),
             label: self.label.or(other.label),
+            plain: self.plain.or(other.plain),
             emit: self.emit.or(other.emit),
             content: self.content.or(other.content),
             body_limit: self.body_limit.or(other.body_limit),
@@ -1355,6 +1377,10 @@ pub enum ConfigError {
     Memory { least: u64, ring: u32 },
     #[error("--ring-size {0}: must be a power of two from {RING_MIN} to {RING_MAX}")]
     RingSize(u64),
+    #[error("plain: ports are from 1 to 65535")]
+    NoPort,
+    #[error("--plain: {PLAIN_MAX} ports are the most, and these are {0}")]
+    Plain(usize),
 }
 
 #[cfg(test)]
@@ -1381,6 +1407,25 @@ mod tests {
         assert_eq!(sink.selection.kinds.len(), 10);
         assert!(sink.selection.undecoded && !defaults.emit().contains(&Kind::Data));
         assert!(defaults.hold);
+    }
+
+    #[test]
+    fn plain_ports() {
+        let of = |text: &str| Config::try_from(parse(text).unwrap()).map(|config| config.plain);
+        assert_eq!(of("").unwrap(), [0; 0]);
+        assert_eq!(of("plain = [65535, 1, 1]").unwrap(), [1, 65535]);
+        let ports = |count: u16| {
+            let ports: Vec<String> = (1..=count).map(|port| port.to_string()).collect();
+            of(&format!("plain = [{}]", ports.join(", ")))
+        };
+        assert_eq!(ports(16).unwrap().len(), 16);
+        let refused = |refused: Result<Vec<u16>, ConfigError>| refused.unwrap_err().to_string();
+        assert!(refused(ports(17)).contains("16 ports are the most"));
+        assert!(refused(of("plain = [0]")).contains("from 1 to 65535"));
+        assert!(parse("plain = [65536]").is_err());
+        let config = |text: &str| Config::try_from(parse(text).unwrap()).unwrap();
+        let (now, kept) = config("plain = [80]").change(config("plain = [80, 81]"));
+        assert_eq!((&now.plain[..], &kept[..]), (&[80][..], &["plain"][..]));
     }
 
     /// A key that is commented out must be right, too.

@@ -240,6 +240,7 @@ impl Connections {
             library_name: None,
             library_version: None,
             http_version: None,
+            is_plain: id.is_plain(),
         };
         facts.set_library(library);
         let is_left_out = self.is_left_out(id);
@@ -280,6 +281,7 @@ impl Connections {
             library_name: None,
             library_version: None,
             http_version: None,
+            is_plain: false,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use agent_ebpf::{
-    Bound, Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, POINT,
+    Bound, Carried, Closed, Data, Direction, Freed, Gap, Head, Hello, Name, Opened, PLAIN, POINT,
     REJOINED, SEVERAL_SOCKETS, Socket, Touch, Transfer, Unseen, cause, kind, side,
 };
 use zerocopy::FromBytes as _;
@@ -166,6 +166,11 @@ impl HandleId {
     /// It may have been in use before: its process was away, or it had another transport.
     pub fn is_rejoined(&self) -> bool {
         self.born & REJOINED != 0
+    }
+
+    /// It is a socket that says what it says in plaintext, and no object of a TLS library.
+    pub fn is_plain(&self) -> bool {
+        self.handle & PLAIN != 0
     }
 
     /// In nanoseconds since boot.
@@ -417,6 +422,7 @@ pub fn cause(number: u64) -> Result<Cause, Malformed> {
         cause::CALL_TOO_LONG => Cause::CallTooLong,
         cause::OVER_BUDGET => Cause::OverBudget,
         cause::SENDFILE => Cause::Sendfile,
+        cause::NO_BUFFER => Cause::NoBuffer,
         _ => return Err(Malformed),
     })
 }

@@ -25,6 +25,9 @@ pub const HELD_LONGEST: Duration = Duration::from_secs(6);
 /// the kernel that everybody waits for.
 pub const PAUSE: std::ops::RangeInclusive<u32> = 10..=300;
 
+/// Among the limits of a kernel where `--plain` does nothing.
+pub const NO_PLAIN: &str = "plain connections are not seen";
+
 /// Number of a file, given by who opened it first: the half, or the pipeline with [`OWN_FILE`] set.
 pub type FileId = u64;
 pub const OWN_FILE: FileId = 1 << 63;

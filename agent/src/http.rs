@@ -25,6 +25,8 @@ pub struct Teller<'a> {
     pub policy: Policy,
     /// The server's name or address, where no head has it.
     pub server: Option<&'a str>,
+    /// Of an address whose head has none.
+    pub scheme: &'static str,
     /// Wall clock minus time since boot, in nanoseconds.
     pub clock: u64,
     pub prices: &'a Prices,
@@ -254,7 +256,7 @@ impl Teller<'_> {
             let authority = authority.map(String::from_utf8_lossy);
             let authority = authority.as_deref().or(self.server).unwrap_or_default();
             let scheme = head.scheme.as_deref().map(String::from_utf8_lossy);
-            let scheme = scheme.as_deref().unwrap_or("https");
+            let scheme = scheme.as_deref().unwrap_or(self.scheme);
             let path = if target == "*" { "" } else { &target };
             format!("{scheme}://{authority}{path}")
         } else {

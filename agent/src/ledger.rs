@@ -30,6 +30,7 @@ pub fn ledger(kernel: impl Fn(usize) -> u64, tally: Tally) -> Ledger {
         map_full: lost(cause::MAP_FULL),
         over_budget: lost(cause::OVER_BUDGET),
         sendfile: lost(cause::SENDFILE),
+        no_buffer: lost(cause::NO_BUFFER),
         withdrawn: tally.withdrawn,
         unknown: tally.unknown,
     };
@@ -96,6 +97,7 @@ mod tests {
                 + bytes.lost.map_full
                 + bytes.lost.over_budget
                 + bytes.lost.sendfile
+                + bytes.lost.no_buffer
                 + bytes.lost.withdrawn
                 + bytes.lost.unknown
                 + bytes.delivered
@@ -113,6 +115,7 @@ mod tests {
             (bytes.lost.over_budget, bytes.lost.sendfile),
             (1 << 28, 1 << 29)
         );
+        assert_eq!(bytes.lost.no_buffer, 1 << 30);
         let calls = &ledger.calls;
         let unmatched = &calls.unmatched;
         assert_eq!(

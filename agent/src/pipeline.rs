@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use agent_ebpf::Direction;
+use agent_ebpf::{Direction, PLAIN};
 
 use crate::{
     attribute::{Attention, Call, Solver, Verdict as Guess},
@@ -148,6 +148,8 @@ pub struct Pipeline {
     left: VecDeque<(u64, HandleId)>,
     /// Files that nobody maps any more, and since when.
     abandoned: VecDeque<(u64, FileId)>,
+    /// Plain connections by their sockets, as the kernel side knows them.
+    plains: HashMap<u64, BTreeSet<HandleId>>,
     /// Handles that the kernel side need not remember.
     forgotten: Vec<HandleId>,
     unclaimed: Unclaimed,
@@ -321,6 +323,7 @@ impl Pipeline {
             freed: VecDeque::new(),
             left: VecDeque::new(),
             abandoned: VecDeque::new(),
+            plains: HashMap::new(),
             forgotten: Vec::new(),
             unclaimed: Unclaimed::default(),
             questions: Vec::new(),
@@ -758,10 +761,16 @@ impl Pipeline {
             self.malformed += 1;
             return;
         };
+        if let Event::Data { stream, .. } | Event::Gap { stream, .. } = event {
+            self.met(stream.handle);
+        }
         if let Some(pid) = event.pid()
             && self.is_to_park(pid)
         {
             return self.park(pid, Happened::Record(raw.to_vec()), now, out);
+        }
+        if let Event::Closed { cookie } = event {
+            self.end_plain(cookie, now);
         }
         match event {
             Event::Closed { cookie } if !self.parked.is_empty() => {
@@ -771,6 +780,35 @@ impl Pipeline {
                 }
             }
             event => self.event(event, out),
+        }
+    }
+
+    /// Something comes of a handle, whoever it is. What a plain connection says is all that its process may ever do: if
+    /// nobody has told who that is, nobody will unless asked.
+    fn met(&mut self, handle: HandleId) {
+        if !handle.is_plain() {
+            return;
+        }
+        let of_socket = self.plains.entry(handle.handle).or_default();
+        if of_socket.insert(handle) && !self.processes.contains_key(&handle.pid) {
+            self.strangers.push(handle.pid);
+        }
+    }
+
+    /// A plain connection is its socket.
+    fn name_plain(&mut self, handle: HandleId) {
+        if handle.is_plain() {
+            let cookie = handle.handle & !PLAIN;
+            self.connections
+                .attribute(&handle, cookie, Attribution::Exact);
+        }
+    }
+
+    /// A socket is gone. What its connections lost at their end is still to be told.
+    fn end_plain(&mut self, cookie: u64, now: u64) {
+        for handle in self.plains.remove(&(cookie | PLAIN)).unwrap_or_default() {
+            self.forgotten.push(handle);
+            self.freed.push_back((now, handle));
         }
     }
 
@@ -1126,7 +1164,9 @@ impl Pipeline {
                     let stream = entry.parts(direction).stream;
                     self.tally.filtered += stream.unwanted(offset, bytes.len() as u64);
                 }
-                self.health.carried(handle.pid, direction);
+                if !handle.is_plain() {
+                    self.health.carried(handle.pid, direction);
+                }
                 if let Some(Placed { file, .. }) = self.coverage.point(point)
                     && !self.is_believed(file, stream, tid, offset, bytes, time, out)
                 {
@@ -1154,6 +1194,7 @@ impl Pipeline {
                         };
                         self.solver.call(handle, place, time, call);
                     }
+                    Used::One(_) if handle.is_plain() => self.name_plain(handle),
                     Used::One(cookie) => {
                         self.bind(handle, cookie, out);
                         self.solver.carried(handle, tid, direction, bytes.reveal());
@@ -1198,7 +1239,8 @@ impl Pipeline {
                     return;
                 }
                 self.open(stream.handle, 0, time, out);
-                if cause != Cause::Sendfile {
+                self.name_plain(stream.handle);
+                if cause != Cause::Sendfile && !stream.handle.is_plain() {
                     self.solver.lost(stream.handle.pid);
                 }
                 let Some(offset) = offset else {
@@ -1594,9 +1636,11 @@ impl Pipeline {
         let passed_by = self.taken_passed_by(id);
         let joined = match placed {
             Some(placed) if passed_by == [None; 2] => self.joined(id, placed.file, time, out),
+            // The socket knows how much it had carried.
+            None if id.is_plain() && passed_by == [None; 2] && !id.is_rejoined() => Joined::Start,
             _ => Joined::Middle,
         };
-        if id.is_rejoined() {
+        if id.is_rejoined() && !id.is_plain() {
             // Who used which socket meanwhile was not seen either.
             self.solver.lost(id.pid);
         }
@@ -1844,7 +1888,8 @@ impl Pipeline {
                     Cause::RingFull | Cause::OverBudget => *told_late += length,
                     Cause::Unknown => tally.unknown += length,
                     Cause::Withdrawn => tally.withdrawn += length,
-                    Cause::CopyFault | Cause::MapFull | Cause::CallTooLong | Cause::Sendfile => {}
+                    Cause::CopyFault | Cause::MapFull | Cause::CallTooLong => {}
+                    Cause::Sendfile | Cause::NoBuffer => {}
                 },
             }
             if let Output::Bytes { offset, .. } = output {
@@ -2257,6 +2302,10 @@ impl Pipeline {
         self.unclaimed.forget(pid);
         self.health.forget(pid);
         self.solver.ended(pid);
+        self.plains.retain(|_, handles| {
+            handles.retain(|handle| handle.pid != pid);
+            !handles.is_empty()
+        });
         self.leave(pid);
         self.passed_by.retain(|stream, _| stream.handle.pid != pid);
         self.processes.remove(&pid);

@@ -303,6 +303,8 @@ pub struct Connection {
     pub library_version: Option<Clear>,
     /// The version of HTTP, once it is known that it is HTTP.
     pub http_version: Option<&'static str>,
+    /// No TLS is below: what was seen is what its socket carried.
+    pub is_plain: bool,
 }
 
 impl Connection {
@@ -333,6 +335,8 @@ pub enum Cause {
     OverBudget,
     /// The kernel sent them from a file, past every buffer. Nothing went wrong.
     Sendfile,
+    /// A plain connection carried them by a call that shows no buffer, or that nobody saw.
+    NoBuffer,
     /// What gave them is no TLS function, as its first calls showed.
     Withdrawn,
     /// The stream jumped and nobody said why. 0 in every test.
@@ -421,6 +425,7 @@ pub struct Lost {
     pub map_full: u64,
     pub over_budget: u64,
     pub sendfile: u64,
+    pub no_buffer: u64,
     pub withdrawn: u64,
     pub unknown: u64,
 }
@@ -450,6 +455,7 @@ impl Lost {
             + self.map_full
             + self.over_budget
             + self.sendfile
+            + self.no_buffer
             + self.withdrawn
             + self.unknown
     }

@@ -151,6 +151,7 @@ fn watch(config: &Config, words: &[OsString], service: Option<Service>) -> Resul
     let options = Attach {
         ring_size: config.ring_size,
         gauge: config.traced_cpu.is_some(),
+        plain: config.plain.clone(),
         ..Attach::default()
     };
     let starting = launch::start(&options).map_err(|error| agent_failed(error.into()))?;
@@ -1177,6 +1178,10 @@ impl Session {
             (Report::FilterSet, 0) if self.changing.is_some() => self.changed()?,
             (Report::FilterSet, 0) => {
                 self.filter_set = true;
+                if let Some(shared) = &self.shared {
+                    // Not before: until now the kernel side did not know who is ours.
+                    shared.control.set(control::PLAIN, 1);
+                }
                 if self.is_starting() {
                     self.survey(false)?;
                     self.start.scanned = Some(self.start.ordered);

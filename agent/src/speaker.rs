@@ -640,6 +640,10 @@ fn teller<'a>(redactors: &'a Redactors, voice: &'a Voice<'_>, capture: Capture) 
         redactor: redactors.of(capture),
         policy: capture.content(voice.wanted.content),
         server: voice.connection.server_name.as_deref(),
+        scheme: match voice.connection.is_plain {
+            true => "http",
+            false => "https",
+        },
         clock: voice.clock,
         prices: &voice.wanted.prices,
         live: voice.wanted.live,

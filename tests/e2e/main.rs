@@ -40,6 +40,7 @@ mod models;
 mod namespaces;
 mod outputs;
 mod peers;
+mod plain;
 mod preemption;
 mod proc;
 mod protocols;

@@ -297,6 +297,7 @@ impl Records {
                 "map_full",
                 "over_budget",
                 "sendfile",
+                "no_buffer",
                 "withdrawn",
                 "unknown",
             ],
@@ -564,7 +565,7 @@ mod tests {
             "ledger": {
                 "bytes": {
                     "seen": seen, "filtered": 0, "over_limit": 0, "delivered": delivered, "in_flight": 0,
-                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "over_budget": 0, "sendfile": 0, "withdrawn": 0, "unknown": 0},
+                    "lost": {"ring_full": ring_full, "copy_fault": 0, "map_full": 0, "over_budget": 0, "sendfile": 0, "no_buffer": 0, "withdrawn": 0, "unknown": 0},
                 },
                 "calls": {
                     "entries": 3, "returns": 2, "in_flight": 0, "filtered": 0,

@@ -1,4 +1,4 @@
-"""A TLS server that writes down what it really sent and received.
+"""A TLS server that writes down what it really sent and received. With --plain there is no TLS.
 
 Every connection N leaves `server-N.sent` and `server-N.received` in --dir: the plaintext of its TLS
 socket, raw. The port is in `server.port` once the server listens, one line per connection in
@@ -14,6 +14,8 @@ Modes:
   models  HTTP/1.1 as above: what models.py streams, an event a write; all else is not found.
   relay   HTTP/2's bytes both ways to the TLS server whose port is in PROGRAM.port, for --to PROGRAM. What the
           recorded end sent is what the other one received, so the truth is that of two connections.
+  buffers HTTP/1.1 as above: GET /writev/N, /sendmsg/N and /sendfile/N give N bytes by that system call, and
+          /api/chat a model's answer in lines; the client closes.
 
 With --alone it is in a network that has nothing but loopback, and so is who enters its namespace.
 """
@@ -167,6 +169,51 @@ def models(conn, rng, args):
     http(conn, rng, args, reply)
 
 
+def buffers(conn, rng, args):
+    conn.sock.setblocking(True)
+
+    def reply(conn, path, body, rng):
+        if path == "/api/chat":
+            return chat(conn, json.loads(body))
+        call, size = path.strip("/").split("/")
+        content = rng.randbytes(int(size))
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(content)
+        if call == "sendfile":
+            conn.write(head)
+            return from_file(conn, content)
+        # An empty one, small ones, and what is left.
+        pieces = [b"", head, content[:1], content[1:100], b"", content[100:5000], content[5000:90000], content[90000:]]
+        while any(pieces):
+            count = os.writev(conn.sock.fileno(), pieces) if call == "writev" else conn.sock.sendmsg(pieces)
+            conn.sent.write(b"".join(pieces)[:count])
+            while pieces and count >= len(pieces[0]):
+                count -= len(pieces.pop(0))
+            if pieces:
+                pieces[0] = pieces[0][count:]
+
+    http(conn, rng, args, reply)
+
+
+def from_file(conn, content):
+    with open(os.path.join(conn.sent.name + ".file"), "w+b", buffering=0) as file:
+        file.write(content)
+        at = 0
+        while at < len(content):
+            at += os.sendfile(conn.sock.fileno(), file.fileno(), at, len(content) - at)
+    conn.sent.write(content)
+
+
+def chat(conn, asked):
+    conn.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n")
+    line = {"model": asked["model"], "created_at": "2026-01-01T00:00:00Z"}
+    lines = [dict(line, message={"role": "assistant", "content": word}, done=False) for word in ("It ", "is ", "so.")]
+    end = {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop"}
+    for line in lines + [dict(line, **end, prompt_eval_count=26, eval_count=3)]:
+        text = json.dumps(line).encode() + b"\n"
+        conn.write(b"%x\r\n%s\r\n" % (len(text), text))
+    conn.write(b"0\r\n\r\n")
+
+
 def drain(conn):
     """What the client still sends belongs to the truth."""
     while conn.read_some():
@@ -271,7 +318,7 @@ def serve(number, sock, context, closed, args):
     try:
         sock.settimeout(args.seconds)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with context.wrap_socket(sock, server_side=True) as tls:
+        with sock if args.plain else context.wrap_socket(sock, server_side=True) as tls:
             conn = Recorded(tls, base)
             try:
                 MODES[args.mode](conn, random.Random(args.seed + number), args)
@@ -284,7 +331,7 @@ def serve(number, sock, context, closed, args):
         closed.write("%d\n" % number)
 
 
-MODES = {"http": http, "frames": frames, "proxy": proxy, "http2": http2, "models": models, "relay": relay}
+MODES = {"http": http, "frames": frames, "proxy": proxy, "http2": http2, "models": models, "relay": relay, "buffers": buffers}
 
 
 def leave_network():
@@ -304,11 +351,13 @@ def main():
     parser.add_argument("--key", required=True)
     parser.add_argument("--mode", choices=MODES, default="http")
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--connections", type=int, default=0)
     parser.add_argument("--frames", type=int, default=-1)
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--to")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--alone", action="store_true")
     args = parser.parse_args()
 
@@ -322,7 +371,7 @@ def main():
     context.load_cert_chain(args.cert, args.key)
     context.set_alpn_protocols(["h2" if args.mode in ("http2", "relay") else "http/1.1"])
     family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
-    with socket.create_server((args.host, 0), family=family, backlog=512) as listener:
+    with socket.create_server((args.host, args.port), family=family, backlog=512) as listener:
         port = os.path.join(args.dir, args.name + ".port")
         with open(port + ".new", "w") as file:
             file.write("%d\n" % listener.getsockname()[1])

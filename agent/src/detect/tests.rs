@@ -18,6 +18,7 @@ fn connection() -> Connection {
         library_name: None,
         library_version: None,
         http_version: None,
+        is_plain: false,
     }
 }
 

@@ -6,6 +6,7 @@ mod sandbox;
 use std::{
     env, fs,
     io::{self, Read as _, Write as _},
+    iter,
     os::fd::AsFd as _,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ use crate::{
     cli::Doctor,
     complain::complain,
     confine, escape,
+    half::NO_PLAIN,
     locate::{Instruction, Point, Pread, Refusal, locate},
     namespace,
     probe::{danger, rights},
@@ -93,7 +95,7 @@ pub fn doctor(arguments: &Doctor) -> ExitCode {
     checks.extend(dangers());
     checks.extend(libraries());
     let (tested, features) = self_test();
-    checks.push(tested);
+    checks.extend(tested);
     checks.extend(kernel_features(&features));
     let mut about = Value::Null;
     if let Some(pid) = arguments.pid {
@@ -419,19 +421,50 @@ fn kernel_features(features: &Features) -> Option<Check> {
 }
 
 /// One TLS call of our own, watched as anybody's would be: probes, ring, ledger and output.
-fn self_test() -> (Check, Features) {
+fn self_test() -> (Vec<Check>, Features) {
     let mut features = Features::new();
-    let check = watch_ourselves("self-test", &mut features);
+    let mut plain = None;
+    let check = watch_ourselves("self-test", &mut features, &mut plain);
     if let Ok(hierarchies) = Hierarchies::read() {
         let layout = hierarchies.layout().name();
         features.insert("cgroups".to_owned(), layout.into());
     }
-    (check, features)
+    (iter::once(check).chain(plain).collect(), features)
 }
 
-fn watch_ourselves(name: &'static str, features: &mut Features) -> Check {
+/// Whether connections without TLS can be shown, and by what they are seen.
+fn plain_connections(stats: &Value) -> Check {
+    const NAME: &str = "plain";
+    let limits = stats["limits"].as_array().into_iter().flatten();
+    let mut limits = limits.filter_map(Value::as_str);
+    match limits.find(|limit| limit.starts_with(NO_PLAIN)) {
+        Some(why) => limited(
+            NAME,
+            why.to_owned(),
+            "--plain does nothing here; all else works",
+        ),
+        None => {
+            let how = stats["agent"]["features"]["sockets"].as_str();
+            let how = how.unwrap_or("tracepoints");
+            ok(NAME, format!("--plain works here, by {how}"))
+        }
+    }
+}
+
+fn watch_ourselves(
+    name: &'static str,
+    features: &mut Features,
+    plain: &mut Option<Check>,
+) -> Check {
     let started = Instant::now();
-    let command = ["--content", "full", "--", "/proc/self/exe", "tls-self-test"];
+    // Nobody talks at that port: it is there to be looked for.
+    let command = [
+        "--plain=1",
+        "--content=full",
+        "--",
+        "/proc/self/exe",
+        "tls-self-test",
+    ];
     let output = match watch(&command, Duration::from_secs(20), None) {
         Ok(output) => output,
         Err(error) => return failed(name, error.to_string(), "see the line above"),
@@ -446,6 +479,7 @@ fn watch_ourselves(name: &'static str, features: &mut Features) -> Check {
         let why = "run `vortex-agent doctor` as root, or see the reason";
         return failed(name, output.complaint(), why);
     };
+    *plain = Some(plain_connections(stats));
     if let Some(why) = output
         .lines
         .iter()

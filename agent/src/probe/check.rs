@@ -11,7 +11,7 @@ use aya_obj::{
 use super::{
     identity,
     kernel::Layout,
-    link::{HELLOS, SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
+    link::{HELLOS, PLAINS, SESSIONS, SOCKET_END, SOCKET_USES, open, possible_cpus},
     raw::{Bound, Kind},
     session,
 };
@@ -109,6 +109,12 @@ impl Here {
                 "bpf_iter_task",
                 "no iterator over tasks",
             ),
+            ProgramSection::TracePoint => {
+                let has_events = self.layout.is_some_and(|layout| layout.known.events);
+                has_events
+                    .then_some(Kind::EVENT)
+                    .ok_or("no such perf event")
+            }
             ProgramSection::BtfTracePoint => tracing(
                 bpf_attach_type::BPF_TRACE_RAW_TP,
                 &format!("btf_trace_{}", hook(name)?),
@@ -127,7 +133,8 @@ impl Here {
 /// What of the kernel a program hangs on.
 fn hook(name: &str) -> Result<&'static str> {
     let uses = SOCKET_USES.iter().flat_map(|uses| uses.pair.iter());
-    let mut hooks = uses.chain(&HELLOS).chain([&SOCKET_END]);
+    let plains = PLAINS.iter().flatten();
+    let mut hooks = uses.chain(&HELLOS).chain(plains).chain([&SOCKET_END]);
     let (_, hook) = hooks
         .find(|(known, _)| *known == name)
         .with_context(|| format!("{name}: no hook is known"))?;
@@ -168,6 +175,8 @@ fn accept_alternatives(results: &mut [(String, Loaded)]) {
         &pairs.collect::<Vec<_>>(),
         "another pair sees sockets",
     );
+    let plains = PLAINS.map(|pair| pair.map(|(name, _)| name));
+    accept(results, &plains, "another pair sees plain connections");
     let hellos = HELLOS.map(|(name, _)| [name]);
     accept(results, &hellos, "another one sees how connections begin");
 }

@@ -25,6 +25,10 @@ pub struct Known {
     pub sides: bool,
     /// What a socket sends first.
     pub hellos: bool,
+    /// How far a connection is, both ways.
+    pub plain: bool,
+    /// What a perf event says of a socket that has sent or received is where the programs look for it.
+    pub events: bool,
     /// From a mapping to its inode, and from there to all its mappings.
     pub files: bool,
     /// Names of control groups.
@@ -74,7 +78,7 @@ const HOOKS: [(u32, &str); 6] = [
     (KIND_FUNC, "bpf_iter_task"),
 ];
 
-const STRUCTURES: [&str; 20] = [
+const STRUCTURES: [&str; 21] = [
     "task_struct",
     "pid",
     "mm_struct",
@@ -95,6 +99,7 @@ const STRUCTURES: [&str; 20] = [
     "cgroup_subsys_state",
     "cgroup",
     "kernfs_node",
+    "trace_event_raw_sock_msg_length",
 ];
 
 /// Which controller has which place in a `css_set`.
@@ -153,6 +158,14 @@ fn parse(btf: &[u8], controllers: &str) -> Option<Layout> {
         & set(|o| &mut o.task_stack, at("task_struct", "stack"));
     // The program asks for this one first.
     let hellos = sockets && sent && set(|o| &mut o.tcp_bytes_acked, at("tcp_sock", "bytes_acked"));
+    let plain = hellos
+        && set(|o| &mut o.tcp_rcv_nxt, at("tcp_sock", "rcv_nxt"))
+            & set(
+                |o| &mut o.tcp_bytes_received,
+                at("tcp_sock", "bytes_received"),
+            )
+            & set(|o| &mut o.sock_state, in_sock("skc_state"))
+            & set(|o| &mut o.tcp_copied_seq, at("tcp_sock", "copied_seq"));
     let descriptors = set(|o| &mut o.files_fdt, at("files_struct", "fdt"))
         & set(|o| &mut o.fdtable_max_fds, at("fdtable", "max_fds"))
         & set(|o| &mut o.fdtable_fd, at("fdtable", "fd"))
@@ -189,6 +202,7 @@ fn parse(btf: &[u8], controllers: &str) -> Option<Layout> {
     set(|o| &mut o.css_cgroup, Some(css));
     // The programs are attached for this one.
     let groups = tasks && groups && set(|o| &mut o.task_cgroups, at("task_struct", "cgroups"));
+    let of_event = |member| at("trace_event_raw_sock_msg_length", member);
     let known = Known {
         tasks,
         leader,
@@ -196,6 +210,8 @@ fn parse(btf: &[u8], controllers: &str) -> Option<Layout> {
         sockets,
         sides,
         hellos,
+        plain,
+        events: ["sk", "ret", "flags"].map(of_event) == [Some(8), Some(20), Some(24)],
         files,
         groups,
     };

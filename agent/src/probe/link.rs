@@ -3,14 +3,14 @@
 use std::{
     collections::HashMap as Named,
     ffi::CString,
-    io,
+    fs, io,
     num::NonZeroU32,
     os::fd::AsRawFd as _,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
-use agent_ebpf::{Group, GroupId, Offsets, calls, control, counter};
+use agent_ebpf::{Group, GroupId, Offsets, PORT_WORDS, calls, control, counter};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, include_bytes_aligned,
@@ -35,7 +35,7 @@ use super::{
     session::{self, Session},
 };
 use crate::{
-    half::{Features, Files, Link, Site, Sockets},
+    half::{Features, Files, Link, NO_PLAIN, Site, Sockets},
     namespace,
     obstacle::refused_by,
 };
@@ -86,6 +86,26 @@ pub const SOCKET_USES: [SocketUses; 3] = [
 ];
 /// Programs that see which connections begin with TLS, and what they hang on; the first that this kernel takes.
 pub const HELLOS: [(&str, &str); 2] = [("hello", "sock_send_length"), ("hello_tcp", "tcp_sendmsg")];
+/// Programs that see what plain connections say, as perf events of these tracepoints.
+pub const PLAIN_EVENTS: [(&str, &str); 2] = [
+    ("plain_send_event", "sock_send_length"),
+    ("plain_receive_event", "sock_recv_length"),
+];
+/// The same in other ways, in the order of [`SOCKET_USES`].
+pub const PLAINS: [[(&str, &str); 2]; SOCKET_USES.len()] = [
+    [
+        ("plain_send", "sock_send_length"),
+        ("plain_receive", "sock_recv_length"),
+    ],
+    [
+        ("plain_tcp_send_old", "tcp_sendmsg"),
+        ("plain_tcp_receive_old", "tcp_recvmsg"),
+    ],
+    [
+        ("plain_tcp_send", "tcp_sendmsg"),
+        ("plain_tcp_receive", "tcp_recvmsg"),
+    ],
+];
 pub const SOCKET_END: (&str, &str) = ("socket_closed", "tcp_destroy_sock");
 /// The low bits of the cookies of points that have no pair of programs.
 const CREATED: u64 = 22;
@@ -149,7 +169,7 @@ pub struct Programs {
 
 impl Kernel {
     /// Loads what this kernel can run and attaches what is not a probe.
-    pub fn load(ring_bytes: u32, allow_multi: bool) -> Result<Kernel> {
+    pub fn load(ring_bytes: u32, allow_multi: bool, plain: &[u16]) -> Result<Kernel> {
         let mut limits = Vec::new();
         let layout = readable_layout().unwrap_or_else(|error| {
             limits.push(format!(
@@ -227,6 +247,16 @@ impl Kernel {
             Err(error) => limits.push(format!(
                 "TLS of libraries that we don't know is not looked for: {error:#}"
             )),
+        }
+        if !plain.is_empty() {
+            let plains = match known.plain {
+                true => set_ports(&mut ebpf, plain).and_then(|()| follow_plain(&object, &layout)),
+                false => Err(anyhow!("the kernel's structures are unknown")),
+            };
+            match plains {
+                Ok(pair) => links.extend(pair),
+                Err(error) => limits.push(format!("{NO_PLAIN}: {error:#}")),
+            }
         }
         let identities = if known.files {
             Identities::load(&mut ebpf, &object, &layout)
@@ -594,6 +624,60 @@ fn follow_sockets(object: &Bound, layout: &Layout) -> Result<(Sockets, Vec<Owned
         let programs = [&end].into_iter().chain(&pair);
         let links: io::Result<_> = programs.map(raw::attach).collect();
         return Ok((how, links.context("attach what sees sockets")?));
+    }
+    bail!("{}", refusals.join("; "))
+}
+
+/// Says which ports are those of plain connections.
+fn set_ports(ebpf: &mut Ebpf, ports: &[u16]) -> Result<()> {
+    let mut words = [0_u64; PORT_WORDS];
+    for port in ports {
+        words[usize::from(port >> 6)] |= 1 << (port & 63);
+    }
+    let map = ebpf.map_mut("PORTS");
+    let map = map.context("PORTS is a map of the object")?;
+    Ok(Array::try_from(map)?.set(0, &words, 0)?)
+}
+
+/// Attaches what sees plain connections to perf events of tracepoints, whose numbers the kernel tells in its tracefs.
+fn follow_events(object: &Bound, layout: &Layout) -> Result<Vec<OwnedFd>> {
+    const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+    ensure!(layout.known.events, "no such perf events");
+    let events = PLAIN_EVENTS.into_iter().map(|(program, tracepoint)| {
+        let mut numbers = TRACEFS
+            .iter()
+            .filter_map(|at| fs::read_to_string(format!("{at}/events/sock/{tracepoint}/id")).ok());
+        let number = numbers.next().context("there is no tracefs")?;
+        let loaded = object.load(program, Kind::EVENT);
+        let loaded = loaded.with_context(|| format!("load the kernel program {program}"))?;
+        raw::attach_event(&loaded, number.trim().parse()?)
+            .with_context(|| format!("attach to a perf event of {tracepoint}"))
+    });
+    events.collect()
+}
+
+/// Attaches what sees plain connections: the first pair of programs that this kernel takes.
+fn follow_plain(object: &Bound, layout: &Layout) -> Result<Vec<OwnedFd>> {
+    let mut refusals = match follow_events(object, layout) {
+        Ok(events) => return Ok(events),
+        Err(error) => vec![format!("{error:#}")],
+    };
+    for (SocketUses { how, .. }, pair) in SOCKET_USES.iter().zip(PLAINS) {
+        if *how == Sockets::Fexit && !namespace::is_initial() {
+            refusals.push(UNSAFE_FEXIT.to_owned());
+            break;
+        }
+        let loaded: Result<Vec<OwnedFd>> = pair
+            .into_iter()
+            .map(|program| load_socket_program(object, layout, *how, program))
+            .collect();
+        match loaded {
+            Ok(pair) => {
+                let links: io::Result<_> = pair.iter().map(raw::attach).collect();
+                return links.context("attach what sees plain connections");
+            }
+            Err(error) => refusals.push(format!("{error:#}")),
+        }
     }
     bail!("{}", refusals.join("; "))
 }

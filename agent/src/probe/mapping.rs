@@ -179,9 +179,10 @@ fn cpu_list(text: &str) -> Vec<u32> {
 
 /// `struct perf_event_attr`, PERF_ATTR_SIZE_VER6; older kernels accept it because its tail is zero.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Attributes {
     kind: u32,
+    /// Said by who opens it.
     size: u32,
     config: u64,
     sample_period: u64,
@@ -204,6 +205,42 @@ struct Attributes {
     reserved3: u32,
 }
 
+/// The tracepoint with this id.
+pub fn open_tracepoint(id: u64) -> io::Result<OwnedFd> {
+    const PERF_TYPE_TRACEPOINT: u32 = 2;
+    let attributes = Attributes {
+        kind: PERF_TYPE_TRACEPOINT,
+        config: id,
+        ..Attributes::default()
+    };
+    open_event(&attributes, 0)
+}
+
+/// An event of all processes on this CPU.
+fn open_event(attributes: &Attributes, cpu: u32) -> io::Result<OwnedFd> {
+    const PERF_FLAG_FD_CLOEXEC: u64 = 8;
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        ..attributes.clone()
+    };
+    // SAFETY: `attributes` has the size it states; the other arguments are plain numbers.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_perf_event_open,
+            &raw const attributes,
+            -1,
+            cpu,
+            -1,
+            PERF_FLAG_FD_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Pages of data per CPU: fits the default `perf_event_mlock_kb` of 516 KiB without CAP_IPC_LOCK.
 const PAGES: usize = 16;
 
@@ -218,7 +255,6 @@ impl Ring {
         const PERF_TYPE_SOFTWARE: u32 = 1;
         const PERF_COUNT_SW_DUMMY: u64 = 9;
         const PERF_SAMPLE_TIME: u64 = 1 << 2;
-        const PERF_FLAG_FD_CLOEXEC: u64 = 8;
         let bits = [
             8,  // mmap: executable mappings
             9,  // comm
@@ -231,7 +267,6 @@ impl Ring {
         ];
         let attributes = Attributes {
             kind: PERF_TYPE_SOFTWARE,
-            size: size_of::<Attributes>() as u32,
             config: PERF_COUNT_SW_DUMMY,
             sample_type: PERF_SAMPLE_TIME,
             flags: bits.iter().map(|bit| 1 << bit).sum(),
@@ -240,22 +275,7 @@ impl Ring {
             clockid: libc::CLOCK_BOOTTIME,
             ..Attributes::default()
         };
-        // SAFETY: `attributes` has the size it states; the other arguments are plain numbers.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_perf_event_open,
-                &raw const attributes,
-                -1,
-                cpu,
-                -1,
-                PERF_FLAG_FD_CLOEXEC,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let fd = open_event(&attributes, cpu)?;
         let page = rustix::param::page_size();
         // SAFETY: a new mapping of the event's own ring: one page of control and PAGES of data.
         let base = unsafe {

@@ -76,17 +76,19 @@ use crate::{
 
 /// What `vortex-agent attach` was told.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct Options<'a> {
     pub ring_bytes: u32,
     /// Use one link per file where the kernel can. Off only for tests of the other way.
     pub allow_multi: bool,
     /// Measure what a probe costs.
     pub gauge: bool,
+    /// Ports whose connections are plaintext.
+    pub plain: &'a [u16],
 }
 
 /// Serves one pipeline until it orders `Stop` or is gone, then returns: the caller exits, and the kernel
 /// undoes every link.
-pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
+pub fn serve(socket: BorrowedFd<'_>, options: Options<'_>) -> Result<()> {
     raise_descriptor_limit();
     raise_memory_limit();
     // Before there are threads: CMD and processes that are held wait for us.
@@ -97,8 +99,8 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
     rights::keep_needed().context("give up what root may do beyond that")?;
     // After the last fork, and before a byte of anybody's is read.
     confine::lock_in_half()?;
-    let mut kernel =
-        Kernel::load(options.ring_bytes, options.allow_multi).map_err(obstacle::refused)?;
+    let mut kernel = Kernel::load(options.ring_bytes, options.allow_multi, options.plain)
+        .map_err(obstacle::refused)?;
     kernel
         .limits
         .extend(dangers.iter().map(|danger| danger.what.to_owned()));
@@ -107,6 +109,7 @@ pub fn serve(socket: BorrowedFd<'_>, options: Options) -> Result<()> {
         .context("watch for executable mappings by perf_event_open")
         .map_err(obstacle::refused)?;
     let mut half = Half::new(kernel, band, socket)?;
+    half.tells_all = !options.plain.is_empty();
     half.greet(costs)?;
     let served = half.run();
     // Nobody waits for the links, which take up to seconds to close.
@@ -194,6 +197,8 @@ struct Half<'a> {
     shelved: u64,
     /// The points of files whose probes are being taken out.
     interrupted: HashMap<FileId, HashSet<u64>>,
+    /// Also who maps no TLS library may say something, and it is told who that is before it has ended.
+    tells_all: bool,
 }
 
 struct File {
@@ -354,6 +359,7 @@ impl<'a> Half<'a> {
             has_lost: false,
             shelved: 0,
             interrupted: HashMap::new(),
+            tells_all: false,
         })
     }
 
@@ -892,7 +898,8 @@ impl<'a> Half<'a> {
             true => self.kernel.programs.inode_mapped(mapping),
             false => None,
         };
-        if self.nothing.contains(&(version, asked)) {
+        let is_nothing = self.nothing.contains(&(version, asked));
+        if is_nothing && !self.tells_all {
             return Ok(());
         }
         if since.elapsed() < EXEC_TIME
@@ -901,6 +908,10 @@ impl<'a> Half<'a> {
             && facts::is_in_exec(mapping.pid)
         {
             self.in_exec.push_back((since, mapping.clone()));
+            return Ok(());
+        }
+        if is_nothing {
+            self.tell(mapping.pid);
             return Ok(());
         }
         let known = self.known_file(&version, asked);

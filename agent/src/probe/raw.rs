@@ -15,7 +15,7 @@ use aya_obj::{
 };
 use rustix::fd::{AsFd as _, OwnedFd};
 
-use super::link::OBJECT;
+use super::{link::OBJECT, mapping};
 use crate::obstacle::refused_by;
 
 /// What the kernel is to take a program for.
@@ -40,6 +40,11 @@ impl Kind {
     };
     pub const SESSION: Kind = Kind {
         attach: bpf_attach_type::BPF_TRACE_UPROBE_SESSION as u32,
+        ..Kind::UPROBE
+    };
+
+    pub const EVENT: Kind = Kind {
+        program: bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT,
         ..Kind::UPROBE
     };
 
@@ -204,6 +209,20 @@ pub fn attach(program: &OwnedFd) -> io::Result<OwnedFd> {
     attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
     // SAFETY: plain numbers, and no name; the command makes a descriptor.
     unsafe { descriptor_of(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attributes) }
+}
+
+/// Attaches a program to the tracepoint with this id, until the event is closed. One event runs it on all CPUs.
+pub fn attach_event(program: &OwnedFd, id: u64) -> io::Result<OwnedFd> {
+    const ENABLE: libc::Ioctl = 0x2400;
+    const SET_BPF: libc::Ioctl = 0x4004_2408;
+    let event = mapping::open_tracepoint(id)?;
+    for (request, argument) in [(SET_BPF, program.as_raw_fd()), (ENABLE, 0)] {
+        // SAFETY: a perf event, and plain numbers.
+        if unsafe { libc::ioctl(event.as_raw_fd(), request, argument) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(event)
 }
 
 /// What the kernel says of a program.

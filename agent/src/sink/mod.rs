@@ -219,6 +219,7 @@ pub(crate) mod sample {
             library_name: Some("OpenSSL".into()),
             library_version: Some("3.0.22".into()),
             http_version: None,
+            is_plain: false,
         }
     }
 

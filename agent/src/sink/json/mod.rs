@@ -716,6 +716,7 @@ impl Object<'_> {
                 lost.number("map_full", ledger.bytes.lost.map_full);
                 lost.number("over_budget", ledger.bytes.lost.over_budget);
                 lost.number("sendfile", ledger.bytes.lost.sendfile);
+                lost.number("no_buffer", ledger.bytes.lost.no_buffer);
                 lost.number("withdrawn", ledger.bytes.lost.withdrawn);
                 lost.number("unknown", ledger.bytes.lost.unknown);
             });
@@ -846,6 +847,7 @@ fn cause_name(cause: Cause) -> &'static str {
         Cause::MapFull => "map_full",
         Cause::OverBudget => "over_budget",
         Cause::Sendfile => "sendfile",
+        Cause::NoBuffer => "no_buffer",
         Cause::Withdrawn => "withdrawn",
         Cause::CallTooLong => "call_too_long",
         Cause::Unknown => "unknown",
@@ -996,6 +998,7 @@ mod tests {
             (Cause::MapFull, "map_full"),
             (Cause::OverBudget, "over_budget"),
             (Cause::Sendfile, "sendfile"),
+            (Cause::NoBuffer, "no_buffer"),
             (Cause::Withdrawn, "withdrawn"),
             (Cause::CallTooLong, "call_too_long"),
             (Cause::Unknown, "unknown"),
@@ -1095,7 +1098,7 @@ mod tests {
                 r#"{"v":1,"kind":"stats","id":"7c1f-1","time":"2026-11-21T01:20:29.000000042Z","#,
                 r#""host":{"name":"box"},"last":false,"content":"none","#,
                 r#""ledger":{"bytes":{"seen":0,"filtered":0,"over_limit":0,"#,
-                r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"sendfile":0,"withdrawn":0,"unknown":0},"#,
+                r#""lost":{"ring_full":0,"copy_fault":0,"map_full":0,"over_budget":0,"sendfile":0,"no_buffer":0,"withdrawn":0,"unknown":0},"#,
                 r#""delivered":0,"in_flight":0},"calls":{"entries":0,"returns":0,"in_flight":0,"#,
                 r#""filtered":0,"unmatched":{"abandoned":0,"too_deep":0,"map_full":0,"exited":0,"other_stack":0}}},"#,
                 r#""sinks":[],"agent":{"cpu_seconds":0.000,"memory_bytes":0,"features":{}},"limits":[],"bounds":{},"#,
@@ -1111,6 +1114,7 @@ mod tests {
         (lost.ring_full, lost.copy_fault, lost.map_full, lost.unknown) = (6, 7, 8, 9);
         lost.over_budget = 17;
         lost.sendfile = 18;
+        lost.no_buffer = 25;
         lost.withdrawn = 21;
         (
             calls.entries,
@@ -1169,7 +1173,7 @@ mod tests {
                     "seen": 1, "filtered": 2, "over_limit": 3, "delivered": 4, "in_flight": 5,
                     "lost": {
                         "ring_full": 6, "copy_fault": 7, "map_full": 8, "over_budget": 17, "sendfile": 18,
-                        "withdrawn": 21, "unknown": 9
+                        "no_buffer": 25, "withdrawn": 21, "unknown": 9
                     },
                 },
                 "calls": {

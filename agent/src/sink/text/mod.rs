@@ -168,7 +168,12 @@ impl Encoder {
     ) {
         self.who(record, moment, exchange, direction, out);
         self.painted(colour_of(direction), out, |out| match record.connection {
-            Some(connection) => peer(connection, out),
+            Some(connection) => {
+                peer(connection, out);
+                if connection.is_plain {
+                    out.extend_from_slice(b" without TLS");
+                }
+            }
             None => out.extend_from_slice(UNKNOWN),
         });
         out.extend_from_slice(b": ");
@@ -1000,6 +1005,7 @@ fn bytes_line(bytes: &Bytes, out: &mut Vec<u8>) {
             (lost.map_full, "map full"),
             (lost.over_budget, "over budget"),
             (lost.sendfile, "sent from files by the kernel"),
+            (lost.no_buffer, "in no buffer that was seen"),
             (lost.withdrawn, "no TLS after all"),
             (lost.unknown, "unknown"),
         ],
@@ -1173,6 +1179,7 @@ fn cause_words(cause: Cause) -> &'static str {
         Cause::OverBudget => "the process sent more than its share of the ring buffer",
         Cause::CallTooLong => "the call was longer than is copied of one",
         Cause::Sendfile => "the kernel sent them from a file",
+        Cause::NoBuffer => "they passed by in no buffer that was seen",
         Cause::Withdrawn => "what gave them is no TLS function",
         Cause::Unknown => "nobody knows why",
     }
@@ -1266,6 +1273,10 @@ mod tests {
         assert_eq!(named, "curl[4242] in shop/web-0 → unknown peer");
         process.container_id = None;
         assert_eq!(head(&process, &connection), "curl[4242] → unknown peer");
+        connection.is_plain = true;
+        let plain = head(&process, &connection);
+        assert_eq!(plain, "curl[4242] → unknown peer without TLS");
+        connection.is_plain = false;
         connection.peer = Some("[::ffff:127.0.0.1]:443".parse().unwrap());
         assert_eq!(head(&process, &connection), "curl[4242] → 127.0.0.1:443");
     }
