@@ -1253,6 +1253,7 @@ scenarios! {
     policy_of_whom_it_became
     policy_program
     policy_program_before_exec
+    policy_program_of_a_secret_path
     policy_tightened
     policy_while_waiting
     redacted

@@ -10,6 +10,7 @@ use crate::{
     locate::{Found, Instruction, Point},
     record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
     redact::Redactor,
+    subject::Subject,
     unclaimed::Library,
 };
 
@@ -109,7 +110,14 @@ pub struct User {
 struct Waiter {
     user: User,
     /// Who it was, if it ended or became another program meanwhile.
-    gone: Option<Box<Process>>,
+    gone: Option<Box<Gone>>,
+}
+
+/// Who a process was that is no more.
+#[derive(Clone, Debug, Default)]
+pub struct Gone {
+    pub facts: Process,
+    pub subject: Subject,
 }
 
 /// A coverage record and whom it is about.
@@ -117,7 +125,7 @@ struct Waiter {
 pub struct Said {
     pub pid: u32,
     /// Who it was, if it is no more.
-    pub gone: Option<Box<Process>>,
+    pub gone: Option<Box<Gone>>,
     pub coverage: Coverage,
 }
 
@@ -165,8 +173,8 @@ impl Said {
     /// Less may be told than when it was to be said.
     pub fn redact(&mut self, redactor: &Redactor) {
         self.coverage.redact(redactor);
-        if let Some(process) = &mut self.gone {
-            process.redact(redactor);
+        if let Some(gone) = &mut self.gone {
+            gone.facts.redact(redactor);
         }
     }
 }
@@ -434,8 +442,8 @@ impl Table {
             if let State::Refused(why) = &mut file.state {
                 redactor.again([why]);
             }
-            for process in file.waiting.iter_mut().filter_map(|it| it.gone.as_mut()) {
-                process.redact(redactor);
+            for gone in file.waiting.iter_mut().filter_map(|it| it.gone.as_mut()) {
+                gone.facts.redact(redactor);
             }
         }
     }
@@ -588,7 +596,7 @@ impl Table {
 
     /// The process is gone, or became another program. Where nothing could be said of it yet it will be
     /// said of who it was; of `None` nobody wants to hear.
-    pub fn left(&mut self, pid: u32, who: Option<&Process>) {
+    pub fn left(&mut self, pid: u32, who: Option<Gone>) {
         let known = self.seen.range((pid, FileId::MIN)..=(pid, FileId::MAX));
         let known: Vec<FileId> = known.map(|((_, file), _)| *file).collect();
         for file in known {

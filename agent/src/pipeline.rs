@@ -16,7 +16,7 @@ use crate::{
     confine::Landlock,
     connection::{Connections, Parts},
     container,
-    coverage::{Counts, Placed, Said, Table, User},
+    coverage::{Counts, Gone, Placed, Said, Table, User},
     detect::{self, Detector, baseline::Baseline},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::fits_executable,
@@ -48,6 +48,7 @@ use crate::{
     shed::{Account, Level, Rung},
     speaker::{Asked, Speaker, Voice, emit},
     stream::{Output, Stream},
+    subject::Subject,
     trial::{Trials, Verdict as Judgement},
     unclaimed::{Greeting, Library, Unclaimed},
 };
@@ -179,14 +180,14 @@ pub struct Pipeline {
 
 struct Who {
     facts: Process,
+    /// By what it is judged.
+    subject: Subject,
     /// The user-space filters want it.
     passes: bool,
     /// Of these the one by executables.
     passes_by_exe: bool,
     /// Its container's name is not known yet and may let it pass.
     is_undecided: bool,
-    /// As the runtime has it.
-    container_id: Option<String>,
     /// Its records wait for that name.
     awaits: bool,
     /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
@@ -203,6 +204,17 @@ struct Who {
 }
 
 impl Who {
+    fn is_covered(&self, wanted: &Wanted) -> bool {
+        is_covered(wanted, self.facts.owner_uid, &self.subject, self.is_outside)
+    }
+
+    fn gone(&self) -> Gone {
+        Gone {
+            facts: self.facts.clone(),
+            subject: self.subject.clone(),
+        }
+    }
+
     /// Do these facts say nothing new?
     fn is_the_same(&self, clear: &Process, facts: &Facts) -> bool {
         let Process {
@@ -214,7 +226,7 @@ impl Who {
         *comm == clear.comm
             && *executable == clear.executable
             && *arguments == clear.arguments
-            && self.container_id == facts.container_id
+            && self.subject.container_id == facts.container_id
     }
 }
 
@@ -432,13 +444,7 @@ impl Pipeline {
         self.wanted.comms = comms;
         let mut begin = Vec::new();
         for (pid, who) in &mut self.processes {
-            let facts = &who.facts;
-            let is_covered = is_covered(
-                &self.wanted,
-                facts.owner_uid,
-                facts.comm.as_deref(),
-                who.is_outside,
-            );
+            let is_covered = who.is_covered(&self.wanted);
             let was_covered = std::mem::replace(&mut who.covered, is_covered);
             if is_covered && !was_covered {
                 begin.push(*pid);
@@ -815,12 +821,12 @@ impl Pipeline {
         if let Some(who) = self.processes.get_mut(&pid) {
             who.awaits = false;
             for (until, policy) in &self.former {
-                let id = who.container_id.as_deref();
+                let id = who.subject.container_id.as_deref();
                 let verdict = id.map(|id| {
                     let container = self.containers.container(id)?;
                     Some(policy.as_ref()?.of(id, container))
                 });
-                let verdict = judged(policy.as_ref(), &who.facts, verdict);
+                let verdict = judged(policy.as_ref(), &who.subject, verdict);
                 who.past.was(verdict.capture, *until);
             }
         }
@@ -2067,19 +2073,15 @@ impl Pipeline {
             past.was(before, since);
         }
         let meeting = self.meet(facts.container_id.as_deref());
+        let subject = Subject::of(&facts);
         let who = Who {
             passes: false,
-            passes_by_exe: passes(&self.wanted, &facts),
+            passes_by_exe: passes(&self.wanted, &subject),
             is_undecided: false,
-            covered: is_covered(
-                &self.wanted,
-                facts.owner_uid,
-                facts.comm.as_deref(),
-                facts.is_outside,
-            ),
+            covered: is_covered(&self.wanted, facts.owner_uid, &subject, facts.is_outside),
             is_outside: facts.is_outside,
             facts: clear,
-            container_id: facts.container_id,
+            subject,
             awaits: meeting == Meeting::Wait && may_wait,
             verdict: Verdict::ALL,
             past,
@@ -2136,7 +2138,9 @@ impl Pipeline {
             ..
         } = self;
         let is_in = |id: &str| {
-            let mut ids = processes.values().map(|who| who.container_id.as_deref());
+            let mut ids = processes
+                .values()
+                .map(|who| who.subject.container_id.as_deref());
             ids.any(|one| one == Some(id))
         };
         match told {
@@ -2164,13 +2168,17 @@ impl Pipeline {
         let Some(who) = self.processes.get_mut(&pid) else {
             return;
         };
-        let id = who.container_id.as_deref();
+        let id = who.subject.container_id.as_deref();
         let known = id.and_then(|id| self.containers.get(id));
         let filters = !self.wanted.names.is_empty();
         who.facts.container = known.map(|(container, _)| container.clone());
         let passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, wish)| wish.passes));
         let verdict = known.map(|(_, wish)| wish.verdict);
-        who.verdict = judged(self.wanted.policy.as_ref(), &who.facts, id.map(|_| verdict));
+        who.verdict = judged(
+            self.wanted.policy.as_ref(),
+            &who.subject,
+            id.map(|_| verdict),
+        );
         let is_told = who.verdict.capture > Capture::None;
         who.passes = passes && is_told;
         who.is_withheld = passes && !is_told;
@@ -2181,14 +2189,15 @@ impl Pipeline {
     }
 
     /// The same of one that is no more and whom the filters wanted then. Is anything told of it, by what is known now?
-    fn call_gone(&self, gone: &mut Process) -> bool {
-        let id = gone.container_id.as_deref();
+    fn call_gone(&self, gone: &mut Gone) -> bool {
+        let Gone { facts, subject } = gone;
+        let id = subject.container_id.as_deref();
         let known = id.and_then(|id| self.containers.get(id));
         let filters = !self.wanted.names.is_empty();
         let passes = !filters || known.is_some_and(|(_, wish)| wish.passes);
         let verdict = id.map(|_| known.map(|(_, wish)| wish.verdict));
-        let verdict = judged(self.wanted.policy.as_ref(), gone, verdict);
-        gone.container = known.map(|(container, _)| container.clone());
+        let verdict = judged(self.wanted.policy.as_ref(), subject, verdict);
+        facts.container = known.map(|(container, _)| container.clone());
         passes && verdict.capture > Capture::None
     }
 
@@ -2203,7 +2212,7 @@ impl Pipeline {
         self.containers.told(id, told);
         let members = self.processes.iter();
         let mut members: Vec<(u64, u32)> = members
-            .filter(|(_, who)| who.container_id.as_deref() == Some(id))
+            .filter(|(_, who)| who.subject.container_id.as_deref() == Some(id))
             .map(|(pid, _)| (self.parked.get(pid).map_or(0, |it| it.since), *pid))
             .collect();
         members.sort_unstable();
@@ -2227,12 +2236,8 @@ impl Pipeline {
             return;
         };
         who.facts.comm = Some(clear);
-        who.covered = is_covered(
-            &self.wanted,
-            who.facts.owner_uid,
-            Some(comm),
-            who.is_outside,
-        );
+        who.subject.comm = Some(comm.to_owned());
+        who.covered = who.is_covered(&self.wanted);
         if self.wanted.policy.is_some() {
             self.judge_again(pid, now, out);
         }
@@ -2262,12 +2267,15 @@ impl Pipeline {
         let known = self.processes.get(&pid);
         let may_pass = known.is_none_or(|who| who.passes || who.is_undecided);
         let may_be_wanted = may_pass && self.is_covered(pid);
-        let bare = Process {
-            pid,
-            ..Process::default()
+        let bare = || Gone {
+            facts: Process {
+                pid,
+                ..Process::default()
+            },
+            subject: Subject::default(),
         };
-        let who = known.map_or(&bare, |who| &who.facts);
-        self.coverage.left(pid, may_be_wanted.then_some(who));
+        let gone = may_be_wanted.then(|| known.map_or_else(bare, Who::gone));
+        self.coverage.left(pid, gone);
     }
 
     fn found(&mut self, file: FileId, path: &str, found: &Found) {
@@ -2343,7 +2351,8 @@ impl Pipeline {
             coverage.seen_from = coverage
                 .seen_from
                 .map(|at| WallTime(at.0.wrapping_add(clock)));
-            self.emit_coverage(pid, gone.as_deref(), coverage, None, now, out);
+            let gone = gone.as_ref().map(|gone| &gone.facts);
+            self.emit_coverage(pid, gone, coverage, None, now, out);
         }
     }
 
@@ -2541,8 +2550,8 @@ fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
     }
 }
 
-fn passes(wanted: &Wanted, facts: &Facts) -> bool {
-    let exe = || facts.executable.as_deref().unwrap_or_default();
+fn passes(wanted: &Wanted, subject: &Subject) -> bool {
+    let exe = || subject.executable.as_deref().unwrap_or_default();
     let mut exes = wanted.exes.iter();
     wanted.exes.is_empty() || exes.any(|pattern| fits_executable(pattern, exe()))
 }
@@ -2562,7 +2571,7 @@ fn capture_of(wanted: &Wanted, who: Option<&Who>) -> (Capture, Past) {
 /// What a policy says of a process. `container`: if it is in one, what it says of that, if it is known.
 fn judged(
     policy: Option<&policy::Policy>,
-    facts: &Process,
+    subject: &Subject,
     container: Option<Option<Verdict>>,
 ) -> Verdict {
     let Some(policy) = policy else {
@@ -2571,10 +2580,10 @@ fn judged(
     let verdict = match container {
         Some(verdict) => verdict.unwrap_or_else(|| policy.unknown()),
         // It was gone, or is going, when /proc was asked about its control groups.
-        None if facts.executable.is_none() => policy.nowhere(),
+        None if subject.executable.is_none() => policy.nowhere(),
         None => policy.host(),
     };
-    policy.of_program(verdict, facts.executable.as_deref(), facts.comm.as_deref())
+    policy.of_program(verdict, subject)
 }
 
 /// How much of a gap counts as one that may be told late.
@@ -2586,11 +2595,11 @@ fn late(cause: Cause, length: u64) -> u64 {
 }
 
 /// Would the kernel's filters let the calls of such a process pass?
-fn is_covered(wanted: &Wanted, uid: Option<u32>, comm: Option<&str>, is_outside: bool) -> bool {
+fn is_covered(wanted: &Wanted, uid: Option<u32>, subject: &Subject, is_outside: bool) -> bool {
     let Wanted { uids, comms, .. } = wanted;
+    let comm = subject.comm.as_ref();
     let has_uid = uid.is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-    let has_comm =
-        comm.is_none_or(|comm| comms.is_empty() || comms.iter().any(|wanted| wanted == comm));
+    let has_comm = comm.is_none_or(|comm| comms.is_empty() || comms.contains(comm));
     has_uid && has_comm && !is_outside
 }
 
