@@ -49,6 +49,8 @@ struct File {
     waiting: Vec<Waiter>,
     /// Its probes were out for a while.
     is_back: bool,
+    /// Its probes are out, or going.
+    is_leaving: bool,
     /// Nothing more comes about it: forgotten with the last process that is seen through it.
     is_let_go: bool,
 }
@@ -300,6 +302,7 @@ impl Table {
             state,
             waiting: self.early.remove(&id).unwrap_or_default(),
             is_back: false,
+            is_leaving: false,
             is_let_go: false,
         };
         self.files.insert(id, file);
@@ -364,6 +367,7 @@ impl Table {
                 state,
                 waiting,
                 is_back: false,
+                is_leaving: false,
                 is_let_go: false,
             },
         );
@@ -413,10 +417,18 @@ impl Table {
         self.settle(id, State::Attached(at))
     }
 
+    /// The half lets go of the file: if it is mapped again it is another one.
+    pub fn leaves(&mut self, id: FileId) {
+        if let Some(file) = self.files.get_mut(&id) {
+            file.is_leaving = true;
+        }
+    }
+
     /// The process is watched from now on: its calls so far were not seen, or were not told of.
     pub fn begins(&mut self, pid: u32, now: u64) -> Vec<Said> {
         let known = self.seen.range_mut((pid, FileId::MIN)..=(pid, FileId::MAX));
         let files: Vec<FileId> = known
+            .filter(|((_, file), _)| !self.files[file].is_leaving)
             .map(|((_, file), from)| {
                 let is_attached = matches!(self.files[file].state, State::Attached(_));
                 *from = is_attached.then_some(now);

@@ -208,6 +208,16 @@ impl Who {
         is_covered(wanted, self.facts.owner_uid, &self.subject, self.is_outside)
     }
 
+    /// Do the user-space filters let it pass? Of who waits they know no more than what it runs.
+    fn may_pass(&self) -> bool {
+        self.passes || self.awaits && self.passes_by_exe
+    }
+
+    /// Do all filters want it? What the policy says of it may be that it is not told of.
+    fn is_watched(&self) -> bool {
+        self.covered && (self.may_pass() || self.is_withheld)
+    }
+
     fn gone(&self) -> Gone {
         Gone {
             facts: self.facts.clone(),
@@ -388,7 +398,22 @@ impl Pipeline {
             Input::Renamed { pid, comm } => self.renamed(pid, comm, now, out),
             Input::Continued { pid } => self.coverage.continued(pid),
             Input::Ended { pid } => self.ended(pid, now, out),
-            Input::Watch { uids, comms } => self.watch(uids, comms, now, out),
+            Input::Watch {
+                exes,
+                uids,
+                comms,
+                names,
+            } => {
+                let wanted = Wanted {
+                    exes,
+                    uids,
+                    comms,
+                    names,
+                    ..self.wanted.clone()
+                };
+                self.watch(wanted, now, out);
+            }
+            Input::Placed { pid, is_outside } => self.placed(pid, is_outside, now, out),
             Input::Show(show) => self.follow(show, now, out),
             Input::Found { file, path, found } => self.found(file, path, &found),
             Input::Refused { file, path, why } => self.refused(file, path, why, now, out),
@@ -397,7 +422,10 @@ impl Pipeline {
             Input::Attached { file, at } => self.attached(file, at, now, out),
             Input::Failed { file, why } => self.failed(file, why, now, out),
             Input::Same { file, known } => self.same(file, known, now, out),
-            Input::LetGo { file } => self.abandoned.push_back((now, file)),
+            Input::LetGo { file } => {
+                self.coverage.leaves(file);
+                self.abandoned.push_back((now, file));
+            }
             Input::Missed { pid, path } => self.missed(pid, path, now, out),
             Input::Runtime { pid, runtime } => self.unclaimed.is_runtime(pid, runtime),
             Input::Inspected { connected, finding } => {
@@ -438,24 +466,63 @@ impl Pipeline {
         self.lacks = limits.iter().map(|limit| strings.string(limit)).collect();
     }
 
-    /// Who is watched from here on hears of it.
-    fn watch(&mut self, uids: Vec<u32>, comms: Vec<String>, now: u64, out: Out<'_>) {
-        self.wanted.uids = uids;
-        self.wanted.comms = comms;
-        let mut begin = Vec::new();
-        for (pid, who) in &mut self.processes {
-            let is_covered = who.is_covered(&self.wanted);
-            let was_covered = std::mem::replace(&mut who.covered, is_covered);
-            if is_covered && !was_covered {
-                begin.push(*pid);
-            }
+    /// Of who is watched from here on is told from here on, and of who is not no more.
+    fn watch(&mut self, wanted: Wanted, now: u64, out: Out<'_>) {
+        self.wanted = wanted;
+        let Pipeline {
+            containers, wanted, ..
+        } = self;
+        containers.judge_again(|id, container| wish(wanted, id, container));
+        for pid in self.pids() {
+            self.watch_again(pid, now, out);
         }
-        // Not in the order of a hash table.
-        begin.sort_unstable();
-        for pid in begin {
+    }
+
+    /// The process is in the control groups that are watched, or no longer.
+    fn placed(&mut self, pid: u32, is_outside: bool, now: u64, out: Out<'_>) {
+        if let Some(who) = self.processes.get_mut(&pid) {
+            who.is_outside = is_outside;
+            self.watch_again(pid, now, out);
+        }
+    }
+
+    fn watch_again(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let (passed, was_watched) = (who.may_pass(), who.is_watched());
+        who.passes_by_exe = passes(&self.wanted, &who.subject);
+        who.covered = who.is_covered(&self.wanted);
+        self.call(pid);
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let is_watched = who.is_watched();
+        match (passed, who.may_pass()) {
+            // Of who waits nothing was told so far.
+            (true, false) if !who.awaits => self.turn_away(pid, now, out),
+            (false, true) => {
+                who.past.was(Capture::None, now);
+                // That it was not seen says nothing: it was not looked at.
+                self.unclaimed.forget(pid);
+                self.health.forget(pid);
+            }
+            _ => {}
+        }
+        if !self.may_pass(pid) {
+            self.passed_by.retain(|stream, _| stream.handle.pid != pid);
+        }
+        if is_watched && !was_watched {
             let said = self.coverage.begins(pid, now);
             self.say(said, now, out);
         }
+    }
+
+    /// All processes, not in the order of a hash table.
+    fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
+        pids.sort_unstable();
+        pids
     }
 
     /// What is held back goes out under the old policy. It may be half a secret: what is doubtful is one.
@@ -522,19 +589,15 @@ impl Pipeline {
         let were_whole = self.redactors.are_strings_whole();
         self.redactors.are_many(policy.is_some());
         self.redact_names(were_whole);
-        let judge = |id: &str, container: &Container| {
-            let policy = policy.as_ref();
-            policy.map_or(Verdict::ALL, |policy| policy.of(id, container))
-        };
-        self.containers.judge_again(judge);
         let former = std::mem::replace(&mut self.wanted.policy, policy);
+        let Pipeline {
+            containers, wanted, ..
+        } = self;
+        containers.judge_again(|id, container| wish(wanted, id, container));
         if !self.parked.is_empty() {
             self.former.push((now, former));
         }
-        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
-        // Not in the order of a hash table.
-        pids.sort_unstable();
-        for pid in pids {
+        for pid in self.pids() {
             self.judge_again(pid, now, out);
         }
     }
@@ -2124,7 +2187,7 @@ impl Pipeline {
         let name = container::name(id).filter(|_| self.containers.get(id).is_none());
         let told = name.map(|name| {
             let name = Some(name.to_owned());
-            self.wish(
+            self.judge_container(
                 id,
                 Container {
                     name,
@@ -2150,15 +2213,10 @@ impl Pipeline {
     }
 
     /// What is told of a container, and what is wanted of it.
-    fn wish(&self, id: &str, container: Container) -> Judged {
-        let policy = self.wanted.policy.as_ref();
-        let wish = Wish {
-            passes: self.wanted.names.pass(id, &container),
-            verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, &container)),
-        };
+    fn judge_container(&self, id: &str, container: Container) -> Judged {
         Judged {
             shown: Arc::new(self.clear_container(&container)),
-            wish,
+            wish: wish(&self.wanted, id, &container),
             container: container.to_be_judged(),
         }
     }
@@ -2208,7 +2266,7 @@ impl Pipeline {
 
     /// What a container is called: those in it wait no longer.
     fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
-        let told = container.map(|container| self.wish(id, container));
+        let told = container.map(|container| self.judge_container(id, container));
         self.containers.told(id, told);
         let members = self.processes.iter();
         let mut members: Vec<(u64, u32)> = members
@@ -2547,6 +2605,15 @@ fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
             (0..name.len(), Some(name.len() + 1..named))
         }
         _ => (0..named, None),
+    }
+}
+
+/// What is wanted of a container.
+fn wish(wanted: &Wanted, id: &str, container: &Container) -> Wish {
+    let policy = wanted.policy.as_ref();
+    Wish {
+        passes: wanted.names.pass(id, container),
+        verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, container)),
     }
 }
 
