@@ -287,7 +287,20 @@ enum Step {
     },
     /// The settings were read again: others are watched.
     Watch {
+        #[serde(default)]
         comms: Vec<String>,
+        #[serde(default)]
+        exes: Vec<String>,
+        #[serde(default)]
+        namespaces: Vec<String>,
+    },
+    LetGo {
+        file: u64,
+    },
+    /// Other control groups are watched.
+    Placed {
+        pid: u32,
+        is_outside: bool,
     },
     Missed {
         pid: u32,
@@ -694,7 +707,7 @@ fn replay(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
     let mut line = Pipeline::new(wanted(scenario, &header));
     let mut sink = Sink::start(output.target(), scenario.format(), &header.origin).unwrap();
     // No scenario has the count that ends a run.
-    let played = play(&mut recording, &mut line, &mut |record| {
+    let played = play(&mut recording, &mut line, &[], &mut |record| {
         if !(scenario.text && record.body.is_of_call()) {
             sink.write(record);
         }
@@ -1093,10 +1106,21 @@ fn line_step(line: &mut Bench, step: &Step) {
         &Step::Ours { local, peer } => line.tell(Input::Ours { local, peer }),
         Step::Wall { boot } => line.tell(Input::Clock(boot * 1_000_000_000)),
         &Step::Renamed { pid, ref comm } => line.tell(Input::Renamed { pid, comm }),
-        Step::Watch { comms } => line.tell(Input::Watch {
+        Step::Watch {
+            comms,
+            exes,
+            namespaces,
+        } => line.tell(Input::Watch {
+            exes: exes.clone(),
             uids: Vec::new(),
             comms: comms.clone(),
+            names: Names {
+                namespaces: namespaces.clone(),
+                ..Names::default()
+            },
         }),
+        &Step::LetGo { file } => line.tell(Input::LetGo { file }),
+        &Step::Placed { pid, is_outside } => line.tell(Input::Placed { pid, is_outside }),
         &Step::Missed { pid, ref path } => line.tell(Input::Missed { pid, path }),
         &Step::Inspected {
             pid,
@@ -1263,6 +1287,7 @@ scenarios! {
     policy_of_whom_it_became
     policy_program
     policy_program_before_exec
+    policy_program_of_a_secret_path
     policy_tightened
     policy_while_waiting
     redacted
@@ -1296,6 +1321,9 @@ scenarios! {
     undecoded
     unseen_of_the_dead
     watched_again
+    watched_by_its_group
+    watched_by_its_namespace
+    watched_by_what_it_runs
     websocket
     wrong_order
 }

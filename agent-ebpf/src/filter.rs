@@ -6,7 +6,7 @@
 use core::{ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Absence, MEMBER, OURS, Process, Thread, WANTED, control, counter, filter, unmatched,
+    Absence, GROUPS, MEMBER, OURS, Process, Thread, WANTED, control, counter, filter, unmatched,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_task, bpf_get_current_uid_gid, bpf_ktime_get_boot_ns, generated,
@@ -226,7 +226,7 @@ fn leader_comm_passes() -> bool {
 #[inline(always)]
 fn cgroup_passes() -> bool {
     let mut index = 0;
-    while index < 8 {
+    while index < GROUPS {
         // SAFETY: a cgroup array; an empty slot is an error, not 1.
         let under = unsafe {
             generated::bpf_current_task_under_cgroup(address(&CGROUPS).cast_mut(), index)

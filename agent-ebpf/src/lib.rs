@@ -236,6 +236,9 @@ pub mod filter {
     pub const CHANGEABLE: u64 = MEMBER | UID | COMM | CGROUP | INTERRUPTED;
 }
 
+/// How many control groups the programs ask for at most.
+pub const GROUPS: u32 = 8;
+
 /// Start of every ring record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -4,8 +4,8 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Absence, Budget, Latest, Offsets, POINT, PORT_WORDS, Process, RING_BYTES, Stream, StreamKey,
-    Thread, calls,
+    Absence, Budget, GROUPS, Latest, Offsets, POINT, PORT_WORDS, Process, RING_BYTES, Stream,
+    StreamKey, Thread, calls,
     control::{self, STOP},
     counter,
 };
@@ -82,7 +82,7 @@ pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(64, 0);
 #[map]
 pub static COMMS: HashMap<[u64; 2], u8> = HashMap::with_max_entries(64, 0);
 #[map]
-pub static CGROUPS: CgroupArray = CgroupArray::with_max_entries(8, 0);
+pub static CGROUPS: CgroupArray = CgroupArray::with_max_entries(GROUPS, 0);
 
 /// Stays all zero: where new threads come from, because one doesn't fit on the stack.
 #[map]

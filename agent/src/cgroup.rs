@@ -6,10 +6,14 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
-use agent_ebpf::{GROUP_NAME, Group as Noted};
+use agent_ebpf::{GROUP_NAME, GROUPS, Group as Noted};
+use anyhow::{Context as _, Result};
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
 
 /// A line of `/proc/PID/cgroup`: `4:memory:/a/b`, or `0::/a/b` of version 2.
 pub struct Line<'a> {
@@ -110,6 +114,51 @@ pub struct Group {
     pub path: String,
     /// Where the kernel programs can ask for it themselves.
     pub directory: Option<PathBuf>,
+}
+
+/// The groups of a filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Groups {
+    /// As in `/proc/PID/cgroup`.
+    pub paths: Vec<String>,
+    /// The kernel programs can ask for all of them themselves.
+    pub are_asked_for: bool,
+}
+
+impl Groups {
+    /// Finds them, and opens what the kernel programs are to ask for.
+    pub fn open(named: &[PathBuf]) -> Result<(Groups, Vec<OwnedFd>)> {
+        if named.is_empty() {
+            return Ok(Default::default());
+        }
+        let hierarchies = Hierarchies::read().context("read /proc/self/mountinfo")?;
+        let find = |path: &PathBuf| {
+            hierarchies.find(path, Path::is_dir).with_context(|| {
+                format!(
+                    "--cgroup {}: no control group has this path; /proc/PID/cgroup shows a process' own",
+                    path.display()
+                )
+            })
+        };
+        let groups: Vec<Group> = named.iter().map(find).collect::<Result<_>>()?;
+        let directories: Option<Vec<_>> = groups.iter().map(|one| one.directory.as_ref()).collect();
+        let directories = directories.filter(|some| some.len() <= GROUPS as usize);
+        let open = |path: &PathBuf| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            open(path, flags, Mode::empty())
+                .with_context(|| format!("open the control group {}", path.display()))
+        };
+        let are_asked_for = directories.is_some();
+        let directories = directories.unwrap_or_default().into_iter().map(open);
+        let paths = groups.iter().map(|one| one.path.clone()).collect();
+        Ok((
+            Groups {
+                paths,
+                are_asked_for,
+            },
+            directories.collect::<Result<_>>()?,
+        ))
+    }
 }
 
 impl Hierarchies {

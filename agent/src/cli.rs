@@ -118,7 +118,8 @@ impl Run {
 /// Watch the machine as a service, until it is told to end
 ///
 /// What is watched, shown and written is in FILE, as for `run --config`. On SIGHUP, and when FILE changes, it is read
-/// again. One daemon watches a machine: a second one does not start.
+/// again: filters but `pid`, kinds, limits and policies change while it runs, and what needs a restart is named. One
+/// daemon watches a machine: a second one does not start.
 #[derive(Debug, Args)]
 #[command(after_help = DAEMON_AFTER, after_long_help = DAEMON_AFTER)]
 pub struct Daemon {

@@ -118,8 +118,8 @@ impl Config {
     pub const SCHEMA: &'static str = include_str!("config.schema.json");
 
     /// What of it holds for a run that goes on; the rest of `new` needs a new one. Also the names of that rest, as
-    /// far as it would be another.
-    pub fn change(&self, new: Config) -> (Config, Vec<&'static str>) {
+    /// far as it would be another. `asks`: container runtimes are asked what containers are called.
+    pub fn change(&self, new: Config, asks: bool) -> (Config, Vec<&'static str>) {
         let mut kept = Vec::new();
         let mut config = new;
         macro_rules! keep {
@@ -131,10 +131,13 @@ impl Config {
             };
         }
         keep!("pid", filter.pids);
-        keep!("exe", filter.exes);
-        keep!("cgroup", filter.cgroups);
-        keep!("container", filter.containers);
-        keep!("pod, namespace or label", filter.names);
+        // Nobody could tell them. With them go ids, which may stand in their place.
+        let names = &config.filter.names;
+        if *names != self.filter.names && !names.is_empty() && !asks {
+            kept.push("container, pod, namespace or label");
+            config.filter.containers.clone_from(&self.filter.containers);
+            config.filter.names.clone_from(&self.filter.names);
+        }
         keep!("metadata", runtimes);
         keep!("price", prices);
         keep!("findings.baseline", baseline);
@@ -1574,10 +1577,10 @@ mod tests {
         for (text, name) in [
             ("pid = [1]", Some("pid")),
             ("comm = [\"a\"]", None),
-            ("exe = [\"/a\"]", Some("exe")),
+            ("exe = [\"/a\"]", None),
             ("uid = [1]", None),
-            ("cgroup = [\"/a\"]", Some("cgroup")),
-            ("container = [\"abcd\"]", Some("container")),
+            ("cgroup = [\"/a\"]", None),
+            ("container = [\"abcd\"]", None),
             ("emit = [\"gap\"]", None),
             ("content = \"none\"", None),
             ("content = \"full\"", Some("content")),
@@ -1596,22 +1599,39 @@ mod tests {
             ("[policy]", None),
             ("[findings]\nlearning = \"2d\"", None),
             ("[findings]\nbaseline = \"/a\"", Some("findings.baseline")),
-            ("pod = [\"a\"]", Some("pod, namespace or label")),
+            ("pod = [\"a\"]", None),
         ] {
             let new = match text.starts_with("emit") {
                 true => config(text).unwrap(),
                 false => config(&format!("emit = [\"http\"]\n{text}")).unwrap(),
             };
-            let (changed, kept) = old.change(new.clone());
+            let (changed, kept) = old.change(new.clone(), true);
             assert_eq!(kept, Vec::from_iter(name), "{text:?}");
             assert_eq!(changed == old, name.is_some(), "{text:?}");
             assert_eq!(changed == new, name.is_none(), "{text:?}");
         }
         let (_, kept) = config("content = \"none\"")
             .unwrap()
-            .change(config("").unwrap());
+            .change(config("").unwrap(), true);
         assert_eq!(kept, ["content"]);
-        let (changed, kept) = config("emit = [\"gap\"]").unwrap().change(old);
+        // Where nobody can be asked for names: no part of them.
+        for (text, is_kept) in [
+            ("container = [\"abcd\"]", false),
+            ("container = [\"abcd\", \"web\"]", true),
+            ("container = [\"abcd\"]\nlabel = [\"a=b\"]", true),
+            ("exe = [\"/a\"]", false),
+        ] {
+            let new = config(text).unwrap();
+            let (changed, kept) = config("").unwrap().change(new.clone(), false);
+            let name = "container, pod, namespace or label";
+            assert_eq!(kept, Vec::from_iter(is_kept.then_some(name)), "{text:?}");
+            assert_eq!(changed == new, !is_kept, "{text:?}");
+            assert_eq!(changed == config("").unwrap(), is_kept, "{text:?}");
+        }
+        let named = config("namespace = [\"a\"]").unwrap();
+        let (changed, kept) = named.change(config("").unwrap(), false);
+        assert!(kept.is_empty() && changed.filter.names.is_empty());
+        let (changed, kept) = config("emit = [\"gap\"]").unwrap().change(old, true);
         assert_eq!((kept, changed.emit().len()), (vec!["emit"], 1));
         // Of a policy only what it says, where all is shown; and none where all is recorded.
         for (old, new, name) in [
@@ -1632,11 +1652,11 @@ mod tests {
             ),
             ("[policy]\ndefault = \"none\"", "", None),
         ] {
-            let (_, kept) = config(old).unwrap().change(config(new).unwrap());
+            let (_, kept) = config(old).unwrap().change(config(new).unwrap(), true);
             assert_eq!(kept, Vec::from_iter(name), "{old:?} {new:?}");
         }
         let recording = config("content = \"full\"\nrecord = \"f\"").unwrap();
-        let (changed, kept) = recording.change(config("[policy]").unwrap());
+        let (changed, kept) = recording.change(config("[policy]").unwrap(), true);
         assert!(
             kept.contains(&"record") && kept.contains(&"policy"),
             "{kept:?}"

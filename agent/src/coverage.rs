@@ -10,6 +10,7 @@ use crate::{
     locate::{Found, Instruction, Point},
     record::{Clear, Coverage, CoverageStatus, Joined, Probed, Process, WallTime},
     redact::Redactor,
+    subject::Subject,
     unclaimed::Library,
 };
 
@@ -48,6 +49,8 @@ struct File {
     waiting: Vec<Waiter>,
     /// Its probes were out for a while.
     is_back: bool,
+    /// Its probes are out, or going.
+    is_leaving: bool,
     /// Nothing more comes about it: forgotten with the last process that is seen through it.
     is_let_go: bool,
 }
@@ -109,7 +112,14 @@ pub struct User {
 struct Waiter {
     user: User,
     /// Who it was, if it ended or became another program meanwhile.
-    gone: Option<Box<Process>>,
+    gone: Option<Box<Gone>>,
+}
+
+/// Who a process was that is no more.
+#[derive(Clone, Debug, Default)]
+pub struct Gone {
+    pub facts: Process,
+    pub subject: Subject,
 }
 
 /// A coverage record and whom it is about.
@@ -117,7 +127,7 @@ struct Waiter {
 pub struct Said {
     pub pid: u32,
     /// Who it was, if it is no more.
-    pub gone: Option<Box<Process>>,
+    pub gone: Option<Box<Gone>>,
     pub coverage: Coverage,
 }
 
@@ -165,8 +175,8 @@ impl Said {
     /// Less may be told than when it was to be said.
     pub fn redact(&mut self, redactor: &Redactor) {
         self.coverage.redact(redactor);
-        if let Some(process) = &mut self.gone {
-            process.redact(redactor);
+        if let Some(gone) = &mut self.gone {
+            gone.facts.redact(redactor);
         }
     }
 }
@@ -292,6 +302,7 @@ impl Table {
             state,
             waiting: self.early.remove(&id).unwrap_or_default(),
             is_back: false,
+            is_leaving: false,
             is_let_go: false,
         };
         self.files.insert(id, file);
@@ -356,6 +367,7 @@ impl Table {
                 state,
                 waiting,
                 is_back: false,
+                is_leaving: false,
                 is_let_go: false,
             },
         );
@@ -405,10 +417,18 @@ impl Table {
         self.settle(id, State::Attached(at))
     }
 
+    /// The half lets go of the file: if it is mapped again it is another one.
+    pub fn leaves(&mut self, id: FileId) {
+        if let Some(file) = self.files.get_mut(&id) {
+            file.is_leaving = true;
+        }
+    }
+
     /// The process is watched from now on: its calls so far were not seen, or were not told of.
     pub fn begins(&mut self, pid: u32, now: u64) -> Vec<Said> {
         let known = self.seen.range_mut((pid, FileId::MIN)..=(pid, FileId::MAX));
         let files: Vec<FileId> = known
+            .filter(|((_, file), _)| !self.files[file].is_leaving)
             .map(|((_, file), from)| {
                 let is_attached = matches!(self.files[file].state, State::Attached(_));
                 *from = is_attached.then_some(now);
@@ -434,8 +454,8 @@ impl Table {
             if let State::Refused(why) = &mut file.state {
                 redactor.again([why]);
             }
-            for process in file.waiting.iter_mut().filter_map(|it| it.gone.as_mut()) {
-                process.redact(redactor);
+            for gone in file.waiting.iter_mut().filter_map(|it| it.gone.as_mut()) {
+                gone.facts.redact(redactor);
             }
         }
     }
@@ -588,7 +608,7 @@ impl Table {
 
     /// The process is gone, or became another program. Where nothing could be said of it yet it will be
     /// said of who it was; of `None` nobody wants to hear.
-    pub fn left(&mut self, pid: u32, who: Option<&Process>) {
+    pub fn left(&mut self, pid: u32, who: Option<Gone>) {
         let known = self.seen.range((pid, FileId::MIN)..=(pid, FileId::MAX));
         let known: Vec<FileId> = known.map(|((_, file), _)| *file).collect();
         for file in known {

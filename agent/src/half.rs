@@ -96,6 +96,11 @@ pub enum Report {
         pid: u32,
         comm: String,
     },
+    /// Other control groups are watched: whether this process is in one.
+    Placed {
+        pid: u32,
+        is_outside: bool,
+    },
     /// The process is gone.
     Ended {
         pid: u32,
@@ -130,13 +135,10 @@ pub enum Order {
     Filter(Filter),
     /// Others are wanted; with [`Filter::may_change`] only. Who is wanted before and after passes all the time, and who is
     /// neither never does: first those leave who are wanted no more. Then the pipeline changes the control word.
-    Change {
-        uids: Vec<u32>,
-        comms: Vec<String>,
-    },
+    Change(Choice),
     /// It has: now those come who are wanted from now on. As the other, answered by `FilterSet`.
     Changed,
-    /// One descriptor: a directory of the cgroup v2 hierarchy. Before `Filter`.
+    /// One descriptor: a directory of the cgroup v2 hierarchy. Each of a filter before `Filter` or `Change`.
     Cgroup,
     /// Answers `Opened`: probe these points; without points nothing is there, let go of the file. Or, with
     /// one descriptor, probe a file of the pipeline's own.
@@ -340,15 +342,8 @@ pub struct Filter {
     pub pids: Vec<u32>,
     /// Children of `pids` too.
     pub follow: bool,
-    pub uids: Vec<u32>,
-    pub comms: Vec<String>,
-    /// Control groups, as `/proc/PID/cgroup` names them.
-    pub groups: Vec<String>,
-    /// Beginnings of container ids.
-    pub containers: Vec<String>,
-    /// The kernel side is told who is in `groups` and `containers`: it can't find out itself.
-    pub members: bool,
-    /// A daemon's may.
+    pub choice: Choice,
+    /// A daemon's `choice` may.
     pub may_change: bool,
     /// Look at what is mapped already.
     pub scan: bool,
@@ -358,10 +353,23 @@ pub struct Filter {
     pub own: Vec<u32>,
 }
 
-impl Filter {
+/// What of it may change while the half runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    pub uids: Vec<u32>,
+    pub comms: Vec<String>,
+    /// Control groups, as `/proc/PID/cgroup` names them.
+    pub groups: Vec<String>,
+    /// Beginnings of container ids.
+    pub containers: Vec<String>,
+    /// The kernel side is told who is in `groups` and `containers`: it can't find out itself.
+    pub members: bool,
+}
+
+impl Choice {
     /// Is a process with this `/proc/PID/cgroup` in what is watched?
     pub fn holds(&self, groups: &str) -> bool {
-        let Filter {
+        let Choice {
             groups: wanted,
             containers,
             ..
@@ -452,7 +460,7 @@ pub struct Pending {
 
 /// Largest message: well below the default socket buffer of 208 KiB.
 const MAX_BYTES: usize = 64 << 10;
-const MAX_FDS: usize = 4;
+const MAX_FDS: usize = agent_ebpf::GROUPS as usize;
 
 /// What came.
 #[derive(Debug)]
@@ -546,12 +554,12 @@ mod tests {
         let groups = format!("4:memory:/jobs/7\n0::/system.slice/docker-{id}.scope\n");
         let holds = |wanted: &[&str], containers: &[&str]| {
             let owned = |list: &[&str]| list.iter().map(|one| one.to_string()).collect();
-            let filter = Filter {
+            let choice = Choice {
                 groups: owned(wanted),
                 containers: owned(containers),
-                ..Filter::default()
+                ..Choice::default()
             };
-            filter.holds(&groups)
+            choice.holds(&groups)
         };
         assert!(holds(&[], &[]));
         assert!(holds(&[], &["beef", "c0ffee"]) && holds(&["/no", "/jobs"], &[]));

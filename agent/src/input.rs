@@ -11,7 +11,7 @@ use crate::{
     detect, event,
     half::{Connected, Facts, Features, FileId, Finding, Pending, Runtime, Silent},
     locate::{Found, stored},
-    metadata::Container,
+    metadata::{Container, Names},
     policy::Policy,
     record::{Governing, Kind, SinkCount},
     redact,
@@ -51,8 +51,15 @@ pub enum Input<'a> {
     Continued { pid: u32 },
     /// The process is gone, and so are its connections.
     Ended { pid: u32 },
-    /// Others are watched from here on, by what the kernel side filters.
-    Watch { uids: Vec<u32>, comms: Vec<String> },
+    /// Others are watched from here on.
+    Watch {
+        exes: Vec<String>,
+        uids: Vec<u32>,
+        comms: Vec<String>,
+        names: Names,
+    },
+    /// Whether a process is in the control groups that are watched, when those have become others.
+    Placed { pid: u32, is_outside: bool },
     /// Other things are shown from here on. Not in a replay, where what is shown is asked for anew.
     Show(Show),
     /// Points were found in a file.

@@ -62,6 +62,7 @@ pub mod shed;
 pub mod sink;
 pub mod speaker;
 pub mod stream;
+pub mod subject;
 pub mod trial;
 pub mod unclaimed;
 pub mod user;

@@ -16,7 +16,7 @@ use crate::{
     confine::Landlock,
     connection::{Connections, Parts},
     container,
-    coverage::{Counts, Placed, Said, Table, User},
+    coverage::{Counts, Gone, Placed, Said, Table, User},
     detect::{self, Detector, baseline::Baseline},
     event::{self, Ends, Event, HandleId, StreamId, Used, decode},
     glob::fits_executable,
@@ -48,6 +48,7 @@ use crate::{
     shed::{Account, Level, Rung},
     speaker::{Asked, Speaker, Voice, emit},
     stream::{Output, Stream},
+    subject::Subject,
     trial::{Trials, Verdict as Judgement},
     unclaimed::{Greeting, Library, Unclaimed},
 };
@@ -181,14 +182,14 @@ pub struct Pipeline {
 
 struct Who {
     facts: Process,
+    /// By what it is judged.
+    subject: Subject,
     /// The user-space filters want it.
     passes: bool,
     /// Of these the one by executables.
     passes_by_exe: bool,
     /// Its container's name is not known yet and may let it pass.
     is_undecided: bool,
-    /// As the runtime has it.
-    container_id: Option<String>,
     /// Its records wait for that name.
     awaits: bool,
     /// The kernel's filters let its calls pass, by what it was when we heard of it: that can change.
@@ -205,6 +206,27 @@ struct Who {
 }
 
 impl Who {
+    fn is_covered(&self, wanted: &Wanted) -> bool {
+        is_covered(wanted, self.facts.owner_uid, &self.subject, self.is_outside)
+    }
+
+    /// Do the user-space filters let it pass? Of who waits they know no more than what it runs.
+    fn may_pass(&self) -> bool {
+        self.passes || self.awaits && self.passes_by_exe
+    }
+
+    /// Do all filters want it? What the policy says of it may be that it is not told of.
+    fn is_watched(&self) -> bool {
+        self.covered && (self.may_pass() || self.is_withheld)
+    }
+
+    fn gone(&self) -> Gone {
+        Gone {
+            facts: self.facts.clone(),
+            subject: self.subject.clone(),
+        }
+    }
+
     /// Do these facts say nothing new?
     fn is_the_same(&self, clear: &Process, facts: &Facts) -> bool {
         let Process {
@@ -216,7 +238,7 @@ impl Who {
         *comm == clear.comm
             && *executable == clear.executable
             && *arguments == clear.arguments
-            && self.container_id == facts.container_id
+            && self.subject.container_id == facts.container_id
     }
 }
 
@@ -379,7 +401,22 @@ impl Pipeline {
             Input::Renamed { pid, comm } => self.renamed(pid, comm, now, out),
             Input::Continued { pid } => self.coverage.continued(pid),
             Input::Ended { pid } => self.ended(pid, now, out),
-            Input::Watch { uids, comms } => self.watch(uids, comms, now, out),
+            Input::Watch {
+                exes,
+                uids,
+                comms,
+                names,
+            } => {
+                let wanted = Wanted {
+                    exes,
+                    uids,
+                    comms,
+                    names,
+                    ..self.wanted.clone()
+                };
+                self.watch(wanted, now, out);
+            }
+            Input::Placed { pid, is_outside } => self.placed(pid, is_outside, now, out),
             Input::Show(show) => self.follow(show, now, out),
             Input::Found { file, path, found } => self.found(file, path, &found),
             Input::Refused { file, path, why } => self.refused(file, path, why, now, out),
@@ -388,7 +425,10 @@ impl Pipeline {
             Input::Attached { file, at } => self.attached(file, at, now, out),
             Input::Failed { file, why } => self.failed(file, why, now, out),
             Input::Same { file, known } => self.same(file, known, now, out),
-            Input::LetGo { file } => self.abandoned.push_back((now, file)),
+            Input::LetGo { file } => {
+                self.coverage.leaves(file);
+                self.abandoned.push_back((now, file));
+            }
             Input::Missed { pid, path } => self.missed(pid, path, now, out),
             Input::Runtime { pid, runtime } => self.unclaimed.is_runtime(pid, runtime),
             Input::Inspected { connected, finding } => {
@@ -429,30 +469,63 @@ impl Pipeline {
         self.lacks = limits.iter().map(|limit| strings.string(limit)).collect();
     }
 
-    /// Who is watched from here on hears of it.
-    fn watch(&mut self, uids: Vec<u32>, comms: Vec<String>, now: u64, out: Out<'_>) {
-        self.wanted.uids = uids;
-        self.wanted.comms = comms;
-        let mut begin = Vec::new();
-        for (pid, who) in &mut self.processes {
-            let facts = &who.facts;
-            let is_covered = is_covered(
-                &self.wanted,
-                facts.owner_uid,
-                facts.comm.as_deref(),
-                who.is_outside,
-            );
-            let was_covered = std::mem::replace(&mut who.covered, is_covered);
-            if is_covered && !was_covered {
-                begin.push(*pid);
-            }
+    /// Of who is watched from here on is told from here on, and of who is not no more.
+    fn watch(&mut self, wanted: Wanted, now: u64, out: Out<'_>) {
+        self.wanted = wanted;
+        let Pipeline {
+            containers, wanted, ..
+        } = self;
+        containers.judge_again(|id, container| wish(wanted, id, container));
+        for pid in self.pids() {
+            self.watch_again(pid, now, out);
         }
-        // Not in the order of a hash table.
-        begin.sort_unstable();
-        for pid in begin {
+    }
+
+    /// The process is in the control groups that are watched, or no longer.
+    fn placed(&mut self, pid: u32, is_outside: bool, now: u64, out: Out<'_>) {
+        if let Some(who) = self.processes.get_mut(&pid) {
+            who.is_outside = is_outside;
+            self.watch_again(pid, now, out);
+        }
+    }
+
+    fn watch_again(&mut self, pid: u32, now: u64, out: Out<'_>) {
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let (passed, was_watched) = (who.may_pass(), who.is_watched());
+        who.passes_by_exe = passes(&self.wanted, &who.subject);
+        who.covered = who.is_covered(&self.wanted);
+        self.call(pid);
+        let Some(who) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let is_watched = who.is_watched();
+        match (passed, who.may_pass()) {
+            // Of who waits nothing was told so far.
+            (true, false) if !who.awaits => self.turn_away(pid, now, out),
+            (false, true) => {
+                who.past.was(Capture::None, now);
+                // That it was not seen says nothing: it was not looked at.
+                self.unclaimed.forget(pid);
+                self.health.forget(pid);
+            }
+            _ => {}
+        }
+        if !self.may_pass(pid) {
+            self.passed_by.retain(|stream, _| stream.handle.pid != pid);
+        }
+        if is_watched && !was_watched {
             let said = self.coverage.begins(pid, now);
             self.say(said, now, out);
         }
+    }
+
+    /// All processes, not in the order of a hash table.
+    fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
+        pids.sort_unstable();
+        pids
     }
 
     /// What is held back goes out under the old policy. It may be half a secret: what is doubtful is one.
@@ -519,19 +592,15 @@ impl Pipeline {
         let were_whole = self.redactors.are_strings_whole();
         self.redactors.are_many(policy.is_some());
         self.redact_names(were_whole);
-        let judge = |id: &str, container: &Container| {
-            let policy = policy.as_ref();
-            policy.map_or(Verdict::ALL, |policy| policy.of(id, container))
-        };
-        self.containers.judge_again(judge);
         let former = std::mem::replace(&mut self.wanted.policy, policy);
+        let Pipeline {
+            containers, wanted, ..
+        } = self;
+        containers.judge_again(|id, container| wish(wanted, id, container));
         if !self.parked.is_empty() {
             self.former.push((now, former));
         }
-        let mut pids: Vec<u32> = self.processes.keys().copied().collect();
-        // Not in the order of a hash table.
-        pids.sort_unstable();
-        for pid in pids {
+        for pid in self.pids() {
             self.judge_again(pid, now, out);
         }
     }
@@ -858,12 +927,12 @@ impl Pipeline {
         if let Some(who) = self.processes.get_mut(&pid) {
             who.awaits = false;
             for (until, policy) in &self.former {
-                let id = who.container_id.as_deref();
+                let id = who.subject.container_id.as_deref();
                 let verdict = id.map(|id| {
                     let container = self.containers.container(id)?;
                     Some(policy.as_ref()?.of(id, container))
                 });
-                let verdict = judged(policy.as_ref(), &who.facts, verdict);
+                let verdict = judged(policy.as_ref(), &who.subject, verdict);
                 who.past.was(verdict.capture, *until);
             }
         }
@@ -2117,19 +2186,15 @@ impl Pipeline {
             past.was(before, since);
         }
         let meeting = self.meet(facts.container_id.as_deref());
+        let subject = Subject::of(&facts);
         let who = Who {
             passes: false,
-            passes_by_exe: passes(&self.wanted, &facts),
+            passes_by_exe: passes(&self.wanted, &subject),
             is_undecided: false,
-            covered: is_covered(
-                &self.wanted,
-                facts.owner_uid,
-                facts.comm.as_deref(),
-                facts.is_outside,
-            ),
+            covered: is_covered(&self.wanted, facts.owner_uid, &subject, facts.is_outside),
             is_outside: facts.is_outside,
             facts: clear,
-            container_id: facts.container_id,
+            subject,
             awaits: meeting == Meeting::Wait && may_wait,
             verdict: Verdict::ALL,
             past,
@@ -2172,7 +2237,7 @@ impl Pipeline {
         let name = container::name(id).filter(|_| self.containers.get(id).is_none());
         let told = name.map(|name| {
             let name = Some(name.to_owned());
-            self.wish(
+            self.judge_container(
                 id,
                 Container {
                     name,
@@ -2186,7 +2251,9 @@ impl Pipeline {
             ..
         } = self;
         let is_in = |id: &str| {
-            let mut ids = processes.values().map(|who| who.container_id.as_deref());
+            let mut ids = processes
+                .values()
+                .map(|who| who.subject.container_id.as_deref());
             ids.any(|one| one == Some(id))
         };
         match told {
@@ -2196,15 +2263,10 @@ impl Pipeline {
     }
 
     /// What is told of a container, and what is wanted of it.
-    fn wish(&self, id: &str, container: Container) -> Judged {
-        let policy = self.wanted.policy.as_ref();
-        let wish = Wish {
-            passes: self.wanted.names.pass(id, &container),
-            verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, &container)),
-        };
+    fn judge_container(&self, id: &str, container: Container) -> Judged {
         Judged {
             shown: Arc::new(self.clear_container(&container)),
-            wish,
+            wish: wish(&self.wanted, id, &container),
             container: container.to_be_judged(),
         }
     }
@@ -2214,13 +2276,17 @@ impl Pipeline {
         let Some(who) = self.processes.get_mut(&pid) else {
             return;
         };
-        let id = who.container_id.as_deref();
+        let id = who.subject.container_id.as_deref();
         let known = id.and_then(|id| self.containers.get(id));
         let filters = !self.wanted.names.is_empty();
         who.facts.container = known.map(|(container, _)| container.clone());
         let passes = who.passes_by_exe && (!filters || known.is_some_and(|(_, wish)| wish.passes));
         let verdict = known.map(|(_, wish)| wish.verdict);
-        who.verdict = judged(self.wanted.policy.as_ref(), &who.facts, id.map(|_| verdict));
+        who.verdict = judged(
+            self.wanted.policy.as_ref(),
+            &who.subject,
+            id.map(|_| verdict),
+        );
         let is_told = who.verdict.capture > Capture::None;
         who.passes = passes && is_told;
         who.is_withheld = passes && !is_told;
@@ -2231,14 +2297,15 @@ impl Pipeline {
     }
 
     /// The same of one that is no more and whom the filters wanted then. Is anything told of it, by what is known now?
-    fn call_gone(&self, gone: &mut Process) -> bool {
-        let id = gone.container_id.as_deref();
+    fn call_gone(&self, gone: &mut Gone) -> bool {
+        let Gone { facts, subject } = gone;
+        let id = subject.container_id.as_deref();
         let known = id.and_then(|id| self.containers.get(id));
         let filters = !self.wanted.names.is_empty();
         let passes = !filters || known.is_some_and(|(_, wish)| wish.passes);
         let verdict = id.map(|_| known.map(|(_, wish)| wish.verdict));
-        let verdict = judged(self.wanted.policy.as_ref(), gone, verdict);
-        gone.container = known.map(|(container, _)| container.clone());
+        let verdict = judged(self.wanted.policy.as_ref(), subject, verdict);
+        facts.container = known.map(|(container, _)| container.clone());
         passes && verdict.capture > Capture::None
     }
 
@@ -2249,11 +2316,11 @@ impl Pipeline {
 
     /// What a container is called: those in it wait no longer.
     fn container(&mut self, id: &str, container: Option<Container>, now: u64, out: Out<'_>) {
-        let told = container.map(|container| self.wish(id, container));
+        let told = container.map(|container| self.judge_container(id, container));
         self.containers.told(id, told);
         let members = self.processes.iter();
         let mut members: Vec<(u64, u32)> = members
-            .filter(|(_, who)| who.container_id.as_deref() == Some(id))
+            .filter(|(_, who)| who.subject.container_id.as_deref() == Some(id))
             .map(|(pid, _)| (self.parked.get(pid).map_or(0, |it| it.since), *pid))
             .collect();
         members.sort_unstable();
@@ -2277,12 +2344,8 @@ impl Pipeline {
             return;
         };
         who.facts.comm = Some(clear);
-        who.covered = is_covered(
-            &self.wanted,
-            who.facts.owner_uid,
-            Some(comm),
-            who.is_outside,
-        );
+        who.subject.comm = Some(comm.to_owned());
+        who.covered = who.is_covered(&self.wanted);
         if self.wanted.policy.is_some() {
             self.judge_again(pid, now, out);
         }
@@ -2316,12 +2379,15 @@ impl Pipeline {
         let known = self.processes.get(&pid);
         let may_pass = known.is_none_or(|who| who.passes || who.is_undecided);
         let may_be_wanted = may_pass && self.is_covered(pid);
-        let bare = Process {
-            pid,
-            ..Process::default()
+        let bare = || Gone {
+            facts: Process {
+                pid,
+                ..Process::default()
+            },
+            subject: Subject::default(),
         };
-        let who = known.map_or(&bare, |who| &who.facts);
-        self.coverage.left(pid, may_be_wanted.then_some(who));
+        let gone = may_be_wanted.then(|| known.map_or_else(bare, Who::gone));
+        self.coverage.left(pid, gone);
     }
 
     fn found(&mut self, file: FileId, path: &str, found: &Found) {
@@ -2397,7 +2463,8 @@ impl Pipeline {
             coverage.seen_from = coverage
                 .seen_from
                 .map(|at| WallTime(at.0.wrapping_add(clock)));
-            self.emit_coverage(pid, gone.as_deref(), coverage, None, now, out);
+            let gone = gone.as_ref().map(|gone| &gone.facts);
+            self.emit_coverage(pid, gone, coverage, None, now, out);
         }
     }
 
@@ -2595,8 +2662,17 @@ fn image_and_tag(image: &str) -> (Range<usize>, Option<Range<usize>>) {
     }
 }
 
-fn passes(wanted: &Wanted, facts: &Facts) -> bool {
-    let exe = || facts.executable.as_deref().unwrap_or_default();
+/// What is wanted of a container.
+fn wish(wanted: &Wanted, id: &str, container: &Container) -> Wish {
+    let policy = wanted.policy.as_ref();
+    Wish {
+        passes: wanted.names.pass(id, container),
+        verdict: policy.map_or(Verdict::ALL, |policy| policy.of(id, container)),
+    }
+}
+
+fn passes(wanted: &Wanted, subject: &Subject) -> bool {
+    let exe = || subject.executable.as_deref().unwrap_or_default();
     let mut exes = wanted.exes.iter();
     wanted.exes.is_empty() || exes.any(|pattern| fits_executable(pattern, exe()))
 }
@@ -2616,7 +2692,7 @@ fn capture_of(wanted: &Wanted, who: Option<&Who>) -> (Capture, Past) {
 /// What a policy says of a process. `container`: if it is in one, what it says of that, if it is known.
 fn judged(
     policy: Option<&policy::Policy>,
-    facts: &Process,
+    subject: &Subject,
     container: Option<Option<Verdict>>,
 ) -> Verdict {
     let Some(policy) = policy else {
@@ -2625,10 +2701,10 @@ fn judged(
     let verdict = match container {
         Some(verdict) => verdict.unwrap_or_else(|| policy.unknown()),
         // It was gone, or is going, when /proc was asked about its control groups.
-        None if facts.executable.is_none() => policy.nowhere(),
+        None if subject.executable.is_none() => policy.nowhere(),
         None => policy.host(),
     };
-    policy.of_program(verdict, facts.executable.as_deref(), facts.comm.as_deref())
+    policy.of_program(verdict, subject)
 }
 
 /// How much of a gap counts as one that may be told late.
@@ -2640,11 +2716,11 @@ fn late(cause: Cause, length: u64) -> u64 {
 }
 
 /// Would the kernel's filters let the calls of such a process pass?
-fn is_covered(wanted: &Wanted, uid: Option<u32>, comm: Option<&str>, is_outside: bool) -> bool {
+fn is_covered(wanted: &Wanted, uid: Option<u32>, subject: &Subject, is_outside: bool) -> bool {
     let Wanted { uids, comms, .. } = wanted;
+    let comm = subject.comm.as_ref();
     let has_uid = uid.is_none_or(|uid| uids.is_empty() || uids.contains(&uid));
-    let has_comm =
-        comm.is_none_or(|comm| comms.is_empty() || comms.iter().any(|wanted| wanted == comm));
+    let has_comm = comm.is_none_or(|comm| comms.is_empty() || comms.contains(comm));
     has_uid && has_comm && !is_outside
 }
 

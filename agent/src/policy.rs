@@ -13,6 +13,7 @@ use crate::{
     glob::{fits_executable, glob},
     metadata::{Container, Names},
     redact,
+    subject::Subject,
 };
 
 /// How much is told, from little to much.
@@ -72,15 +73,18 @@ pub struct Program {
 
 impl Program {
     /// `None`: that depends on what is not known.
-    fn fits(&self, exe: Option<&str>, comm: Option<&str>) -> Option<bool> {
+    fn fits(&self, subject: &Subject) -> Option<bool> {
+        let Subject {
+            executable, comm, ..
+        } = subject;
         type Fit = fn(&str, &str) -> bool;
         let fits = |patterns: &[String], text: Option<&str>, fit: Fit| match text {
             _ if patterns.is_empty() => Some(true),
             Some(text) => Some(patterns.iter().any(|pattern| fit(pattern, text))),
             None => None,
         };
-        let exe = fits(&self.exes, exe, fits_executable);
-        match (exe, fits(&self.comms, comm, glob)) {
+        let exe = fits(&self.exes, executable.as_deref(), fits_executable);
+        match (exe, fits(&self.comms, comm.as_deref(), glob)) {
             (Some(false), _) | (_, Some(false)) => Some(false),
             (Some(true), Some(true)) => Some(true),
             _ => None,
@@ -206,10 +210,10 @@ impl Policy {
     }
 
     /// The same of a process that runs this and is called so, wherever it is.
-    pub fn of_program(&self, verdict: Verdict, exe: Option<&str>, comm: Option<&str>) -> Verdict {
+    pub fn of_program(&self, verdict: Verdict, subject: &Subject) -> Verdict {
         let mut least = verdict;
         for program in &self.programs {
-            let fits = program.fits(exe, comm);
+            let fits = program.fits(subject);
             let capture = match fits {
                 Some(false) => continue,
                 Some(true) => program.capture,
@@ -238,7 +242,7 @@ impl Policy {
 
     /// Of a process of which nothing is known at all.
     pub fn nobody(&self) -> Verdict {
-        self.of_program(self.nowhere(), None, None)
+        self.of_program(self.nowhere(), &Subject::default())
     }
 }
 
@@ -336,7 +340,12 @@ mod tests {
             (all, Some("/bin/x"), None, Nothing),
             (all, Some("/opt/x"), None, Metadata),
         ] {
-            let told = policy.of_program(verdict, exe, comm);
+            let subject = Subject {
+                executable: exe.map(str::to_owned),
+                comm: comm.map(str::to_owned),
+                container_id: None,
+            };
+            let told = policy.of_program(verdict, &subject);
             assert_eq!(told.capture, capture, "{exe:?} {comm:?}");
         }
         assert_eq!(policy.nobody().capture, Nothing);

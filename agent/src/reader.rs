@@ -3,9 +3,10 @@
 //! The pipeline may open no file, and the privileged half parses nothing; names of users and the file itself need
 //! somebody who does both. It is root without a capability, so it reads what root owns, and it hears nothing but "read
 //! it again" from the pipeline. What it says is the text of a file that is valid as a whole, with the users' names looked
-//! up, or why it is not. It ends when the pipeline does.
+//! up and the directories of control groups open, or why it is not. It ends when the pipeline does.
 
 use std::{
+    fmt::Display,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -21,6 +22,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cgroup::Groups,
     command::close_all_but,
     config::{Config, ConfigError, Owner, Settings},
     confine::{ConfineError, lock_in_reader},
@@ -41,17 +43,29 @@ enum Ask {
 /// Reader → pipeline.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Said {
-    /// The file, which is valid, and the users of its filter by number.
-    Text { text: String, uids: Vec<u32> },
+    /// The file, which is valid, the users of its filter by number, and its control groups. With their directories, if
+    /// the kernel side can ask for them.
+    Text {
+        text: String,
+        uids: Vec<u32>,
+        groups: Groups,
+    },
     /// Nothing of it is taken, and why.
     Refused(String),
 }
 
+/// What was meant, without a file or a name to look up.
+#[derive(Debug)]
+pub struct Meant {
+    pub config: Config,
+    pub groups: Groups,
+    pub directories: Vec<OwnedFd>,
+}
+
 impl Said {
-    /// What was meant, without a file or a name to look up.
-    pub fn config(self, path: &Path) -> Result<Config, String> {
-        let (text, uids) = match self {
-            Said::Text { text, uids } => (text, uids),
+    pub fn meant(self, path: &Path, directories: Vec<OwnedFd>) -> Result<Meant, String> {
+        let (text, uids, groups) = match self {
+            Said::Text { text, uids, groups } => (text, uids, groups),
             Said::Refused(why) => return Err(why),
         };
         let config = Settings::parse(&text, path).and_then(|settings| {
@@ -59,7 +73,11 @@ impl Said {
             let uid = uid.map(|_| uids.into_iter().map(Owner::Uid).collect());
             Config::try_from(Settings { uid, ..settings })
         });
-        config.map_err(|error| error.to_string())
+        Ok(Meant {
+            config: config.map_err(|error| error.to_string())?,
+            groups,
+            directories,
+        })
     }
 }
 
@@ -113,6 +131,8 @@ struct Watch {
     text: String,
     /// Watches the directory: an editor or a package puts a new file in the place of the old one.
     changes: Option<OwnedFd>,
+    /// To be sent with what is said next.
+    directories: Vec<OwnedFd>,
 }
 
 /// So long nothing more must happen, and at most so long it is waited for.
@@ -127,6 +147,7 @@ impl Watch {
             path: path.to_owned(),
             text: text.to_owned(),
             changes: changes(path).ok(),
+            directories: Vec::new(),
         }
     }
 
@@ -144,7 +165,7 @@ impl Watch {
                 Ok(Received::End) | Err(_) => return,
             };
             if let Some(said) = said
-                && half::send(socket, &said, &[]).is_err()
+                && self.send(socket, &said).is_err()
             {
                 return;
             }
@@ -166,13 +187,28 @@ impl Watch {
         is_news.then_some(said)
     }
 
+    fn send(&mut self, socket: &OwnedFd, said: &Said) -> io::Result<()> {
+        let directories = std::mem::take(&mut self.directories);
+        let fds: Vec<BorrowedFd<'_>> = directories.iter().map(AsFd::as_fd).collect();
+        half::send(socket, said, &fds)
+    }
+
     fn read(&mut self) -> Said {
-        match self.settings() {
-            Ok(config) => Said::Text {
-                text: self.text.clone(),
-                uids: config.filter.uids,
-            },
-            Err(error) => Said::Refused(clip(&error.to_string())),
+        let refused = |error: &dyn Display| Said::Refused(clip(&format!("{error:#}")));
+        let config = match self.settings() {
+            Ok(config) => config,
+            Err(error) => return refused(&error),
+        };
+        match Groups::open(&config.filter.cgroups) {
+            Ok((groups, directories)) => {
+                self.directories = directories;
+                Said::Text {
+                    text: self.text.clone(),
+                    uids: config.filter.uids,
+                    groups,
+                }
+            }
+            Err(error) => refused(&error),
         }
     }
 

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Changes with [`Input`], with [`Header`], and with every type inside of them.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 const TITLE: &str = "vortex-agent recording, version ";
 const WARNING: &str = ": raw plaintext, with every secret\n";
 /// The first line is no longer than this.
@@ -444,8 +444,17 @@ mod tests {
                 why: "withdrawn",
             },
             Input::Watch {
+                exes: vec!["/opt/*".into()],
                 uids: vec![0],
                 comms: vec!["wget".into()],
+                names: Names {
+                    pods: vec!["web-*".into()],
+                    ..Names::default()
+                },
+            },
+            Input::Placed {
+                pid: 7,
+                is_outside: true,
             },
             Input::Show(Show {
                 emit: BTreeSet::from([Kind::Http]),
@@ -574,7 +583,7 @@ mod tests {
                 name.split('(').next().unwrap().to_owned()
             })
             .collect();
-        assert_eq!(kinds.len(), 33, "a new one belongs here, too: {kinds:?}");
+        assert_eq!(kinds.len(), 34, "a new one belongs here, too: {kinds:?}");
     }
 
     /// Whoever changes what is written gives it another version, or older recordings are misread.
@@ -582,7 +591,7 @@ mod tests {
     fn what_is_written_is_what_the_version_says() {
         let (bytes, _) = sample();
         let hash = blake3::hash(&bytes).to_hex();
-        assert_eq!((VERSION, &hash[..16]), (7, "ecad5ef192b5a024"));
+        assert_eq!((VERSION, &hash[..16]), (8, "158cd96fe7483c1e"));
     }
 
     #[test]

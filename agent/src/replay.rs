@@ -68,7 +68,8 @@ fn show(arguments: &Replay, config: &Config) -> Result<()> {
         pipeline.remember(baseline);
     }
     let mut sinks = Sinks::start(outputs.without_recovery(), &header.origin)?;
-    let played = play(&mut recording, &mut pipeline, &mut |record| {
+    let exes = &config.filter.exes;
+    let played = play(&mut recording, &mut pipeline, exes, &mut |record| {
         // No record may be dropped, and there is time.
         while sinks.is_full() && !sinks.drain(Instant::now() + PATIENCE).is_empty() {}
         sinks.write(record);
@@ -130,19 +131,29 @@ pub fn wanted(config: &Config, header: &Header) -> Wanted {
     }
 }
 
-/// Tells the line all of it. Was it whole?
+/// Tells the line all of it. Was it whole? `exes`: asked for now, if any, whatever the run watched.
 pub fn play(
     recording: &mut Recording<impl Read>,
     pipeline: &mut Pipeline,
+    exes: &[String],
     out: Out<'_>,
 ) -> Result<bool, ReadError> {
     let mut is_whole = false;
     while let Some((now, input)) = recording.input()? {
         is_whole = matches!(&input, Input::Count(count) if count.last);
-        // What the run showed is not what is asked for now.
-        if let Input::Show(_) = input {
-            continue;
-        }
+        let input = match input {
+            // What the run showed is not what is asked for now.
+            Input::Show(_) => continue,
+            Input::Watch {
+                uids, comms, names, ..
+            } if !exes.is_empty() => Input::Watch {
+                exes: exes.to_vec(),
+                uids,
+                comms,
+                names,
+            },
+            input => input,
+        };
         pipeline.take(input, now, out);
         pipeline.ask_nobody();
     }

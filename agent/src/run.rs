@@ -9,7 +9,6 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::FileExt as _,
     },
-    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +17,6 @@ use std::{
 use agent_ebpf::{calls, cause, control, counter, filter, socket};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use rustix::{
-    fs::{Mode, OFlags, open},
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
     time::{
         ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
@@ -34,7 +32,7 @@ use crate::{
     ahead::{Ahead, ahead},
     attribute::Attention,
     cache::{Cache, Opened},
-    cgroup::{Group, Hierarchies},
+    cgroup::Groups,
     cli::{Attach, Run},
     clock::{nanoseconds, since_boot as now, to_wall},
     command::{AGENT_FAILED, Child, Program, leave_keyboard_to_cmd},
@@ -45,8 +43,8 @@ use crate::{
     daemon::{Service, mention_another},
     governor::{Governor, Pause},
     half::{
-        self, Connected, FileId, Filter, Finding, Hello, OWN_FILE, Order, Pending, Received,
-        Report, Silent, Sockets,
+        self, Choice, Connected, FileId, Filter, Finding, Hello, OWN_FILE, Order, Pending,
+        Received, Report, Silent, Sockets,
     },
     input::{Count, Input},
     launch::{self, Half},
@@ -59,6 +57,7 @@ use crate::{
     obstacle::Obstacle,
     pipeline::{Pipeline, Wanted},
     protocol::exchange::Bounds,
+    reader::Meant,
     recording::{Header, Recorder},
     redact::{Key, Policy},
     ring::{Control, Counters, Next, Ring},
@@ -295,8 +294,8 @@ struct Beside {
 struct Watched {
     /// By pid, so that we know when the last of them is gone.
     processes: Vec<(u32, OwnedFd)>,
-    groups: Vec<Group>,
-    /// Where the kernel side can ask for all of `groups` itself.
+    groups: Groups,
+    /// What the half was not told of yet.
     directories: Vec<OwnedFd>,
 }
 
@@ -315,35 +314,12 @@ fn open_watched(config: &Config) -> Result<Watched> {
             Ok((*pid, fd))
         })
         .collect::<Result<_>>()?;
-    let groups = find_groups(&config.filter.cgroups)?;
-    let directories: Option<Vec<_>> = groups.iter().map(|one| one.directory.as_ref()).collect();
-    let directories = directories.unwrap_or_default();
-    let open = |path: &PathBuf| {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        open(path, flags, Mode::empty())
-            .with_context(|| format!("open the control group {}", path.display()))
-    };
+    let (groups, directories) = Groups::open(&config.filter.cgroups)?;
     Ok(Watched {
         processes,
-        directories: directories.into_iter().map(open).collect::<Result<_>>()?,
         groups,
+        directories,
     })
-}
-
-fn find_groups(paths: &[PathBuf]) -> Result<Vec<Group>> {
-    if paths.is_empty() {
-        return Ok(Vec::new());
-    }
-    let hierarchies = Hierarchies::read().context("read /proc/self/mountinfo")?;
-    let find = |path: &PathBuf| {
-        hierarchies.find(path, Path::is_dir).with_context(|| {
-            format!(
-                "--cgroup {}: no control group has this path; /proc/PID/cgroup shows a process' own",
-                path.display()
-            )
-        })
-    };
-    paths.iter().map(find).collect()
 }
 
 /// CMD behind its barrier, and the files to probe before it runs.
@@ -383,6 +359,7 @@ enum Late {
     Pending(Vec<Pending>),
     Ended(u32),
     LetGo(FileId),
+    Placed { pid: u32, is_outside: bool },
 }
 
 /// Shared memory with the kernel side.
@@ -446,13 +423,13 @@ struct Session {
     is_reader_gone: bool,
     changing: Option<Change>,
     /// What is to follow when it has.
-    next: Option<Config>,
+    next: Option<Meant>,
 }
 
 /// How far the half is with another filter.
 enum Change {
-    /// Who is wanted no more leaves. This is the filter.
-    Leaving(Filter),
+    /// Who is wanted no more leaves.
+    Leaving,
     /// Who is wanted from now on comes in.
     Joining,
 }
@@ -1107,6 +1084,7 @@ impl Session {
         {
             let input = match late {
                 Late::Pending(pending) => Input::Pending(pending),
+                Late::Placed { pid, is_outside } => Input::Placed { pid, is_outside },
                 Late::Ended(pid) => Input::Ended { pid },
                 Late::LetGo(file) => Input::LetGo { file },
             };
@@ -1240,6 +1218,9 @@ impl Session {
             (Report::Renamed { pid, comm }, 0) => {
                 self.line.tell(Input::Renamed { pid, comm: &comm }, now);
             }
+            (Report::Placed { pid, is_outside }, 0) => {
+                self.say_later(Late::Placed { pid, is_outside });
+            }
             (Report::Ended { pid }, 0) => self.say_later(Late::Ended(pid)),
             (Report::LetGo { file }, 0) => {
                 self.governor.settled(file, now);
@@ -1318,7 +1299,7 @@ impl Session {
         };
         self.line.tell(machine, now());
         let wanted = self.filter();
-        let bits = self.filter_bits(&wanted);
+        let bits = self.filter_bits();
         shared.control.set(control::AWAKE, 1);
         if features.sockets != Sockets::Unseen {
             shared.control.set(control::SOCKETS, 1);
@@ -1328,19 +1309,19 @@ impl Session {
             shared.control.set(control::HELLOS, 1);
         }
         self.shared = Some(shared);
+        self.order_directories()?;
+        self.order(Order::Filter(wanted), None)
+    }
+
+    fn order_directories(&mut self) -> Result<()> {
         for directory in std::mem::take(&mut self.watched.directories) {
             self.order(Order::Cgroup, Some(directory.into()))?;
         }
-        self.order(Order::Filter(wanted), None)
+        Ok(())
     }
 
     fn filter(&self) -> Filter {
         let of = &self.config.filter;
-        let Watched {
-            groups,
-            directories,
-            ..
-        } = &self.watched;
         let command = self
             .command
             .as_ref()
@@ -1348,26 +1329,39 @@ impl Session {
         Filter {
             pids: command.map_or_else(|| of.pids.clone(), |pid| vec![pid]),
             follow: command.is_some(),
-            uids: of.uids.clone(),
-            comms: of.comms.clone(),
-            groups: groups.iter().map(|group| group.path.clone()).collect(),
-            containers: of.containers.clone(),
+            choice: self.choice(),
             may_change: self.service.is_some(),
-            members: !of.containers.is_empty() || !groups.is_empty() && directories.is_empty(),
             scan: command.is_none(),
             hold: command.is_some() && self.config.hold,
             own: self.own.clone(),
         }
     }
 
-    fn filter_bits(&self, wanted: &Filter) -> u64 {
+    fn choice(&self) -> Choice {
+        let of = &self.config.filter;
+        let Groups {
+            paths,
+            are_asked_for,
+        } = &self.watched.groups;
+        Choice {
+            uids: of.uids.clone(),
+            comms: of.comms.clone(),
+            groups: paths.clone(),
+            containers: of.containers.clone(),
+            members: !of.containers.is_empty() || !paths.is_empty() && !are_asked_for,
+        }
+    }
+
+    fn filter_bits(&self) -> u64 {
+        let wanted = self.filter();
+        let choice = &wanted.choice;
         let bits = [
             (!wanted.pids.is_empty(), filter::PROCESS),
             (wanted.follow, filter::FOLLOW),
-            (wanted.members, filter::MEMBER),
-            (!wanted.uids.is_empty(), filter::UID),
-            (!wanted.comms.is_empty(), filter::COMM),
-            (!self.watched.directories.is_empty(), filter::CGROUP),
+            (choice.members, filter::MEMBER),
+            (!choice.uids.is_empty(), filter::UID),
+            (!choice.comms.is_empty(), filter::COMM),
+            (self.watched.groups.are_asked_for, filter::CGROUP),
         ];
         let active = bits.into_iter().filter(|(is_active, _)| *is_active);
         active.map(|(_, bit)| bit).sum()
@@ -1676,10 +1670,10 @@ impl Session {
         while let Some(service) = &self.service {
             match service.reader.said() {
                 Ok(Received::Nothing) => break,
-                Ok(Received::Message(said, _)) => match said.config(&service.path) {
-                    Ok(config) => {
+                Ok(Received::Message(said, fds)) => match said.meant(&service.path, fds) {
+                    Ok(meant) => {
                         service.notifier.reloading();
-                        self.follow(config)?;
+                        self.follow(meant)?;
                     }
                     Err(why) => {
                         complain(format!("{why}; nothing of it is taken"));
@@ -1698,18 +1692,24 @@ impl Session {
     }
 
     /// Other settings from here on. One change at a time: the last one counts.
-    fn follow(&mut self, config: Config) -> Result<()> {
+    fn follow(&mut self, meant: Meant) -> Result<()> {
         if self.changing.is_some() || !self.filter_set {
-            self.next = Some(config);
+            self.next = Some(meant);
             return Ok(());
         }
-        let (config, kept) = self.config.change(config);
+        let Meant {
+            config,
+            groups,
+            directories,
+        } = meant;
+        let (config, kept) = self.config.change(config, self.asked.is_some());
         if !kept.is_empty() {
             complain(format!(
                 "reload: {} stay as they were, which a restart changes; the rest is taken",
                 kept.join(", ")
             ));
         }
+        let before = self.choice();
         let old = std::mem::replace(&mut self.config, config);
         self.line.sinks.select(&self.config.sinks);
         if old.show() != self.config.show() {
@@ -1733,29 +1733,46 @@ impl Session {
         if old.stats_interval != self.config.stats_interval {
             self.next_stats = Instant::now() + self.config.stats_interval;
         }
-        if old.filter == self.config.filter {
+        (self.watched.groups, self.watched.directories) = (groups, directories);
+        let choice = self.choice();
+        // A group that was made again has the old path.
+        if choice == before && self.watched.directories.is_empty() {
+            if old.filter != self.config.filter {
+                self.watch_others();
+            }
             return self.followed();
         }
-        let filter = self.filter();
-        let (uids, comms) = (filter.uids.clone(), filter.comms.clone());
-        self.changing = Some(Change::Leaving(filter));
-        self.order(Order::Change { uids, comms }, None)
+        self.changing = Some(Change::Leaving);
+        self.order_directories()?;
+        self.order(Order::Change(choice), None)
+    }
+
+    /// From here on others are told of.
+    fn watch_others(&mut self) {
+        let of = &self.config.filter;
+        let watch = Input::Watch {
+            exes: of.exes.clone(),
+            uids: of.uids.clone(),
+            comms: of.comms.clone(),
+            names: of.names.clone(),
+        };
+        self.line.tell(watch, now());
     }
 
     /// Who is wanted no more is out: the kinds of filters change in one store, and then the others come in. Or they
     /// have.
     fn changed(&mut self) -> Result<()> {
-        let Some(Change::Leaving(filter)) = self.changing.replace(Change::Joining) else {
+        if let Some(Change::Joining) = self.changing {
             self.changing = None;
             return self.followed();
-        };
+        }
+        self.changing = Some(Change::Joining);
         if let Some(shared) = &self.shared {
             // Some were turned away and are not, by whatever filter.
-            let bits = self.filter_bits(&filter) | filter::INTERRUPTED;
+            let bits = self.filter_bits() | filter::INTERRUPTED;
             shared.control.set(control::FILTER, bits);
         }
-        let Filter { uids, comms, .. } = filter;
-        self.line.tell(Input::Watch { uids, comms }, now());
+        self.watch_others();
         self.order(Order::Changed, None)
     }
 

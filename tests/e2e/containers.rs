@@ -22,7 +22,7 @@ impl Group {
         Group::named(kind, &format!("vortex-e2e-{}-{test}", std::process::id()))
     }
 
-    fn named(kind: &str, name: &str) -> Option<Group> {
+    pub(crate) fn named(kind: &str, name: &str) -> Option<Group> {
         let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
         let mut roots = mounts.lines().filter_map(|line| {
             let mut fields = line.split(' ').skip(1);

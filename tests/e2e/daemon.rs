@@ -23,7 +23,7 @@ use crate::{
         Agent, End, Lab, PYTHON, Proc, Run, Server, argv, bare, free_port, limit, scaled, seconds,
         skip, wait_for,
     },
-    proc::{status, tree},
+    proc::{breakpoints, status, tree},
     records::{Records, compare, total},
 };
 
@@ -167,8 +167,13 @@ fn socket(lab: &Lab) -> PathBuf {
 
 /// As a package or an editor does: a new file in the place of the old one.
 fn write_settings(lab: &Lab, group: &str, settings: &str) {
+    write_settings_of(lab, &format!("container = [\"{group}\"]\n{settings}"));
+}
+
+/// Who is watched is in `settings`, too.
+fn write_settings_of(lab: &Lab, settings: &str) {
     let text = format!(
-        "container = [\"{group}\"]\noutput = \"json\"\noutput-file = \"{}\"\nstats-interval = \"500ms\"\n\
+        "output = \"json\"\noutput-file = \"{}\"\nstats-interval = \"500ms\"\n\
          content = \"full\"\n{settings}\n[daemon]\nsocket = \"{}\"\n",
         lab.path("records.ndjson").display(),
         socket(lab).display()
@@ -403,6 +408,222 @@ fn daemon_turns_away_and_takes_back() {
     error.expect_err("a third of the connections was not to be seen");
 }
 
+/// Groups in the kernel's own words beside another filter, which changes.
+#[test]
+fn daemon_reloads_beside_a_control_group() {
+    const TEST: &str = "daemon_reloads_beside_a_control_group";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some(group) = Group::new("cgroup2", TEST) else {
+        return skip(TEST, "no writable cgroup v2 hierarchy is mounted");
+    };
+    let server = server(&lab, "server", &group);
+    let settings = |comm: &str| {
+        let directory = group.directory().display();
+        format!("{EMIT}\ncgroup = [\"{directory}\"]\ncomm = [{comm}]")
+    };
+    write_settings_of(&lab, &settings("\"python3\""));
+    let daemon = Daemon::start_as_it_is(&lab, "daemon");
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    for (ready, comm) in [(2, "\"python3\", \"other\""), (3, ""), (4, "\"python3\"")] {
+        write_settings_of(&lab, &settings(comm));
+        daemon.wait_for("READY=1", ready);
+        talk(&lab, &server);
+    }
+    assert_exact(&daemon.stop(), &server);
+}
+
+/// The same process passes by one kind of filter after the other, while traffic flows: not a byte is missing.
+#[test]
+fn daemon_reloads_groups_under_load() {
+    const TEST: &str = "daemon_reloads_groups_under_load";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let (Some((group, id)), Some((empty, other_id))) = (group(TEST, 10), group(TEST, 11)) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let of_ids = format!("container = [\"{id}\"]");
+    let of_group = format!("cgroup = [\"{}\"]", group.directory().display());
+    let other = empty.directory().display();
+    let filters = [
+        of_ids.clone(),
+        format!("container = [\"{other_id}\", \"{id}\"]"),
+        format!("{of_ids}\nexe = [\"*/python3*\"]"),
+        format!("{of_group}\n{of_ids}"),
+        of_group.clone(),
+        format!(
+            "cgroup = [\"{other}\", \"{}\"]",
+            group.directory().display()
+        ),
+        format!("{of_group}\nexe = [\"*/python3*\", \"/bin/other\"]\nuid = [0]"),
+    ];
+    write_settings_of(&lab, &format!("{EMIT}\n{of_ids}"));
+    let daemon = Daemon::start_as_it_is(&lab, "daemon");
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    let client = lab.program("http_client.py");
+    let mut clients = Vec::new();
+    let count = scaled("reloads of groups", 21, 7) as usize;
+    for (number, filter) in filters.iter().cycle().skip(1).take(count).enumerate() {
+        let words = argv![PYTHON, &client, "http.client", server.port.to_string()];
+        clients.push(lab.spawn(lab.command(words), &format!("client-{number}")));
+        write_settings_of(&lab, &format!("{EMIT}\n{filter}"));
+        daemon.wait_for("READY=1", number + 2);
+    }
+    for client in clients {
+        assert_eq!(client.wait(seconds(60)), End::Code(0), "{}", client.err());
+    }
+    let run = daemon.stop();
+    assert!(
+        !run.process.err().contains("restart"),
+        "{}",
+        run.process.err()
+    );
+    assert_exact(&run, &server);
+}
+
+/// Another group is watched, whose library nobody has looked at so far: it is probed, and the one from before is let be.
+/// By what runs there the same.
+#[test]
+fn daemon_watches_another_group() {
+    const TEST: &str = "daemon_watches_another_group";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let (Some((group, id)), Some((other, other_id))) = (group(TEST, 12), group(TEST, 13)) else {
+        return;
+    };
+    let first = server(&lab, "first", &group);
+    let second = server(&lab, "second", &other);
+    let of_ids = |id: &str| format!("container = [\"{id}\"]");
+    let of_group = |group: &Group| format!("cgroup = [\"{}\"]", group.directory().display());
+    let of_programs =
+        |pattern: &str| format!("container = [\"{id}\", \"{other_id}\"]\nexe = [\"{pattern}\"]");
+    write_settings_of(&lab, &format!("{EMIT}\n{}", of_ids(&id)));
+    let daemon = Daemon::start_as_it_is(&lab, "daemon");
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, first.pid());
+    let delivered = || daemon.status()["bytes"]["delivered"].as_u64().unwrap();
+    let covered = |pid: u32| {
+        let text = fs::read_to_string(lab.path("records.ndjson")).unwrap();
+        let records = Records::parse(&text, false).unwrap();
+        let of_it = records
+            .kind("coverage")
+            .filter(|record| record["process"]["pid"] == pid && record["status"] == "partly");
+        of_it.count()
+    };
+    let servers = [&first, &second];
+    let mut is_seen = [true, false];
+    let mut expected = 0;
+    for (ready, filter, sees) in [
+        (1, of_ids(&id), [true, false]),
+        (2, of_ids(&other_id), [false, true]),
+        (3, of_group(&group), [true, false]),
+        (4, of_group(&other), [false, true]),
+        (5, of_programs("/no/such"), [false, false]),
+        (6, of_programs("*/python3*"), [true, true]),
+        (7, of_ids(&id), [true, false]),
+    ] {
+        let before = servers.map(|server| covered(server.pid()));
+        write_settings_of(&lab, &format!("{EMIT}\n{filter}"));
+        daemon.wait_for("READY=1", ready);
+        for (at, server) in servers.iter().enumerate() {
+            if sees[at] && !is_seen[at] {
+                wait_for("new coverage", seconds(20), || {
+                    (covered(server.pid()) > before[at]).then_some(())
+                });
+            }
+            let before = total(&server.truth());
+            talk(&lab, server);
+            expected += u64::from(sees[at]) * (total(&server.truth()) - before);
+        }
+        assert_eq!(delivered(), expected, "{filter}");
+        // What only others map costs them nothing.
+        if ready == 2 {
+            let probed = |at: usize, name: &str| {
+                let library = lab.path(name).join("libssl.so.3");
+                !breakpoints(servers[at].pid(), &library).is_empty()
+            };
+            wait_for("the first one's library let go of", seconds(20), || {
+                (!probed(0, "first")).then_some(())
+            });
+            assert!(probed(1, "second"));
+        }
+        is_seen = sees;
+    }
+    let run = daemon.stop();
+    run.success();
+    assert!(
+        !run.process.err().contains("restart"),
+        "{}",
+        run.process.err()
+    );
+    let records = run.records();
+    records.check_ledger().unwrap();
+    assert_eq!(
+        records.last_stats().unwrap()["ledger"]["bytes"]["lost"]["unknown"],
+        0
+    );
+    let of_others = records.kind("coverage").filter(|record| {
+        ![first.pid(), second.pid()].contains(&(record["process"]["pid"].as_u64().unwrap() as u32))
+    });
+    assert_eq!(of_others.count(), 0);
+}
+
+/// A control group that was removed and made again is another one, of which SIGHUP tells the daemon.
+#[test]
+fn daemon_finds_a_group_that_was_made_again() {
+    const TEST: &str = "daemon_finds_a_group_that_was_made_again";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let id = container(14);
+    let make = || Group::named("cgroup2", &format!("docker-{id}.scope"));
+    let Some(group) = make() else {
+        return skip(TEST, "no writable cgroup v2 hierarchy is mounted");
+    };
+    let first = server(&lab, "first", &group);
+    let of_group = format!("cgroup = [\"{}\"]", group.directory().display());
+    let daemon = Daemon::start(&lab, "daemon", &id, &format!("{EMIT}\n{of_group}"));
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, first.pid());
+    let delivered = || daemon.status()["bytes"]["delivered"].as_u64().unwrap();
+    talk(&lab, &first);
+    let of_first = total(&first.truth());
+    assert_eq!(delivered(), of_first);
+    drop(first);
+    drop(group);
+    let group = make().expect("it was made before");
+    let second = server(&lab, "second", &group);
+    talk(&lab, &second);
+    assert_eq!(delivered(), of_first, "the one that was removed is watched");
+    let unseen = total(&second.truth());
+    daemon.reload();
+    daemon.wait_for("READY=1", 2);
+    talk(&lab, &second);
+    let of_second = total(&second.truth()) - unseen;
+    assert_eq!(delivered(), of_first + of_second);
+    let run = daemon.stop();
+    run.success();
+    run.records().check_ledger().unwrap();
+}
+
 /// Another policy holds from then on: of a container that none told of, lengths, nothing, and lengths again. Then it
 /// changes under load, and each byte is counted once.
 #[test]
@@ -508,6 +729,14 @@ fn daemon_refuses_a_broken_file_whole() {
         (
             &format!("{EMIT}\nring-size = \"1MiB\""),
             "ring-size stay as they were",
+        ),
+        (
+            "comm = [\"other\"]\ncgroup = [\"/no/such/group\"]",
+            "--cgroup /no/such/group: no control group has this path",
+        ),
+        (
+            &format!("{EMIT}\npid = [1]"),
+            "reload: pid stay as they were",
         ),
     ]
     .into_iter()

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
 use vortex_agent::half::{
-    self, Features, Files, Filter, Hello, Link, Mapped, OWN_FILE, Order, Received, Report, Site,
-    Sockets,
+    self, Choice, Features, Files, Filter, Hello, Link, Mapped, OWN_FILE, Order, Received, Report,
+    Site, Sockets,
 };
 use vortex_agent::locate::{Pread, locate};
 
@@ -109,7 +109,10 @@ fn half_is_sent_rubbish() {
         return;
     };
     let filter = postcard::to_stdvec(&Order::Filter(Filter {
-        comms: vec!["x".repeat(15); 9],
+        choice: Choice {
+            comms: vec!["x".repeat(15); 9],
+            ..Choice::default()
+        },
         ..Filter::default()
     }))
     .unwrap();
@@ -143,6 +146,13 @@ fn half_is_sent_what_should_not_be() {
     let null = File::open("/dev/null").unwrap();
     let (one, two) = (&[null.as_fd()][..], &[null.as_fd(), null.as_fd()][..]);
     let filter = || Order::Filter(Filter::default());
+    let changeable = || {
+        Order::Filter(Filter {
+            may_change: true,
+            ..Filter::default()
+        })
+    };
+    let change = || Order::Change(Choice::default());
     let attach = |file| Order::Attach {
         file,
         points: vec![],
@@ -155,6 +165,18 @@ fn half_is_sent_what_should_not_be() {
         (
             "a second filter",
             vec![(filter(), &[][..]), (filter(), &[])],
+        ),
+        (
+            "a change of what may not",
+            vec![(filter(), &[][..]), (change(), &[])],
+        ),
+        (
+            "a change in the middle of another",
+            vec![(changeable(), &[][..]), (change(), &[]), (change(), &[])],
+        ),
+        (
+            "the end of no change",
+            vec![(changeable(), &[][..]), (Order::Changed, &[])],
         ),
         ("a cgroup without one", vec![(Order::Cgroup, &[])]),
         ("a cgroup that is none", vec![(Order::Cgroup, one)]),

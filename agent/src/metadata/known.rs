@@ -150,18 +150,18 @@ impl Known {
         }
     }
 
-    /// Under another policy. Who is told less of is counted by that from here on.
-    pub fn judge_again(&mut self, judge: impl Fn(&str, &Container) -> Verdict) {
+    /// Under other filters or another policy. Who is told less of is counted by that from here on.
+    pub fn judge_again(&mut self, judge: impl Fn(&str, &Container) -> Wish) {
         for (id, state) in &mut self.containers {
             let State::Told(judged) = state else {
                 continue;
             };
             let new = judge(id, &judged.container);
-            let old = std::mem::replace(&mut judged.wish.verdict, new);
-            if let Some(count) = less(&mut self.withheld, old) {
+            let old = std::mem::replace(&mut judged.wish, new);
+            if let Some(count) = less(&mut self.withheld, old.verdict) {
                 *count -= 1;
             }
-            if let Some(count) = less(&mut self.withheld, new) {
+            if let Some(count) = less(&mut self.withheld, new.verdict) {
                 *count += 1;
             }
         }
@@ -327,16 +327,20 @@ mod tests {
         };
         assert_eq!(count(&known), (1, 3));
         // Another policy excludes the last one too, and trusts pods to ask for more.
-        known.judge_again(|id, _| Verdict {
-            capture: if id == "0" || id == "4" {
-                Capture::None
-            } else {
-                Capture::Full
+        known.judge_again(|id, _| Wish {
+            passes: id == "4",
+            verdict: Verdict {
+                capture: if id == "0" || id == "4" {
+                    Capture::None
+                } else {
+                    Capture::Full
+                },
+                by: By::Configuration,
             },
-            by: By::Configuration,
         });
         assert_eq!(count(&known), (2, 0));
         assert_eq!(known.get("4").unwrap().1.verdict.capture, Capture::None);
+        assert!(known.get("4").unwrap().1.passes && !known.get("3").unwrap().1.passes);
         assert_eq!(known.counts(false).unwrap().withheld, None);
     }
 

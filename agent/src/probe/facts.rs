@@ -5,12 +5,12 @@ use std::{borrow::Cow, fs, io::Read as _, os::unix::ffi::OsStrExt as _};
 use super::mapping::Mapping;
 use crate::{
     container,
-    half::{Facts, Filter, Runtime, clip},
+    half::{Choice, Facts, Runtime, clip},
 };
 
 /// Everything that can still be read: the process may be ending. `id` is what others call it; its parent is
 /// called as here. `noted` says its control groups where nothing else does.
-pub fn of(pid: u32, id: u32, filter: &Filter, noted: impl FnOnce() -> String) -> Facts {
+pub fn of(pid: u32, id: u32, choice: &Choice, noted: impl FnOnce() -> String) -> Facts {
     // First: who has an executable below was there to be asked for its groups. Who has none may be in any container.
     let mut groups = groups(pid);
     let mut facts = Facts {
@@ -36,7 +36,7 @@ pub fn of(pid: u32, id: u32, filter: &Filter, noted: impl FnOnce() -> String) ->
         groups = noted();
     }
     facts.container_id = container::id(&groups).map(Cow::into_owned);
-    facts.is_outside = !filter.holds(&groups);
+    facts.is_outside = !choice.holds(&groups);
     facts
 }
 
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn the_facts_about_ourselves() {
         let pid = std::process::id();
-        let facts = of(pid, pid, &Filter::default(), String::new);
+        let facts = of(pid, pid, &Choice::default(), String::new);
         assert_eq!(facts.owner_uid, Some(rustix::process::geteuid().as_raw()));
         assert_eq!(facts.parent_pid, Some(std::os::unix::process::parent_id()));
         assert!(facts.executable.is_some() && facts.comm.is_some());

@@ -376,12 +376,17 @@ impl Kernel {
         }
     }
 
-    pub fn add_cgroup(&mut self, index: u32, directory: &OwnedFd) -> Result<()> {
+    /// Which control group the programs ask for in this slot.
+    pub fn set_group(&mut self, slot: u32, directory: Option<&OwnedFd>) -> Result<()> {
         let map = self
             .maps
             .get_mut("CGROUPS")
             .context("CGROUPS is a map of the object")?;
-        CgroupArray::try_from(map)?.set(index, directory.as_raw_fd(), 0)?;
+        let mut groups = CgroupArray::try_from(map)?;
+        match directory {
+            Some(directory) => groups.set(slot, directory.as_raw_fd(), 0)?,
+            None => groups.unset(slot)?,
+        }
         Ok(())
     }
 

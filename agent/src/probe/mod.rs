@@ -10,6 +10,7 @@ pub mod danger;
 pub mod facts;
 mod file;
 mod gauge;
+mod groups;
 mod hold;
 mod home;
 mod identity;
@@ -53,6 +54,7 @@ pub use self::{
 };
 use self::{
     file::Version,
+    groups::Groups,
     hold::Holds,
     home::Homes,
     identity::Inode,
@@ -67,8 +69,8 @@ use crate::{
     clock::{nanoseconds, since_boot as now},
     confine,
     half::{
-        self, Attached, Connected, Costs, Facts, FileId, Filter, Finding, Handle, Hello, Link,
-        Mapped, OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
+        self, Attached, Choice, Connected, Costs, Facts, FileId, Filter, Finding, Handle, Hello,
+        Link, Mapped, OWN_FILE, Order, Pending, Received, Report, Silent, Site, Survey,
     },
     obstacle,
     worker::Workers,
@@ -174,7 +176,11 @@ struct Half<'a> {
     /// little later.
     ended: VecDeque<(Instant, u32, u32)>,
     outbox: VecDeque<(Report, Option<Arc<OwnedFd>>)>,
-    cgroups: u32,
+    groups: Groups,
+    /// Whom we watched before a change that is under way.
+    leaving: Option<Choice>,
+    /// Some may be watched no more since we looked who uses what.
+    has_changed: bool,
     /// CMD's process group.
     group: u32,
     /// Processes whose mappings are still to be looked at.
@@ -347,7 +353,9 @@ impl<'a> Half<'a> {
             begun: HashMap::new(),
             ended: VecDeque::new(),
             outbox: VecDeque::new(),
-            cgroups: 0,
+            groups: Groups::default(),
+            leaving: None,
+            has_changed: false,
             group: 0,
             to_scan: VecDeque::new(),
             joined: Vec::new(),
@@ -412,6 +420,7 @@ impl<'a> Half<'a> {
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
                 self.let_go_of_left();
+                self.let_go_of_unwanted();
                 self.give_way(&[]);
                 self.move_home();
                 self.close_old();
@@ -522,13 +531,12 @@ impl<'a> Half<'a> {
                 (Order::Stop, 0) => return Ok(false),
                 // Once, and before anything else: who is watched is no later decision, but for a daemon's.
                 (Order::Filter(filter), 0) if !self.is_filter_set => self.set_filter(filter)?,
-                (Order::Change { uids, comms }, 0) if self.filter.may_change => {
-                    self.change_filter(uids, comms)?;
+                (Order::Change(choice), 0) if self.filter.may_change && self.leaving.is_none() => {
+                    self.change_filter(choice)?;
                 }
-                (Order::Changed, 0) if self.filter.may_change => self.end_change()?,
-                (Order::Cgroup, 1) if !self.is_filter_set => {
-                    self.kernel.add_cgroup(self.cgroups, &fds.remove(0))?;
-                    self.cgroups += 1;
+                (Order::Changed, 0) if self.leaving.is_some() => self.end_change()?,
+                (Order::Cgroup, 1) if !self.is_filter_set || self.filter.may_change => {
+                    self.groups.expect(fds.remove(0))?;
                 }
                 (Order::Attach { file, points }, 0) if file & OWN_FILE == 0 => {
                     self.answer(file, points, None)?;
@@ -624,14 +632,12 @@ impl<'a> Half<'a> {
         for pid in &filter.pids {
             self.mark(*pid, WANTED)?;
         }
-        for uid in &filter.uids {
-            self.kernel.map::<u32, u8>("UIDS").insert(uid, &1, 0)?;
-        }
-        for comm in &filter.comms {
-            let comm = comm_key(comm);
-            let mut comms = self.kernel.map::<[u8; 16], u8>("COMMS");
-            comms.insert(&comm, &1, 0)?;
-        }
+        let Choice { uids, comms, .. } = &filter.choice;
+        fill(&mut self.kernel.map("UIDS"), uids.iter().copied())?;
+        let keys = comms.iter().map(|comm| comm_key(comm));
+        fill(&mut self.kernel.map("COMMS"), keys)?;
+        self.groups.fill(&mut self.kernel)?;
+        self.groups.settled();
         if filter.scan {
             self.to_scan = facts::all_pids().into();
         }
@@ -644,7 +650,7 @@ impl<'a> Half<'a> {
         }
         self.filter = filter;
         self.check_members()?;
-        if self.filter.members && self.filter.scan && self.joined.is_empty() {
+        if self.filter.choice.members && self.filter.scan && self.joined.is_empty() {
             let warning =
                 "no process is in the control groups that are to be watched: waiting for one";
             self.report(Report::Warning(warning.to_owned()), None);
@@ -657,28 +663,41 @@ impl<'a> Half<'a> {
 
     /// Makes the kernel's sets those of the new filter, but for who must not be let in yet: a kind that is active
     /// before and after has what is in both.
-    fn change_filter(&mut self, uids: Vec<u32>, comms: Vec<String>) -> Result<()> {
+    fn change_filter(&mut self, choice: Choice) -> Result<()> {
+        let old = std::mem::replace(&mut self.filter.choice, choice);
+        let Choice { uids, comms, .. } = &self.filter.choice;
         let mut map = self.kernel.map::<u32, u8>("UIDS");
-        if self.filter.uids.is_empty() || uids.is_empty() {
+        if old.uids.is_empty() || uids.is_empty() {
             fill(&mut map, uids.iter().copied())?;
         } else {
             narrow(&mut map, |uid| uids.contains(uid))?;
         }
         let keys: Vec<[u8; 16]> = comms.iter().map(|comm| comm_key(comm)).collect();
         let mut map = self.kernel.map::<[u8; 16], u8>("COMMS");
-        if self.filter.comms.is_empty() || comms.is_empty() {
+        if old.comms.is_empty() || comms.is_empty() {
             fill(&mut map, keys)?;
         } else {
             narrow(&mut map, |comm| keys.contains(comm))?;
         }
-        (self.filter.uids, self.filter.comms) = (uids, comms);
+        let is_new = !self.watches_the_same(&old);
+        match self.groups.stay_active() {
+            true => self.groups.narrow(&mut self.kernel)?,
+            false => self.fill_groups(),
+        }
+        self.leaving = Some(old);
+        if is_new {
+            self.check_members()?;
+        }
         self.report(Report::FilterSet, None);
         Ok(())
     }
 
     /// The control word says which kinds are active now.
     fn end_change(&mut self) -> Result<()> {
-        let Filter { uids, comms, .. } = &self.filter;
+        let Some(old) = self.leaving.take() else {
+            return Ok(());
+        };
+        let Choice { uids, comms, .. } = &self.filter.choice;
         let keys: Vec<[u8; 16]> = comms.iter().map(|comm| comm_key(comm)).collect();
         let mut map = self.kernel.map::<u32, u8>("UIDS");
         narrow(&mut map, |uid| uids.contains(uid))?;
@@ -686,8 +705,47 @@ impl<'a> Half<'a> {
         let mut map = self.kernel.map::<[u8; 16], u8>("COMMS");
         narrow(&mut map, |comm| keys.contains(comm))?;
         fill(&mut map, keys.iter().copied())?;
+        self.groups.narrow(&mut self.kernel)?;
+        self.fill_groups();
+        self.groups.settled();
+        if !self.watches_the_same(&old) {
+            self.check_members()?;
+            self.say_who_is_outside();
+            // Also those who were looked at before: what they have mapped while they were not watched was not told of.
+            self.joined.clear();
+            self.to_scan = facts::all_pids().into();
+            self.has_changed = true;
+        }
         self.report(Report::FilterSet, None);
         Ok(())
+    }
+
+    /// Are its control groups those that are watched now?
+    fn watches_the_same(&self, old: &Choice) -> bool {
+        let Choice {
+            groups,
+            containers,
+            members,
+            ..
+        } = &self.filter.choice;
+        (&old.groups, &old.containers, &old.members) == (groups, containers, members)
+    }
+
+    /// While the half runs one of these may be gone between the look for it and this.
+    fn fill_groups(&mut self) {
+        if let Err(error) = self.groups.fill(&mut self.kernel) {
+            let warning = half::clip(&format!("a control group is not watched: {error:#}"));
+            self.report(Report::Warning(warning), None);
+        }
+    }
+
+    fn say_who_is_outside(&mut self) {
+        for pid in self.told.clone() {
+            let is_outside = !self.filter.choice.holds(&facts::groups(pid));
+            if let Some(pid) = self.kernel.id(pid) {
+                self.report(Report::Placed { pid, is_outside }, None);
+            }
+        }
     }
 
     /// What the kernel side knows of a process.
@@ -727,10 +785,13 @@ impl<'a> Half<'a> {
 
     /// Puts a process into the set of the watched control groups, or takes it out.
     fn check_member(&mut self, pid: u32) -> Result<()> {
-        if !self.filter.members || self.own.contains(&pid) {
+        let choice = &self.filter.choice;
+        if !choice.members || self.own.contains(&pid) {
             return Ok(());
         }
-        let is_member = self.filter.holds(&facts::groups(pid));
+        let groups = facts::groups(pid);
+        let before = self.leaving.as_ref().filter(|old| old.members);
+        let is_member = choice.holds(&groups) && before.is_none_or(|old| old.holds(&groups));
         let known = self.known(pid);
         if is_member == known.is_some_and(|process| process.flags & MEMBER != 0) {
             return Ok(());
@@ -749,7 +810,7 @@ impl<'a> Half<'a> {
     }
 
     fn check_members(&mut self) -> Result<()> {
-        if !self.filter.members {
+        if !self.filter.choice.members {
             return Ok(());
         }
         for pid in facts::all_pids() {
@@ -760,7 +821,7 @@ impl<'a> Half<'a> {
 
     /// Each second: looks at what the new members map, and asks some processes again where they are.
     fn check_some_members(&mut self) -> Result<()> {
-        if !self.filter.members {
+        if !self.filter.choice.members {
             return Ok(());
         }
         if self.to_check.is_empty() {
@@ -802,7 +863,11 @@ impl<'a> Half<'a> {
         } else {
             WANTED
         };
-        let by_group = if self.filter.members { MEMBER } else { 0 };
+        let by_group = if self.filter.choice.members {
+            MEMBER
+        } else {
+            0
+        };
         !self.own.contains(&pid) && self.has(pid, by_pid | by_group)
     }
 
@@ -1090,6 +1155,28 @@ impl<'a> Half<'a> {
         }
         for id in left {
             self.detach(id);
+        }
+    }
+
+    /// After a change, when all that is watched now was looked at: files that only others map, who met their probes for
+    /// nothing.
+    fn let_go_of_unwanted(&mut self) {
+        if !self.has_changed || !self.to_scan.is_empty() || !self.in_exec.is_empty() {
+            return;
+        }
+        self.has_changed = false;
+        let mut watched: HashSet<u32> = self.mapped.iter().map(|(pid, _)| *pid).collect();
+        watched.retain(|pid| self.is_wanted(*pid));
+        let files = |is_watched| {
+            let mapped = self.mapped.iter();
+            let of = mapped.filter(|(pid, _)| watched.contains(pid) == is_watched);
+            of.map(|(_, file)| *file).collect::<HashSet<FileId>>()
+        };
+        let left = &files(false) - &files(true);
+        for id in left {
+            if self.files.get(&id).is_some_and(|file| !file.is_open()) {
+                self.detach(id);
+            }
         }
     }
 
@@ -1494,7 +1581,7 @@ impl<'a> Half<'a> {
         };
         if self.told.insert(pid) {
             let noted = || cgroup::noted(self.kernel.noted_groups(id));
-            let mut facts: Facts = facts::of(pid, id, &self.filter, noted);
+            let mut facts: Facts = facts::of(pid, id, &self.filter.choice, noted);
             facts.since = self.begun.get(&pid).copied();
             let parent = facts.parent_pid;
             facts.parent_pid = parent.and_then(|parent| self.kernel.ask_id(parent));
