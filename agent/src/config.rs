@@ -1427,7 +1427,7 @@ mod tests {
         assert!(refused(of("plain = [0]")).contains("from 1 to 65535"));
         assert!(parse("plain = [65536]").is_err());
         let config = |text: &str| Config::try_from(parse(text).unwrap()).unwrap();
-        let (now, kept) = config("plain = [80]").change(config("plain = [80, 81]"));
+        let (now, kept) = config("plain = [80]").change(config("plain = [80, 81]"), false);
         assert_eq!((&now.plain[..], &kept[..]), (&[80][..], &["plain"][..]));
     }
 
