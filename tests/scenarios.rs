@@ -467,6 +467,28 @@ fn each_with(content: &str, capture: Option<&str>, mut check: impl FnMut(&str, S
     }
 }
 
+/// Those of the run became others twice.
+#[test]
+fn a_replay_has_the_programs_that_one_asks_for() {
+    let name = "watched_by_what_it_runs";
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/scenarios");
+    let text = fs::read_to_string(folder.join(format!("{name}.toml"))).unwrap();
+    let scenario: Scenario = toml::from_str(&text).unwrap();
+    let scratch = format!("programs-{name}");
+    let recording = Scratch::new(&scratch, "recording");
+    run(&scratch, &scenario, &recording);
+    let told = replay_of(&scratch, &scenario, &recording, &["*/wget".to_owned()]);
+    let mut bytes = BTreeMap::<u64, u64>::new();
+    for line in told.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        if record["kind"] == "data" {
+            let pid = record["process"]["pid"].as_u64().unwrap();
+            *bytes.entry(pid).or_default() += record["length"].as_u64().unwrap();
+        }
+    }
+    assert_eq!(bytes, BTreeMap::from([(8, 116), (10, 8)]));
+}
+
 /// Whatever comes out of any decoder: the two are one.
 #[test]
 fn metadata_is_what_content_none_is() {
@@ -699,15 +721,24 @@ fn without_data(mut value: Value) -> Value {
 
 /// The same of the recording alone.
 fn replay(name: &str, scenario: &Scenario, recording: &Scratch) -> String {
+    replay_of(name, scenario, recording, &[])
+}
+
+/// And of these programs alone, if there are any.
+fn replay_of(name: &str, scenario: &Scenario, recording: &Scratch, exes: &[String]) -> String {
     let output = Scratch::new(name, "replay");
     let (header, mut recording) = recording::Opened::open(&recording.0)
         .unwrap()
         .read()
         .unwrap();
-    let mut line = Pipeline::new(wanted(scenario, &header));
+    let mut wanted = wanted(scenario, &header);
+    if !exes.is_empty() {
+        wanted.exes = exes.to_vec();
+    }
+    let mut line = Pipeline::new(wanted);
     let mut sink = Sink::start(output.target(), scenario.format(), &header.origin).unwrap();
     // No scenario has the count that ends a run.
-    let played = play(&mut recording, &mut line, &[], &mut |record| {
+    let played = play(&mut recording, &mut line, exes, &mut |record| {
         if !(scenario.text && record.body.is_of_call()) {
             sink.write(record);
         }
