@@ -199,11 +199,7 @@ impl Machine {
             live: show.live,
             bounds: BOUNDS,
             content: setting.content,
-            exes: world
-                .of_exe
-                .then(|| "/bin/*".to_owned())
-                .into_iter()
-                .collect(),
+            exes: world.exes(),
             uids: Vec::new(),
             comms: Vec::new(),
             names: world.names(),
@@ -638,7 +634,13 @@ impl Machine {
                 let uids = choices.of(&[&[][..], &[1], &[2, 3]]).to_vec();
                 let comms = choices.of(&[&[][..], &["me"]]);
                 let comms = comms.iter().map(|comm| (*comm).to_owned()).collect();
-                self.tell(Input::Watch { uids, comms }, judge);
+                let watch = Input::Watch {
+                    exes: self.setting.world.exes(),
+                    uids,
+                    comms,
+                    names: self.setting.world.names(),
+                };
+                self.tell(watch, judge);
             }
             1 => {
                 self.show.content = match self.show.content {

@@ -104,6 +104,11 @@ impl World {
         self.has_policy || self.of_shop || self.of_exe
     }
 
+    pub fn exes(&self) -> Vec<String> {
+        let exe = self.of_exe.then(|| "/bin/*".to_owned());
+        exe.into_iter().collect()
+    }
+
     pub fn names(&self) -> Names {
         match self.of_shop {
             true => of("shop"),

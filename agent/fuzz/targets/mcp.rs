@@ -241,6 +241,7 @@ fn play(talk: &Talk) -> (Vec<Mcp>, bool) {
         redactor,
         policy,
         server: None,
+        scheme: "https",
         clock: 0,
         prices: &prices,
         live: false,
