@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 
-use crate::maps::{offset, stopped};
+use crate::maps::{address, insert, lookup, offset, stopped};
 
 /// The groups of each process that was made, or became another program, of late: in version 2, and in a hierarchy of
 /// version 1.
@@ -21,11 +21,6 @@ pub static GROUPS_OF: LruHashMap<u32, [GroupId; 2]> = LruHashMap::with_max_entri
 /// What groups are called. Once for all who are in one: 1.5 KiB each.
 #[map]
 pub static GROUPS: LruHashMap<GroupId, Group> = LruHashMap::with_max_entries(1024, 0);
-
-const NOWHERE: GroupId = GroupId {
-    address: 0,
-    number: 0,
-};
 
 /// Stays all zero: where new groups come from, because one doesn't fit on the stack.
 #[map]
@@ -63,42 +58,70 @@ pub fn group_exec(_ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn note(task: u64, process: &u32) {
-    let set = read(task + offset!(task_cgroups));
-    // A runtime need not join all hierarchies.
-    let mut groups = [meet(read(set + offset!(css_set_default))), NOWHERE];
-    let controller = offset!(css_set_controller);
-    if controller != u64::from(NO_CONTROLLER) {
-        groups[1] = meet(read(read(set + controller) + offset!(css_cgroup)));
-    }
-    let _ = GROUPS_OF.insert(process, &groups, 0);
-}
-
-#[inline(always)]
-fn meet(group: u64) -> GroupId {
-    let node = read(group + offset!(cgroup_node));
-    // The address alone would be that of another group some day.
-    let id = GroupId {
-        address: group,
-        number: read(node + offset!(node_id)),
-    };
-    if GROUPS.get_ptr(&id).is_none() {
-        describe(&id, node);
-    }
-    id
-}
-
-#[inline(always)]
-fn describe(id: &GroupId, mut node: u64) {
     let Some(nothing) = NO_GROUP.get_ptr(0) else {
         return;
     };
-    // SAFETY: a map value.
-    if GROUPS.insert(id, unsafe { &*nothing }, 0).is_err() {
+    // SAFETY: the map above; its values are no larger than what is zero here.
+    if !unsafe {
+        insert(
+            address(&GROUPS_OF),
+            (&raw const *process).cast(),
+            nothing.cast(),
+        )
+    } {
         return;
     }
-    let Some(group) = GROUPS.get_ptr_mut(id) else {
+    let Some(groups) = GROUPS_OF.get_ptr_mut(process) else {
         return;
     };
+    let groups = groups.cast::<GroupId>();
+    let set = read(task + offset!(task_cgroups));
+    // SAFETY: a map value of two ids.
+    unsafe { meet(groups, read(set + offset!(css_set_default))) };
+    // A runtime need not join all hierarchies.
+    let controller = offset!(css_set_controller);
+    if controller != u64::from(NO_CONTROLLER) {
+        let group = read(read(set + controller) + offset!(css_cgroup));
+        // SAFETY: as above.
+        unsafe { meet(groups.add(1), group) };
+    }
+}
+
+/// # Safety
+/// `id` points into a map's value.
+#[inline(always)]
+unsafe fn meet(id: *mut GroupId, group: u64) {
+    let node = read(group + offset!(cgroup_node));
+    // The address alone would be that of another group some day.
+    // SAFETY: the caller's promise; a key of the map.
+    let known = unsafe {
+        (&raw mut (*id).address).write_volatile(group);
+        (&raw mut (*id).number).write_volatile(read(node + offset!(node_id)));
+        lookup::<Group>(address(&GROUPS), id.cast())
+    };
+    if known.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { describe(id, node) };
+    }
+}
+
+/// # Safety
+/// As [`meet`].
+#[inline(always)]
+unsafe fn describe(id: *mut GroupId, mut node: u64) {
+    let Some(nothing) = NO_GROUP.get_ptr(0) else {
+        return;
+    };
+    // SAFETY: a key and a value of the map.
+    let group = unsafe {
+        if !insert(address(&GROUPS), id.cast(), nothing.cast()) {
+            return;
+        }
+        lookup::<Group>(address(&GROUPS), id.cast())
+    };
+    if group.is_null() {
+        return;
+    }
     let mut levels = 1;
     for level in 0..GROUPS_DEEP {
         let parent = read(node + offset!(node_parent));
