@@ -148,12 +148,12 @@ fn features_are_real() {
     assert!(multi.contains(&count("uprobe_multi")), "{held:?}");
     let has_perf = is("links", "perf") && is("cookies", "yes");
     assert_eq!(count("perf") > 0, has_perf, "{held:?}");
-    // Three follow processes. Two see sockets used, one sees them end, which is a tracepoint in any case; one sees
+    // Five follow processes, two of them for their control groups. Two see sockets used, one sees them end, which is a tracepoint in any case; one sees
     // how connections begin.
     let hellos = usize::from(is("hellos", "yes"));
     let (tracepoints, tracing) = match said["sockets"].as_str() {
-        "tracepoints" => (6 + hellos, 0),
-        "fexit" => (4, 2 + hellos),
+        "tracepoints" => (8 + hellos, 0),
+        "fexit" => (6, 2 + hellos),
         _ => (3, 0),
     };
     let sees_sockets = tracepoints > 3;
