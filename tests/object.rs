@@ -911,6 +911,7 @@ struct LoadAttributes {
 impl LoadAttributes {
     fn of(program: &Program) -> LoadAttributes {
         const KPROBE: u32 = 2;
+        const TRACEPOINT: u32 = 5;
         const RAW_TRACEPOINT: u32 = 17;
         const TRACING: u32 = 26;
         const RAW_TP: u32 = 23;
@@ -922,6 +923,7 @@ impl LoadAttributes {
             Some("uprobe" | "uretprobe") => (KPROBE, 0),
             Some("uprobe.multi") if program.name.ends_with("_session") => (KPROBE, UPROBE_SESSION),
             Some("uprobe.multi" | "uretprobe.multi") => (KPROBE, UPROBE_MULTI),
+            Some("tracepoint") => (TRACEPOINT, 0),
             Some("raw_tp") => (RAW_TRACEPOINT, 0),
             Some("tp_btf") => (TRACING, RAW_TP),
             Some("iter") => (TRACING, ITER),
