@@ -306,7 +306,7 @@ impl Rig {
         qemu.args(["-display", "none", "-serial", "stdio", "-no-reboot"]);
         // Five levels of page tables would only be one more to walk by software.
         qemu.args(["-accel", "tcg,thread=single", "-cpu", "max,la57=off"]);
-        qemu.args(["-smp", "2", "-m", "2G"]);
+        qemu.args(["-smp", "2", "-m", "3G"]);
         qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
         let root = self.own_root(machine)?;
         qemu.arg("-kernel").arg(&machine.files.image);
