@@ -17,6 +17,9 @@ use aya_ebpf::{
 
 use crate::maps::offset;
 
+/// `-EBUSY` of `bpf_find_vma`: somebody changes the mappings, or is about to. A program does not wait.
+const BUSY: i64 = -16;
+
 /// The answers: what a program returns, aya's macro drops.
 #[map]
 pub static IDENTITY: Array<FileIdentity> = Array::with_max_entries(1, 0);
@@ -28,11 +31,11 @@ pub fn file_identity(ctx: RawTracePointContext) -> i32 {
     let Some(answer) = IDENTITY.get_ptr_mut(0) else {
         return 0;
     };
-    // SAFETY: a map value; the callback has the kernel's signature.
+    // SAFETY: a map value, and the task that runs.
     unsafe {
         (*answer).inode = 0;
         let task = generated::bpf_get_current_task_btf();
-        generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
+        find(task, address, answer);
     }
     0
 }
@@ -52,9 +55,21 @@ pub extern "C" fn mapping_identity(ctx: *mut c_void) -> i32 {
             return 0;
         }
         let address = (*answer).address;
-        generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
+        find(task, address, answer);
     }
     0
+}
+
+/// # Safety
+/// A task, and a map value.
+#[inline(always)]
+unsafe fn find(task: *mut task_struct, address: u64, answer: *mut FileIdentity) {
+    // SAFETY: the caller's promise; the callback has the kernel's signature.
+    unsafe {
+        let found =
+            generated::bpf_find_vma(task, address, visit as *mut c_void, ptr::null_mut(), 0);
+        (*answer).is_busy = u64::from(found == BUSY);
+    }
 }
 
 /// `task`, `vma`, and nothing: the answer is looked up again, a map value can't be a context.

@@ -748,6 +748,8 @@ pub struct FileIdentity {
     pub mappings: u64,
     /// The question: where a process maps it.
     pub address: u64,
+    /// Not zero: it could not be looked at just now. Else there is no other answer, also where it is none.
+    pub is_busy: u64,
 }
 
 #[cfg(not(target_arch = "bpf"))]

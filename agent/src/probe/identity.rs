@@ -175,14 +175,14 @@ impl Identities {
     }
 }
 
-/// The first answer that is one, else the last.
+/// The first answer that is final, else the last.
 fn with_answer(
     mut ask: impl FnMut() -> Result<FileIdentity>,
     wait: impl Fn(),
 ) -> Result<FileIdentity> {
     let mut answer = ask()?;
     for _ in 1..TRIES {
-        if answer.inode != 0 {
+        if answer.is_busy == 0 {
             break;
         }
         wait();
