@@ -11,7 +11,10 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 
-use crate::maps::{address, insert, lookup, offset, stopped};
+use crate::{
+    kernel::word,
+    maps::{address, insert, lookup, offset, stopped},
+};
 
 /// The groups of each process that was made, or became another program, of late: in version 2, and in a hierarchy of
 /// version 1.
@@ -20,7 +23,7 @@ pub static GROUPS_OF: LruHashMap<u32, [GroupId; 2]> = LruHashMap::with_max_entri
 
 /// What groups are called. Once for all who are in one: 1.5 KiB each.
 #[map]
-pub static GROUPS: LruHashMap<GroupId, Group> = LruHashMap::with_max_entries(1024, 0);
+pub static GROUP_NAMES: LruHashMap<GroupId, Group> = LruHashMap::with_max_entries(1024, 0);
 
 /// Stays all zero: where new groups come from, because one doesn't fit on the stack.
 #[map]
@@ -35,7 +38,7 @@ pub fn group_fork(ctx: RawTracePointContext) -> i32 {
     }
     let child: u64 = ctx.arg(1);
     // The upper half is of what stands behind it.
-    let id = read(child + offset!(task_tgid)) as u32;
+    let id = word(child + offset!(task_tgid)) as u32;
     // A thread is no new process.
     if id != (bpf_get_current_pid_tgid() >> 32) as u32 {
         note(child, &id);
@@ -75,13 +78,13 @@ fn note(task: u64, process: &u32) {
         return;
     };
     let groups = groups.cast::<GroupId>();
-    let set = read(task + offset!(task_cgroups));
+    let set = word(task + offset!(task_cgroups));
     // SAFETY: a map value of two ids.
-    unsafe { meet(groups, read(set + offset!(css_set_default))) };
+    unsafe { meet(groups, word(set + offset!(css_set_default))) };
     // A runtime need not join all hierarchies.
     let controller = offset!(css_set_controller);
     if controller != u64::from(NO_CONTROLLER) {
-        let group = read(read(set + controller) + offset!(css_cgroup));
+        let group = word(word(set + controller) + offset!(css_cgroup));
         // SAFETY: as above.
         unsafe { meet(groups.add(1), group) };
     }
@@ -91,13 +94,13 @@ fn note(task: u64, process: &u32) {
 /// `id` points into a map's value.
 #[inline(always)]
 unsafe fn meet(id: *mut GroupId, group: u64) {
-    let node = read(group + offset!(cgroup_node));
+    let node = word(group + offset!(cgroup_node));
     // The address alone would be that of another group some day.
     // SAFETY: the caller's promise; a key of the map.
     let known = unsafe {
         (&raw mut (*id).address).write_volatile(group);
-        (&raw mut (*id).number).write_volatile(read(node + offset!(node_id)));
-        lookup::<Group>(address(&GROUPS), id.cast())
+        (&raw mut (*id).number).write_volatile(word(node + offset!(node_id)));
+        lookup::<Group>(address(&GROUP_NAMES), id.cast())
     };
     if known.is_null() {
         // SAFETY: the caller's promise.
@@ -114,21 +117,21 @@ unsafe fn describe(id: *mut GroupId, mut node: u64) {
     };
     // SAFETY: a key and a value of the map.
     let group = unsafe {
-        if !insert(address(&GROUPS), id.cast(), nothing.cast()) {
+        if !insert(address(&GROUP_NAMES), id.cast(), nothing.cast()) {
             return;
         }
-        lookup::<Group>(address(&GROUPS), id.cast())
+        lookup::<Group>(address(&GROUP_NAMES), id.cast())
     };
     if group.is_null() {
         return;
     }
     let mut levels = 1;
     for level in 0..GROUPS_DEEP {
-        let parent = read(node + offset!(node_parent));
+        let parent = word(node + offset!(node_parent));
         if parent == 0 {
             break;
         }
-        let name = read(node + offset!(node_name));
+        let name = word(node + offset!(node_name));
         // SAFETY: a map value, and a name of it; the helper fails on a wrong address and leaves zeros.
         unsafe {
             let to = (&raw mut (*group).names[level]).cast();
@@ -139,17 +142,7 @@ unsafe fn describe(id: *mut GroupId, mut node: u64) {
     }
     // SAFETY: a map value. Last: until then it says nothing.
     unsafe {
-        (*group).is_cut = u32::from(read(node + offset!(node_parent)) != 0);
+        (*group).is_cut = u32::from(word(node + offset!(node_parent)) != 0);
         (&raw mut (*group).levels).write_volatile(levels);
     }
-}
-
-#[inline(always)]
-fn read(address: u64) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: eight bytes; the helper fails on a wrong address and leaves zero.
-    unsafe {
-        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const c_void);
-    }
-    value
 }

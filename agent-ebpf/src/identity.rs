@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 
-use crate::maps::offset;
+use crate::{kernel::word, maps::offset};
 
 /// `-EBUSY` of `bpf_find_vma`: somebody changes the mappings, or is about to. A program does not wait.
 const BUSY: i64 = -16;
@@ -78,18 +78,18 @@ extern "C" fn visit(_task: *const c_void, vma: *const c_void, _context: *const c
     let Some(answer) = IDENTITY.get_ptr_mut(0) else {
         return 0;
     };
-    let file = read(vma as u64 + offset!(vma_file));
+    let file = word(vma as u64 + offset!(vma_file));
     if file == 0 {
         return 0;
     }
-    let inode = read(file + offset!(file_inode));
-    let superblock = read(inode + offset!(inode_sb));
+    let inode = word(file + offset!(file_inode));
+    let superblock = word(inode + offset!(inode_sb));
     // SAFETY: a map value.
     unsafe {
         (*answer).inode = inode;
-        (*answer).number = read(inode + offset!(inode_ino));
+        (*answer).number = word(inode + offset!(inode_ino));
         // `dev_t` has 32 bits: major << 20 | minor.
-        (*answer).device = read(superblock + offset!(super_dev)) & 0xffff_ffff;
+        (*answer).device = word(superblock + offset!(super_dev)) & 0xffff_ffff;
     }
     0
 }
@@ -99,22 +99,12 @@ extern "C" fn visit(_task: *const c_void, vma: *const c_void, _context: *const c
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn file_is_mapped(ctx: RawTracePointContext) -> i32 {
     let inode: u64 = ctx.arg(0);
-    let mapping = read(inode + offset!(inode_mapping));
+    let mapping = word(inode + offset!(inode_mapping));
     // `struct rb_root_cached` begins with the root.
-    let root = read(mapping + offset!(mapping_i_mmap));
+    let root = word(mapping + offset!(mapping_i_mmap));
     if let Some(answer) = IDENTITY.get_ptr_mut(0) {
         // SAFETY: a map value.
         unsafe { (*answer).mappings = root };
     }
     0
-}
-
-#[inline(always)]
-fn read(address: u64) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: eight bytes; the helper fails on a wrong address and leaves zero.
-    unsafe {
-        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const c_void);
-    }
-    value
 }

@@ -24,6 +24,7 @@ mod go;
 mod group;
 mod hello;
 mod identity;
+mod kernel;
 mod life;
 mod maps;
 mod name;

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 
-use crate::maps::offset;
+use crate::{kernel::word, maps::offset};
 
 /// From a process' id in the agent's namespace to the initial one: of those that user space asks for, which
 /// it enters with 0, and of the children of watched ones. Where it is needed user space makes it as large as
@@ -38,9 +38,7 @@ pub extern "C" fn process_ids(ctx: *mut c_void) -> i32 {
     }
     // SAFETY: a map value; no arguments.
     unsafe {
-        *level = read(
-            read_pointer(bpf_get_current_task() + offset!(task_thread_pid)) + offset!(pid_level),
-        )
+        *level = read(word(bpf_get_current_task() + offset!(task_thread_pid)) + offset!(pid_level))
     };
     // SAFETY: a map value.
     let here = id_at(task, unsafe { *level });
@@ -68,24 +66,14 @@ pub fn note(task: u64, id: &u32) {
 /// nobody gets out of one.
 #[inline(always)]
 fn id_at(task: u64, level: u32) -> u32 {
-    let pid = read_pointer(task + offset!(task_thread_pid));
+    let pid = word(task + offset!(task_thread_pid));
     read(pid + offset!(pid_numbers) + u64::from(level) * UPID)
-}
-
-#[inline(always)]
-fn read_pointer(address: u64) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: eight bytes; the helper fails on a wrong address and leaves zero.
-    unsafe {
-        generated::bpf_probe_read_kernel((&raw mut value).cast(), 8, address as *const c_void);
-    }
-    value
 }
 
 #[inline(always)]
 fn read(address: u64) -> u32 {
     let mut value = 0u32;
-    // SAFETY: four bytes; as above.
+    // SAFETY: four bytes; the helper fails on a wrong address and leaves zero.
     unsafe {
         generated::bpf_probe_read_kernel((&raw mut value).cast(), 4, address as *const c_void);
     }

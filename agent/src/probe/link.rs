@@ -340,7 +340,7 @@ impl Kernel {
     /// noted them: of processes of late, by the id that the programs know. In version 2, and in a hierarchy of version 1.
     pub fn noted_groups(&mut self, id: u32) -> [Option<Group>; 2] {
         let known = self.map::<u32, [GroupId; 2]>("GROUPS_OF").get(&id, 0);
-        let groups = self.map::<GroupId, Group>("GROUPS");
+        let groups = self.map::<GroupId, Group>("GROUP_NAMES");
         let group = |number: usize| groups.get(&known.as_ref().ok()?[number], 0).ok();
         [group(0), group(1)]
     }
