@@ -162,7 +162,7 @@ unsafe fn send_piece(thread: *mut Thread, record: *mut u8, room: u64) -> bool {
 /// The call of `thread` moved `call.position` bytes that were in no buffer: a hole from the start, with this cause.
 #[inline(always)]
 pub fn unbuffered(thread: *mut Thread, cause: u16) {
-    // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
+    // SAFETY: `thread` is a map value.
     unsafe {
         if get!(thread, socket) == 0 {
             (*thread).sequence = get!(thread, sequence) + 1;
@@ -170,19 +170,11 @@ pub fn unbuffered(thread: *mut Thread, cause: u16) {
         if !place::<false>(thread) {
             return;
         }
-        let len = get!(thread, call.position);
-        let gap = reserve(size_of::<Gap>() as u64);
-        if gap.is_null() {
-            lose(thread, len);
-            return;
-        }
-        fill_gap(thread, gap.cast(), get!(thread, position), len, cause);
-        count(counter::LOST + cause as usize, len);
-        generated::bpf_ringbuf_submit(gap.cast(), wake_flags());
+        leave_out(thread, get!(thread, call.position), cause);
     }
 }
 
-/// The last `length` bytes of a call that comes in pieces are a hole.
+/// `length` bytes of a call are a hole: the last of one that comes in pieces, or all of it.
 #[inline(always)]
 pub unsafe fn leave_out(thread: *mut Thread, length: u64, cause: u16) {
     // SAFETY: `thread` is a map value; `gap` is a reservation of this size.
