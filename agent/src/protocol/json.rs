@@ -178,6 +178,11 @@ impl Value {
 
     /// As text, without blanks.
     pub fn write(&self, out: &mut Vec<u8>) {
+        self.write_with(quote, out);
+    }
+
+    /// The same with strings as `quote` writes them.
+    pub fn write_with(&self, quote: fn(&str, &mut Vec<u8>), out: &mut Vec<u8>) {
         match self {
             Value::Null => out.extend_from_slice(b"null"),
             Value::Bool(true) => out.extend_from_slice(b"true"),
@@ -190,7 +195,7 @@ impl Value {
                     if at > 0 {
                         out.push(b',');
                     }
-                    value.write(out);
+                    value.write_with(quote, out);
                 }
                 out.push(b']');
             }
@@ -202,7 +207,7 @@ impl Value {
                     }
                     quote(name, out);
                     out.push(b':');
-                    value.write(out);
+                    value.write_with(quote, out);
                 }
                 out.push(b'}');
             }

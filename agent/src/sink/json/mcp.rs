@@ -122,7 +122,7 @@ impl Object<'_> {
         match value {
             Some(value) => {
                 self.key(key);
-                written(&value, self.0);
+                value.write_with(quoted, self.0);
             }
             None => self.string(key, text),
         }
@@ -131,36 +131,6 @@ impl Object<'_> {
     fn named(&mut self, key: &str, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.object(key, |member| member.string(name, value));
-        }
-    }
-}
-
-/// A value of others, with their strings as ours are written.
-fn written(value: &Value, out: &mut Vec<u8>) {
-    match value {
-        Value::Null | Value::Bool(_) | Value::Number(_) => value.write(out),
-        Value::Text(text) => quoted(&text.kept, out),
-        Value::List(values) => {
-            out.push(b'[');
-            for (at, value) in values.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                written(value, out);
-            }
-            out.push(b']');
-        }
-        Value::Map(members) => {
-            out.push(b'{');
-            for (at, (name, value)) in members.iter().enumerate() {
-                if at > 0 {
-                    out.push(b',');
-                }
-                quoted(name, out);
-                out.push(b':');
-                written(value, out);
-            }
-            out.push(b'}');
         }
     }
 }
