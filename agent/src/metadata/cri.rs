@@ -15,16 +15,18 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::{net::UnixStream, sync::Mutex};
 
-use super::{Container, Pod, kept, name, recent::Made};
+use super::{
+    Container, Pod,
+    body::{ANSWER_MAX, Body},
+    kept, name,
+    recent::Made,
+};
 
 /// A runtime, and the connection to it: one for all questions.
 pub struct Runtime {
     path: PathBuf,
     connection: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
-
-/// The largest answer that is read.
-const ANSWER_MAX: usize = 4 << 20;
 
 impl Runtime {
     pub fn new(path: PathBuf) -> Runtime {
@@ -105,10 +107,7 @@ impl Runtime {
         // One without a body: it refuses.
         match response.headers().get("grpc-status") {
             Some(status) => Err(io::Error::other(format!("no events: status {status:?}"))),
-            None => Ok(Events {
-                body: response.into_body(),
-                read: BytesMut::new(),
-            }),
+            None => Ok(Events(Body::new(response.into_body()))),
         }
     }
 
@@ -146,25 +145,19 @@ impl Runtime {
 }
 
 /// Events as they come: messages one behind the other.
-pub struct Events {
-    body: Incoming,
-    read: BytesMut,
-}
+pub struct Events(Body);
 
 impl Events {
     /// The next container that is made. `None`: the runtime has ended.
     pub async fn next(&mut self) -> io::Result<Option<Made>> {
         loop {
-            while let Some(event) = first::<ContainerEvent>(&mut self.read)? {
+            while let Some(event) = first::<ContainerEvent>(&mut self.0.read)? {
                 if let Some(made) = event.tell() {
                     return Ok(Some(made));
                 }
             }
-            let Some(frame) = self.body.frame().await else {
+            if !self.0.more().await? {
                 return Ok(None);
-            };
-            if let Ok(bytes) = frame.map_err(io::Error::other)?.into_data() {
-                self.read.extend_from_slice(&bytes);
             }
         }
     }

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, io, path::PathBuf};
 
-use bytes::BytesMut;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{
     Request, Response, StatusCode,
@@ -13,7 +12,12 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::{net::UnixStream, sync::Semaphore};
 
-use super::{Container, Pod, kept, name, recent::Made};
+use super::{
+    Container, Pod,
+    body::{ANSWER_MAX, Body},
+    kept, name,
+    recent::Made,
+};
 
 /// A runtime. Each question has a connection: they are rare, and one that hangs holds no other.
 pub struct Runtime {
@@ -22,8 +26,6 @@ pub struct Runtime {
 }
 
 const CONNECTIONS: usize = 8;
-/// The largest answer that is read.
-const ANSWER_MAX: usize = 4 << 20;
 
 impl Runtime {
     pub fn new(path: PathBuf) -> Runtime {
@@ -50,10 +52,7 @@ impl Runtime {
     pub async fn events(&self) -> io::Result<Events> {
         let response = self.get(EVENTS).await?;
         match response.status() {
-            StatusCode::OK => Ok(Events {
-                body: response.into_body(),
-                read: BytesMut::new(),
-            }),
+            StatusCode::OK => Ok(Events(Body::new(response.into_body()))),
             status => Err(io::Error::other(format!("answered with {status}"))),
         }
     }
@@ -77,17 +76,14 @@ const EVENTS: &str =
     "/events?filters=%7B%22type%22%3A%5B%22container%22%5D%2C%22event%22%3A%5B%22create%22%5D%7D";
 
 /// Events as they come: a JSON object in each line.
-pub struct Events {
-    body: Incoming,
-    read: BytesMut,
-}
+pub struct Events(Body);
 
 impl Events {
     /// The next container that is made. `None`: the runtime has ended.
     pub async fn next(&mut self) -> io::Result<Option<Made>> {
         loop {
-            while let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
-                let line = self.read.split_to(end + 1);
+            while let Some(end) = self.0.read.iter().position(|byte| *byte == b'\n') {
+                let line = self.0.read.split_to(end + 1);
                 // What is none of ours is nothing to stumble over.
                 if let Ok(event) = serde_json::from_slice::<Event>(&line)
                     && let Some(made) = event.tell()
@@ -95,14 +91,8 @@ impl Events {
                     return Ok(Some(made));
                 }
             }
-            let Some(frame) = self.body.frame().await else {
+            if !self.0.more().await? {
                 return Ok(None);
-            };
-            if let Ok(bytes) = frame.map_err(io::Error::other)?.into_data() {
-                self.read.extend_from_slice(&bytes);
-            }
-            if self.read.len() > ANSWER_MAX {
-                return Err(io::Error::other("an event without an end"));
             }
         }
     }

@@ -6,6 +6,7 @@
 //! connections. It has root's name, for the sockets are root's, and nothing else; what it can be asked is the name of
 //! an id.
 
+pub mod body;
 pub mod cri;
 pub mod docker;
 pub mod known;
