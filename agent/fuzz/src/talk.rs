@@ -1,12 +1,50 @@
 //! A connection as the decoders get it: calls and holes of its two sides.
 
+use agent_ebpf::Direction;
 use flate2::Crc;
-use vortex_agent::protocol::Side;
+use vortex_agent::{
+    plaintext::Plaintext,
+    protocol::{Piece, Protocol, Said, Side, exchange::Keep},
+};
 
 #[derive(Clone, Debug)]
 pub enum Step {
     Bytes(Side, Vec<u8>),
     Gap(Side, u64),
+}
+
+impl Step {
+    /// `offset`: of the bytes in their stream. Who is watched asks.
+    pub fn play(
+        &self,
+        offset: u64,
+        protocol: &mut Protocol,
+        keep: &mut Keep,
+        hear: &mut dyn FnMut(Said<'_>),
+    ) {
+        match self {
+            Step::Bytes(side, bytes) => {
+                let piece = Piece {
+                    direction: direction_of(*side),
+                    offset,
+                    bytes: Plaintext::new(bytes),
+                    time: 7,
+                };
+                protocol.feed(piece, Some(Direction::Sent), keep, hear);
+            }
+            Step::Gap(side, length) => {
+                protocol.gap(direction_of(*side), *length, 7, keep, hear);
+            }
+        }
+    }
+}
+
+/// Of what this side says, seen from who asks.
+pub fn direction_of(side: Side) -> Direction {
+    match side {
+        Side::Request => Direction::Sent,
+        Side::Response => Direction::Received,
+    }
 }
 
 /// The same calls again and again, until they have about so many bytes.

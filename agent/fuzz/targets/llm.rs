@@ -10,11 +10,10 @@
 
 use std::{cell::RefCell, fmt::Write as _};
 
-use agent_ebpf::Direction;
 use libfuzzer_sys::fuzz_target;
 use play::{
     Choices, is_long, memory,
-    talk::{Step, cut, framed, has_gap, over_and_over, steps, with_hole},
+    talk::{self, Step, cut, framed, has_gap, over_and_over, steps, with_hole},
     told::BOUNDS,
 };
 use vortex_agent::{
@@ -22,8 +21,7 @@ use vortex_agent::{
         Call, Calls, Held,
         call::{Message, Part, Request, Tool},
     },
-    plaintext::Plaintext,
-    protocol::{Piece, Protocol, Said, Side, exchange::Keep, json::Text},
+    protocol::{Protocol, Said, Side, exchange::Keep, json::Text},
 };
 
 /// What open calls may hold in all, and decoders besides.
@@ -142,21 +140,9 @@ impl Line {
             is_astray,
         } = self;
         let hear = &mut |said: Said<'_>| hear(said, &mut calls.borrow_mut(), held, is_astray, tell);
-        match step {
-            Step::Bytes(side, bytes) => {
-                let piece = Piece {
-                    direction: direction_of(*side),
-                    offset: 0,
-                    bytes: Plaintext::new(bytes),
-                    time: 7,
-                };
-                protocol.feed(piece, Some(Direction::Sent), keep, hear);
-            }
-            Step::Gap(side, length) => {
-                let direction = direction_of(*side);
-                protocol.gap(direction, *length, 7, keep, hear);
-                calls.borrow_mut().gap(direction);
-            }
+        step.play(0, protocol, keep, hear);
+        if let Step::Gap(side, _) = step {
+            calls.borrow_mut().gap(talk::direction_of(*side));
         }
     }
 
@@ -214,13 +200,6 @@ fn hear(
         }
         Said::Data { is_stray, .. } => *is_astray |= is_stray,
         _ => {}
-    }
-}
-
-fn direction_of(side: Side) -> Direction {
-    match side {
-        Side::Request => Direction::Sent,
-        Side::Response => Direction::Received,
     }
 }
 

@@ -8,7 +8,6 @@
 //! [`steps`]); heads, and four bodies with NULs between them, of two connections; or choices that make a conversation.
 #![no_main]
 
-use agent_ebpf::Direction;
 use libfuzzer_sys::fuzz_target;
 use play::{
     Choices, is_long, memory,
@@ -20,8 +19,7 @@ use vortex_agent::{
     http::Teller,
     llm::price::Prices,
     mcp::{Calls, Ear, Waiting, call::Call},
-    plaintext::Plaintext,
-    protocol::{Piece, Protocol, Said, Side, exchange::Keep},
+    protocol::{Protocol, Said, Side, exchange::Keep},
     record::Mcp,
     redact::{Clear, Key, OwnedContent, Policy, Redactor, Shown},
 };
@@ -144,19 +142,8 @@ impl Lab {
     }
 
     fn step(&mut self, number: usize, step: &Step, tell: &mut dyn FnMut(Call)) {
-        self.with(number, tell, |protocol, keep, hear| match step {
-            Step::Bytes(side, bytes) => {
-                let piece = Piece {
-                    direction: direction_of(*side),
-                    offset: 0,
-                    bytes: Plaintext::new(bytes),
-                    time: 7,
-                };
-                protocol.feed(piece, Some(Direction::Sent), keep, hear);
-            }
-            Step::Gap(side, length) => {
-                protocol.gap(direction_of(*side), *length, 7, keep, hear);
-            }
+        self.with(number, tell, |protocol, keep, hear| {
+            step.play(0, protocol, keep, hear);
         });
     }
 
@@ -222,13 +209,6 @@ impl Lab {
             _ => {}
         });
         *is_sure &= !is_full && !is_astray;
-    }
-}
-
-fn direction_of(side: Side) -> Direction {
-    match side {
-        Side::Request => Direction::Sent,
-        Side::Response => Direction::Received,
     }
 }
 

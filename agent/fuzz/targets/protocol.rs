@@ -20,7 +20,7 @@ use play::{
 use vortex_agent::{
     plaintext::Plaintext,
     protocol::{
-        Piece, Protocol, Said, Side,
+        Protocol, Said, Side,
         exchange::{Exchange, Keep},
     },
 };
@@ -117,17 +117,12 @@ fn play(from_start: bool, steps: &[Step]) -> Played {
             }
         };
         match step {
-            Some(Step::Bytes(side, bytes)) => {
-                let piece = Piece {
-                    direction: direction_of(*side),
-                    offset: (known[*side as usize] - bytes.len()) as u64,
-                    bytes: Plaintext::new(bytes),
-                    time: 7,
-                };
-                protocol.feed(piece, Some(Direction::Sent), &mut keep, note);
+            Some(step @ Step::Bytes(side, bytes)) => {
+                let offset = known[*side as usize] - bytes.len();
+                step.play(offset as u64, &mut protocol, &mut keep, note);
             }
-            Some(Step::Gap(side, length)) => {
-                protocol.gap(direction_of(*side), *length, 7, &mut keep, note);
+            Some(step @ Step::Gap(side, length)) => {
+                step.play(0, &mut protocol, &mut keep, note);
                 let bytes = &mut streams[*side as usize].bytes;
                 bytes.resize(bytes.len() + *length as usize, 0);
             }
@@ -153,13 +148,6 @@ fn check_lines(told: &[Vec<u8>], exchange: &Exchange) {
 
 fn is_blank(line: &[u8]) -> bool {
     line.trim_ascii().is_empty()
-}
-
-fn direction_of(side: Side) -> Direction {
-    match side {
-        Side::Request => Direction::Sent,
-        Side::Response => Direction::Received,
-    }
 }
 
 fn side_of(direction: Direction) -> Side {
