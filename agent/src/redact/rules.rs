@@ -35,7 +35,16 @@ pub struct Rules {
     tokens: Vec<Token>,
     names: Vec<Name>,
     headers: HashMap<Vec<u8>, &'static str>,
+    /// By anchor: what may end in it.
+    words: Vec<Word>,
     pub flags: Vec<Flag>,
+}
+
+/// The last word of names.
+struct Word {
+    ends_header: bool,
+    /// In their order.
+    names: Vec<usize>,
 }
 
 struct Beginning {
@@ -128,14 +137,15 @@ impl Rules {
             return Verdict::No;
         }
         let place = Place::of(text, hit.end, in_head);
-        let header = self.headers.get(&place.name(text).to_ascii_lowercase());
-        if let Some(verdict) = header.and_then(|kind| place.header(text, kind, ending)) {
+        let word = &self.words[hit.anchor];
+        if word.ends_header
+            && let Some(kind) = self.headers.get(&place.name(text).to_ascii_lowercase())
+            && let Some(verdict) = place.header(text, kind, ending)
+        {
             return verdict;
         }
-        let name = self
-            .names
-            .iter()
-            .find(|name| name.ends(text, &place).is_some());
+        let mut names = word.names.iter().map(|number| &self.names[*number]);
+        let name = names.find(|name| name.ends(text, &place).is_some());
         name.map_or(Verdict::No, |name| place.parameter(text, name, ending))
     }
 
@@ -316,6 +326,19 @@ impl Rules {
                     .collect()
             })
             .collect();
+        let words = patterns.iter().map(|pattern| {
+            let ends_header =
+                |name: &Vec<u8>| name.rsplit(|byte| *byte == b'-').next() == Some(pattern);
+            let ends_name = |number: &usize| {
+                let last = names[*number].words.last();
+                last.is_some_and(|word| word.eq_ignore_ascii_case(pattern))
+            };
+            Word {
+                ends_header: headers.keys().any(ends_header),
+                names: (0..names.len()).filter(ends_name).collect(),
+            }
+        });
+        let words = words.collect();
         let left = |meaning: &Meaning| match meaning {
             Meaning::Token(number) => Some(tokens[*number].left),
             Meaning::PrivateKey => Some(Left::Any),
@@ -336,6 +359,7 @@ impl Rules {
             tokens,
             names,
             headers,
+            words,
             flags: file
                 .flag
                 .into_iter()
