@@ -5,10 +5,10 @@
 //! secret is replaced; of base64 and digits all of it. Whether something is base64 is told by what it says: 12 bytes of
 //! text by chance are rarer than one in 100,000, and then there must be a secret as well.
 //!
-//! Of texts that are there as a whole only. It costs one pass for each level, and nothing is decoded into more than it
-//! was.
+//! Of texts that are there as a whole only. Each level costs a pass at most for escapes of all of it and one for its
+//! strings, and nothing is decoded into more than it was.
 
-use std::{borrow::Cow, collections::BTreeSet, ops::Range};
+use std::{borrow::Cow, collections::BTreeSet, iter, ops::Range};
 
 use base64_simd::forgiving_decode_to_vec;
 
@@ -42,17 +42,31 @@ pub fn secrets(key: Option<&Key>, text: &[u8], ending: Ending) -> Vec<Redaction>
 }
 
 fn search(key: Option<&Key>, text: &[u8], ending: Ending, levels: u32, found: &mut Vec<Redaction>) {
-    if let Some(plain) = unescaped(text) {
-        let said = all(key, &plain.text, ending, levels - 1);
-        found.extend(said.iter().map(|redaction| plain.source(redaction)));
+    let ending_of = |range: &Range<usize>| match range.end == text.len() {
+        true => ending,
+        false => Ending::End,
+    };
+    if escapes(text).next().is_some() {
+        let mut inside = all(key, &decoded_by(escapes(text), text), ending, levels - 1);
+        point_to_source(&mut inside, escapes(text));
+        found.append(&mut inside);
+    }
+    let mut from = 0;
+    while let Some(range) = next_string(text, from) {
+        from = range.end;
+        let string = &text[range.clone()];
+        let said = decoded_by(escapes_of_string(string), string);
+        let mut inside = all(key, &said, ending_of(&range), levels - 1);
+        point_to_source(&mut inside, escapes_of_string(string));
+        for redaction in &mut inside {
+            redaction.offset += range.start as u64;
+        }
+        found.append(&mut inside);
     }
     let mut from = 0;
     while let Some(run) = next_run(text, from) {
         from = run.end;
-        let ending = match run.end == text.len() {
-            true => ending,
-            false => Ending::End,
-        };
+        let ending = ending_of(&run);
         found.extend(in_run(key, text, run, ending, levels - 1));
     }
 }
@@ -80,62 +94,105 @@ fn all(key: Option<&Key>, text: &[u8], ending: Ending, levels: u32) -> Vec<Redac
     found
 }
 
-/// A text without escapes.
-struct Unescaped {
-    text: Vec<u8>,
-    /// From which byte on it is so much shorter than the source.
-    shorter: Vec<(usize, usize)>,
+/// What stands for one byte of a text, and where.
+struct Escape {
+    at: usize,
+    length: usize,
+    byte: u8,
 }
 
-impl Unescaped {
-    fn source(&self, redaction: &Redaction) -> Redaction {
-        let place = |at: u64| {
-            let behind = self.shorter.partition_point(|(from, _)| *from as u64 <= at);
-            at + behind
-                .checked_sub(1)
-                .map_or(0, |last| self.shorter[last].1 as u64)
-        };
-        // The end of a byte is where the next one begins.
-        let (start, end) = (
-            place(redaction.offset),
-            place(redaction.offset + redaction.length),
-        );
-        Redaction {
-            offset: start,
-            length: end - start,
-            ..*redaction
-        }
-    }
-}
-
-/// `None`: there is no escape in it.
-fn unescaped(text: &[u8]) -> Option<Unescaped> {
-    let mut plain = Unescaped {
-        text: Vec::new(),
-        shorter: Vec::new(),
-    };
-    let (mut from, mut at) = (0, 0);
-    while let Some(next) = memchr::memchr3(b'%', b'\\', b'&', &text[at..]) {
-        let start = at + next;
-        let Some((byte, length)) = escape(&text[start..]) else {
+/// Those of all of a text.
+fn escapes(text: &[u8]) -> impl Iterator<Item = Escape> {
+    let mut from = 0;
+    iter::from_fn(move || {
+        loop {
+            let at = from + memchr::memchr3(b'%', b'\\', b'&', &text[from..])?;
+            if let Some((byte, length)) = escape(&text[at..]) {
+                from = at + length;
+                return Some(Escape { at, length, byte });
+            }
             // A row of backslashes is looked at once.
-            let row = text[start..].iter().take_while(|byte| **byte == b'\\');
-            at = start + row.count().max(1);
-            continue;
-        };
-        plain.text.extend_from_slice(&text[from..start]);
-        plain.text.push(byte);
-        at = start + length;
-        from = at;
-        plain
-            .shorter
-            .push((plain.text.len(), at - plain.text.len()));
+            let row = text[at..].iter().take_while(|byte| **byte == b'\\');
+            from = at + row.count().max(1);
+        }
+    })
+}
+
+fn decoded_by(escapes: impl Iterator<Item = Escape>, text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut from = 0;
+    for escape in escapes {
+        plain.extend_from_slice(&text[from..escape.at]);
+        plain.push(escape.byte);
+        from = escape.at + escape.length;
     }
-    if plain.shorter.is_empty() {
-        return None;
+    plain.extend_from_slice(&text[from..]);
+    plain
+}
+
+/// What was found in a decoded text, as what stands for that.
+fn point_to_source(found: &mut [Redaction], escapes: impl Iterator<Item = Escape>) {
+    if found.is_empty() {
+        return;
     }
-    plain.text.extend_from_slice(&text[from..]);
-    Some(plain)
+    // From which byte on the decoded text is so much shorter.
+    let mut shorter = 0;
+    let shorter: Vec<(u64, u64)> = escapes
+        .map(|escape| {
+            let behind = escape.at as u64 - shorter + 1;
+            shorter += escape.length as u64 - 1;
+            (behind, shorter)
+        })
+        .collect();
+    let place = |at: u64| {
+        let behind = shorter.partition_point(|(from, _)| *from <= at);
+        at + behind.checked_sub(1).map_or(0, |last| shorter[last].1)
+    };
+    for redaction in found {
+        // The end of a byte is where the next one begins.
+        let start = place(redaction.offset);
+        redaction.length = place(redaction.offset + redaction.length) - start;
+        redaction.offset = start;
+    }
+}
+
+/// The next string with an escape in it, without its quotes: what it says is a text of its own, with lines and quotes
+/// that rules know values by. One that began before the text has no quote, nor has one that goes on behind it.
+fn next_string(text: &[u8], from: usize) -> Option<Range<usize>> {
+    let first = from + memchr::memchr(b'\\', &text[from..])?;
+    let start = memchr::memrchr2(b'"', b'\n', &text[from..first]).map_or(from, |at| from + at + 1);
+    let mut end = first;
+    while let Some(rest) = text.get(end..)
+        && let Some(next) = memchr::memchr3(b'\\', b'"', b'\n', rest)
+    {
+        end += next;
+        if text[end] != b'\\' {
+            return Some(start..end);
+        }
+        end += 2;
+    }
+    Some(start..text.len())
+}
+
+/// Those of a string of JSON (RFC 8259, section 7); programs' strings have much the same.
+fn escapes_of_string(string: &[u8]) -> impl Iterator<Item = Escape> {
+    let mut from = 0;
+    iter::from_fn(move || {
+        loop {
+            let at = from + memchr::memchr(b'\\', &string[from..])?;
+            let (byte, length) = match string[at + 1..] {
+                [byte @ (b'"' | b'\\' | b'/' | b'\''), ..] => (byte, 2),
+                [b'n', ..] => (b'\n', 2),
+                [b'r', ..] => (b'\r', 2),
+                [b't', ..] => (b'\t', 2),
+                _ => escape(&string[at..]).unwrap_or((b'\\', 1)),
+            };
+            from = at + length;
+            if length > 1 {
+                return Some(Escape { at, length, byte });
+            }
+        }
+    })
 }
 
 /// The ASCII character that an escape stands for, and how long the escape is. Of quotes that a backslash precedes, and

@@ -68,6 +68,19 @@ fn speed() {
             })
             .fold(0.0, f64::max);
         println!("speed {name} {best:.0}");
+        let quoted = serde_json::json!({ "content": text }).to_string();
+        let redactor = Redactor::new(Policy::Redacted, Key::new([1; 32]));
+        for (form, text) in [("whole", text), ("quoted", &quoted)] {
+            let data = text.repeat((4 << 20) / text.len());
+            let best = (0..5)
+                .map(|_| {
+                    let start = std::time::Instant::now();
+                    redactor.whole(Plaintext::new(data.as_bytes()), &[], false);
+                    data.len() as f64 / 1e6 / start.elapsed().as_secs_f64()
+                })
+                .fold(0.0, f64::max);
+            println!("speed {name}-{form} {best:.0}");
+        }
     }
 }
 
@@ -77,15 +90,23 @@ fn speed() {
 #[ignore = "a measurement"]
 fn corpus() {
     let folders = std::env::var("CORPUS").expect("CORPUS names folders");
-    let (total, found) = redacted_in(folders.split(':').map(Into::into).collect(), 50 << 20);
-    for (file, text) in &found {
-        println!("{}: {text:?}", file.display());
+    let folders: Vec<PathBuf> = folders.split(':').map(Into::into).collect();
+    for is_quoted in [false, true] {
+        let (total, found) = redacted_in(folders.clone(), 50 << 20, is_quoted);
+        for (file, text) in &found {
+            println!("{}: {text:?}", file.display());
+        }
+        println!("{} in {total} bytes, quoted: {is_quoted}", found.len());
     }
-    println!("{} in {total} bytes", found.len());
 }
 
-/// What is redacted in the text files of these folders, and how many bytes they have.
-fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf, String)>) {
+/// What is redacted in the text files of these folders, and how many bytes they have. `is_quoted`: each as a string in
+/// JSON, as one asks a model about a file.
+fn redacted_in(
+    mut folders: Vec<PathBuf>,
+    limit: usize,
+    is_quoted: bool,
+) -> (usize, Vec<(PathBuf, String)>) {
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().flatten() {
@@ -101,11 +122,15 @@ fn redacted_in(mut folders: Vec<PathBuf>, limit: usize) -> (usize, Vec<(PathBuf,
     let redactor = Redactor::new(Policy::Redacted, Key::new([7; 32]));
     let (mut total, mut found) = (0, Vec::new());
     for file in files {
-        let bytes = std::fs::read(&file).unwrap_or_default();
+        let mut bytes = std::fs::read(&file).unwrap_or_default();
         if total > limit || plain::plain_text(&bytes) != (bytes.len(), true) {
             continue;
         }
         total += bytes.len();
+        if is_quoted {
+            let text = String::from_utf8_lossy(&bytes);
+            bytes = serde_json::json!({ "content": text }).to_string().into();
+        }
         let whole = redactor.whole(Plaintext::new(&bytes), &[], false);
         let Shown::Text(_, redactions) = whole.content().shown() else {
             continue;
@@ -127,9 +152,11 @@ fn ordinary_text_is_left_alone() {
     let rustc = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = String::from_utf8(rustc.unwrap().stdout).unwrap();
     let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
-    let (total, found) = redacted_in(vec![library], 24 << 20);
-    assert!(total > 16 << 20, "{total} bytes are not enough");
-    assert!(found.len() <= total >> 20, "{found:#?} in {total} bytes");
+    for is_quoted in [false, true] {
+        let (total, found) = redacted_in(vec![library.clone()], 24 << 20, is_quoted);
+        assert!(total > 16 << 20, "{total} bytes are not enough");
+        assert!(found.len() <= total >> 20, "{found:#?} in {total} bytes");
+    }
 }
 
 #[test]
@@ -204,6 +231,44 @@ fn values_of_names() {
             "{plain}: {shown}"
         );
         assert!(shown.ends_with(&format!("]{after}")), "{plain}: {shown}");
+    }
+}
+
+/// What is written with lines and quotes, in strings of JSON in each other: a file in a prompt, arguments of a tool.
+#[test]
+fn values_in_strings() {
+    for text in [
+        "[db]\nuser = u\npassword = «ZiV5KUZdjr7z»\nhost = h\n",
+        "aws_secret_access_key = «OHs2HwvcUB3o»\n",
+        "{\n  \"password\"  :\n    \"«4SU2k2kj2M4s»\"\n}\n",
+        "pub const PASSWORD: &str = \"«HrZ6TwUNpl4j»\";\nfn main() {}\n",
+        "<input name=\"csrf_token\" value=\"«MBi7FSl8uI4Y»\">",
+        "--b\r\nContent-Disposition: form-data; name=\"password\"\r\n\r\n«szC78S1mwd7f»\r\n--b--\r\n",
+    ] {
+        let (plain, secret) = (text.replace(['«', '»'], ""), text.split(['«', '»']).nth(1));
+        let secret = secret.unwrap();
+        let mut quoted = plain;
+        for level in 1..=3 {
+            quoted = serde_json::json!({ "a": quoted, "b": "c" }).to_string();
+            let shown = clear(&quoted);
+            let (before, after) = quoted.split_once(secret).unwrap();
+            assert!(
+                shown.starts_with(&format!("{before}[redacted:")),
+                "{level}: {shown}"
+            );
+            assert!(shown.ends_with(&format!("]{after}")), "{level}: {shown}");
+        }
+    }
+    // A value does not reach from one string into the next.
+    for text in [
+        r#"{"a":"
+your password:","b":"correcthorse7"}"#,
+        r#"{"a":"
+password =","Xy7correct":1}"#,
+        r#"{"a":"\","b":"x
+y","c":"\"","d":"C:\new\token\u0041"}"#,
+    ] {
+        assert_eq!(clear(text), text);
     }
 }
 
