@@ -100,9 +100,17 @@ impl Stream {
         (bytes, gaps)
     }
 
-    /// How many of so many bytes at a position are before its start.
-    pub fn unwanted(&self, offset: u64, length: u64) -> u64 {
+    /// How many of so many bytes that have come are before its start, which may be here: they may be told later than
+    /// what comes next.
+    pub fn unwanted(&mut self, offset: u64, length: u64) -> u64 {
+        self.join_at(offset);
         self.start.saturating_sub(offset).min(length)
+    }
+
+    /// How many of so many bytes at a position nothing was told of yet, neither that they are missing.
+    pub fn untold(&self, offset: u64, length: u64) -> u64 {
+        let end = offset.saturating_add(length);
+        end.saturating_sub(self.next).min(length)
     }
 
     pub fn lost(&self) -> u64 {
@@ -294,6 +302,18 @@ mod tests {
                 .collect();
             assert_eq!(bytes, b"abcdef", "{order:?}");
         }
+    }
+
+    #[test]
+    fn one_that_joins_starts_with_the_first_that_comes() {
+        let mut stream = Stream::default();
+        stream.join();
+        assert_eq!(stream.unwanted(10, 6), 0);
+        // Before anything of it was told.
+        assert_eq!(stream.unwanted(0, 5), 5);
+        assert_eq!(stream.unwanted(5, 7), 5);
+        assert_eq!((stream.untold(5, 7), stream.untold(5, 5)), (2, 0));
+        assert_eq!(stream.untold(12, 3), 3);
     }
 
     #[test]
