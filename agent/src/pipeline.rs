@@ -651,8 +651,10 @@ impl Pipeline {
                 match piece.content {
                     What::Bytes(bytes) => {
                         let length = bytes.plaintext().len() as u64;
-                        if met.insert((piece.stream, piece.offset, length)) {
-                            self.tally.filtered += length;
+                        let is_new = met.insert((piece.stream, piece.offset, length));
+                        if is_new && let Some(entry) = self.connections.get(&id) {
+                            let stream = entry.parts(piece.stream.direction).stream;
+                            self.tally.filtered += stream.untold(piece.offset, length);
                         }
                     }
                     What::Gap(length, cause) => self.told_late += late(cause, length),
@@ -1021,7 +1023,9 @@ impl Pipeline {
         {
             self.abandoned.pop_front();
             self.coverage.let_go(file);
-            self.trials.forget(file);
+            for piece in self.trials.forget(file) {
+                self.withhold(piece, out);
+            }
         }
         self.give_up(|stream| stream.is_overdue(now), now, out);
         while let Some(asked) = self.asked.front().copied()

@@ -182,12 +182,10 @@ impl Trials {
             .collect()
     }
 
-    /// The file is no more. What is held of it goes with its connections.
-    pub fn forget(&mut self, file: FileId) {
+    /// The file is no more. What is held of it: a connection may go on through the same file, placed again.
+    pub fn forget(&mut self, file: FileId) -> Vec<Piece> {
         self.condemned.remove(&file);
-        if self.open.get(&file).is_some_and(|it| it.held.is_empty()) {
-            self.open.remove(&file);
-        }
+        self.open.remove(&file).unwrap_or_default().held
     }
 
     fn believe(&mut self, file: FileId) -> Verdict {
