@@ -79,7 +79,7 @@ impl Entry {
     pub fn bound(&mut self, now: u64) {
         self.border = Border {
             at: now,
-            ends: [self.received.end(), self.sent.end()],
+            ends: [&self.received, &self.sent].map(|stream| stream.end().unwrap_or(0)),
             until: now,
         };
     }

@@ -670,7 +670,9 @@ impl Pipeline {
                     let parts = entry.parts(stream.direction);
                     let end = parts.stream.end();
                     let (bytes, gaps) = parts.stream.turn_away();
-                    self.pass_by(stream, end);
+                    if let Some(end) = end {
+                        self.pass_by(stream, end);
+                    }
                     self.tally.filtered += bytes;
                     let gaps = gaps.into_iter();
                     self.told_late += gaps.map(|(length, cause)| late(cause, length)).sum::<u64>();

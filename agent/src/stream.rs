@@ -77,14 +77,17 @@ impl Stream {
         }
     }
 
-    /// The end of the last byte that has come.
-    pub fn end(&self) -> u64 {
+    /// The end of the last byte that has come. `None`: nothing has, and nobody knows where it will begin.
+    pub fn end(&self) -> Option<u64> {
+        if self.joins {
+            return None;
+        }
         let last = self.waiting.last_key_value();
         let last = last.map_or(0, |(offset, piece)| match piece {
             Piece::Bytes(bytes) => offset.saturating_add(bytes.plaintext().len() as u64),
             Piece::Gap(length, _) => offset.saturating_add(*length),
         });
-        last.max(self.next)
+        Some(last.max(self.next))
     }
 
     /// What waits behind a hole will not be told: how many bytes, and how long the gaps are of each cause.
@@ -308,7 +311,9 @@ mod tests {
     fn one_that_joins_starts_with_the_first_that_comes() {
         let mut stream = Stream::default();
         stream.join();
+        assert_eq!(stream.end(), None);
         assert_eq!(stream.unwanted(10, 6), 0);
+        assert_eq!(stream.end(), Some(10));
         // Before anything of it was told.
         assert_eq!(stream.unwanted(0, 5), 5);
         assert_eq!(stream.unwanted(5, 7), 5);
