@@ -185,8 +185,10 @@ fn containers_that_are_gone_before_a_look() {
     let wait = |file: &str| {
         format!("n=0; while [ ! -e {file} ] && [ $n -lt 600 ]; do sleep 0.05; n=$((n + 1)); done")
     };
+    // Whoever maps a file that is not known yet is held by the half, and stays so when the half is stopped: `sleep` is
+    // known before.
     let script = format!(
-        "cd {}; export LD_LIBRARY_PATH={}; ({curl} first); touch warm; {}; {}; touch done; {}",
+        "cd {}; export LD_LIBRARY_PATH={}; sleep 0; ({curl} first); touch warm; {}; {}; touch done; {}",
         lab.dir.display(),
         library.display(),
         wait("go"),
