@@ -272,6 +272,10 @@ enum Step {
     Clock {
         at: u64,
     },
+    /// The half has told of what happened until then.
+    CaughtUp {
+        at: u64,
+    },
     /// The agent made a connection, of which these are its own end and the other one.
     Ours {
         local: SocketAddr,
@@ -1134,6 +1138,7 @@ fn line_step(line: &mut Bench, step: &Step) {
             line.now = ms(*at);
             line.tell(Input::Idle);
         }
+        Step::CaughtUp { at } => line.tell(Input::CaughtUp { until: ms(*at) }),
         &Step::Ours { local, peer } => line.tell(Input::Ours { local, peer }),
         Step::Wall { boot } => line.tell(Input::Clock(boot * 1_000_000_000)),
         &Step::Renamed { pid, ref comm } => line.tell(Input::Renamed { pid, comm }),
@@ -1348,6 +1353,7 @@ scenarios! {
     text_mcp
     text_sse
     text_websocket
+    told_of_by_a_half_that_is_behind
     told_of_too_late
     undecoded
     unseen_of_the_dead

@@ -125,6 +125,8 @@ pub enum Report {
         pid: u32,
         silent: Silent,
     },
+    /// What happened before [`Order::CatchUp`] was given has been told.
+    CaughtUp,
     /// A line for the log.
     Warning(String),
 }
@@ -172,6 +174,8 @@ pub enum Order {
     Examine {
         pid: u32,
     },
+    /// Say when everything that has happened until now is told.
+    CatchUp,
     /// `pending`: look for holes at the end of streams, too.
     Survey {
         pending: bool,

@@ -36,6 +36,8 @@ pub enum Input<'a> {
     Idle,
     /// Nothing more will come that could name anybody.
     NoNames,
+    /// The half has told of everything that happened until then, in nanoseconds since boot.
+    CaughtUp { until: u64 },
     /// Who a process is, or has become by exec.
     Process(Facts),
     /// From now on somebody can be asked about containers, or nobody any more.

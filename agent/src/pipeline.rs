@@ -139,6 +139,10 @@ pub struct Pipeline {
     parked: HashMap<u32, Parked>,
     /// Bytes of all that waits there.
     parked_bytes: usize,
+    /// What happened until then has been told by the half, in nanoseconds since boot.
+    caught_up: u64,
+    /// It is to say how far it is: somebody waits who may be told of yet.
+    is_half_late: bool,
     /// Sockets that were closed since something has waited: its own may be among them.
     parked_closed: Vec<u64>,
     /// How far the streams of processes are that the filter turned away because nobody had told who they are.
@@ -259,9 +263,11 @@ enum Happened {
     Ended(u64),
 }
 
-/// How long a record waits for the facts about its process, in nanoseconds, and how many bytes wait: of one, and in
-/// all.
+/// How long a record waits for the facts about its process, in nanoseconds, or for its container's name; and how many
+/// bytes wait: of one, and in all.
 const PARKED_TIME: u64 = 250_000_000;
+/// The same where the half has not said since that it knows nothing more: on a busy machine it is as late as that.
+const BEHIND_TIME: u64 = 5_000_000_000;
 /// The same of one whose container's name decides what is told of it at all.
 const POLICY_TIME: u64 = 2_000_000_000;
 const PARKED_BYTES: usize = 1 << 20;
@@ -340,6 +346,8 @@ impl Pipeline {
             waiting: BTreeSet::new(),
             parked: HashMap::new(),
             parked_bytes: 0,
+            caught_up: 0,
+            is_half_late: false,
             parked_closed: Vec::new(),
             passed_by: HashMap::new(),
             freed: VecDeque::new(),
@@ -395,6 +403,7 @@ impl Pipeline {
             Input::Record(raw) => self.record(event::written(raw), now, out),
             Input::Idle => self.expire(now, out),
             Input::NoNames => self.wait_for_no_names(out),
+            Input::CaughtUp { until } => self.caught_up = self.caught_up.max(until),
             Input::Process(facts) => self.process(facts, now, out),
             Input::Runtimes { are_asked } => self.containers.is_asked(are_asked),
             Input::Container { id, container } => self.container(id, container, now, out),
@@ -748,6 +757,11 @@ impl Pipeline {
         !self.parked.is_empty()
     }
 
+    /// Is the half to say when it has told of what happened until now? Somebody waits for that.
+    pub fn is_half_late(&mut self) -> bool {
+        std::mem::take(&mut self.is_half_late)
+    }
+
     fn wait_for_no_names(&mut self, out: Out<'_>) {
         for id in self.backlog.all() {
             self.let_go(id, out);
@@ -826,6 +840,7 @@ impl Pipeline {
         self.questions.clear();
         self.suspects.clear();
         self.strangers.clear();
+        self.is_half_late = false;
         self.silent = None;
     }
 
@@ -985,12 +1000,16 @@ impl Pipeline {
         let questions = unclaimed.questions(now, |pid| library_of(coverage, processes, pid));
         self.questions.extend(questions);
         self.suspects.extend(self.health.suspects(now));
-        for pid in self.parked_since(now.saturating_sub(PARKED_TIME)) {
+        for (since, pid) in self.parked_since(now.saturating_sub(PARKED_TIME)) {
+            let waited = now.saturating_sub(since);
             if self.awaits(pid) {
-                if self.wanted.policy.is_some() && !self.is_parked_since(pid, now, POLICY_TIME) {
+                if self.wanted.policy.is_some() && waited <= POLICY_TIME {
                     continue;
                 }
                 self.containers.is_late();
+            } else if since >= self.caught_up && waited <= BEHIND_TIME {
+                self.is_half_late = true;
+                continue;
             }
             self.wait_no_longer(pid, now, out);
         }
@@ -1043,25 +1062,20 @@ impl Pipeline {
         }
     }
 
-    /// Processes whose records wait since before `limit`, in the order of these.
-    fn parked_since(&self, limit: u64) -> Vec<u32> {
+    /// Processes whose records wait since before `limit`, and since when, in the order of that.
+    fn parked_since(&self, limit: u64) -> Vec<(u64, u32)> {
         let parked = self.parked.iter();
         let mut parked: Vec<(u64, u32)> = parked
             .map(|(pid, parked)| (parked.since, *pid))
             .filter(|(since, _)| *since < limit)
             .collect();
         parked.sort_unstable();
-        parked.into_iter().map(|(_, pid)| pid).collect()
-    }
-
-    fn is_parked_since(&self, pid: u32, now: u64, time: u64) -> bool {
-        let parked = self.parked.get(&pid);
-        parked.is_some_and(|parked| now.saturating_sub(parked.since) > time)
+        parked
     }
 
     fn finish(&mut self, now: u64, out: Out<'_>) {
         // Behind the end of one there may be another of its number.
-        while let Some(&pid) = self.parked_since(u64::MAX).first() {
+        while let Some(&(_, pid)) = self.parked_since(u64::MAX).first() {
             self.wait_no_longer(pid, now, out);
         }
         self.wait_for_no_names(out);
@@ -2215,11 +2229,8 @@ impl Pipeline {
             self.passed_by.retain(|stream, _| stream.handle.pid != pid);
         }
         match awaits {
-            // From now on, also where nothing has happened yet.
-            true => drop(self.parked.entry(pid).or_insert_with(|| Parked {
-                since: now,
-                ..Parked::default()
-            })),
+            // From now on, also where nothing has happened yet, and however late it is told of.
+            true => self.parked.entry(pid).or_default().since = now,
             false => {
                 self.no_longer_withheld(was_withheld, pid, now, out);
                 self.go_on(pid, now, out);

@@ -404,6 +404,8 @@ struct Session {
     /// Our processes that the half does not know by itself.
     own: Vec<u32>,
     surveyed: bool,
+    /// Since when the half has been asked to catch up, in nanoseconds since boot, and has not answered.
+    catching_up: Option<u64>,
     /// What the half said of the end of streams and processes, and where the ring's producer was then: the half
     /// is a channel of its own, and may be ahead of their last records.
     late: VecDeque<(u64, Late)>,
@@ -678,6 +680,7 @@ impl Session {
             half_usage: (0, 0),
             own,
             surveyed: false,
+            catching_up: None,
             late: VecDeque::new(),
             command_ran: command.is_some(),
             ending: false,
@@ -1124,6 +1127,8 @@ impl Session {
     fn half_is_gone(&mut self, why: Option<Error>) -> Result<()> {
         let status = self.half.take().and_then(|mut half| half.status());
         self.continue_held();
+        // Nobody waits for what it would have told.
+        self.line.tell(Input::CaughtUp { until: u64::MAX }, now());
         let why = match (why, status) {
             (Some(why), _) => why,
             (None, Some(status)) => anyhow!("the privileged half ended with {status}"),
@@ -1238,6 +1243,11 @@ impl Session {
                 self.inspected(connected, finding, now);
             }
             (Report::Silent { pid, silent }, 0) => self.silent(pid, silent, now),
+            (Report::CaughtUp, 0) => {
+                if let Some(until) = self.catching_up.take() {
+                    self.line.tell(Input::CaughtUp { until }, now);
+                }
+            }
             (Report::Warning(text), 0) => complain(&text),
             // Not which one: it may hold what others wrote.
             (_, fds) => bail!("unexpected report with {fds} descriptors"),
@@ -1550,13 +1560,17 @@ impl Session {
         Ok(())
     }
 
-    /// Asks the half about TLS that no probe saw.
+    /// Asks the half what nobody else can find out.
     fn ask(&mut self) -> Result<()> {
         let strangers = self.line.pipeline.strangers();
         let mut orders: Vec<Order> = strangers.map(|pid| Order::Introduce { pid }).collect();
         orders.extend(self.line.pipeline.questions().map(Order::Inspect));
         let suspects = self.line.pipeline.suspects();
         orders.extend(suspects.map(|pid| Order::Examine { pid }));
+        if self.line.pipeline.is_half_late() && self.catching_up.is_none() {
+            self.catching_up = Some(now());
+            orders.push(Order::CatchUp);
+        }
         orders
             .into_iter()
             .try_for_each(|order| self.order(order, None))

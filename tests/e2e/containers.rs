@@ -217,10 +217,10 @@ fn containers_that_are_gone_before_a_look() {
         kept.iter().all(|path| !path.exists()),
         "a group is still there"
     );
-    // The half first: how long the pipeline waits for who a process is, is another matter.
-    kill(half, libc::SIGCONT);
-    std::thread::sleep(Duration::from_secs(1));
+    // Who said it is told a second after it was heard.
     kill(pipeline, libc::SIGCONT);
+    std::thread::sleep(Duration::from_secs(1));
+    kill(half, libc::SIGCONT);
     wait_for("the last client's records", seconds(20), || {
         has_sent(&running, &format!("talker-{}", ids.len() - 1)).then_some(())
     });

@@ -526,6 +526,11 @@ impl Machine {
         self.flush(judge);
         self.now += [1_000_000, 100_000_000, 1_100_000_000, 4_000_000_000][choices.below(4)];
         self.tell(Input::Idle, judge);
+        // The half may have been behind, and says so when it is not any more, or never.
+        if self.line.is_half_late() && choices.chance() {
+            let until = self.now;
+            self.tell(Input::CaughtUp { until }, judge);
+        }
         // The kernel side begins anew with these.
         for id in self.line.forgotten() {
             let key = (id.pid, id.handle);

@@ -205,6 +205,8 @@ struct Half<'a> {
     interrupted: HashMap<FileId, HashSet<u64>>,
     /// Also who maps no TLS library may say something, and it is told who that is before it has ended.
     tells_all: bool,
+    /// The pipeline waits for who somebody is, and is to be told when nothing more comes.
+    is_catching_up: bool,
 }
 
 struct File {
@@ -368,6 +370,7 @@ impl<'a> Half<'a> {
             shelved: 0,
             interrupted: HashMap::new(),
             tells_all: false,
+            is_catching_up: false,
         })
     }
 
@@ -389,7 +392,8 @@ impl<'a> Half<'a> {
             let now = Instant::now();
             let deadlines = [self.holds.next(), self.workers.deadline()];
             let mut wake = deadlines.into_iter().flatten().fold(tick, Instant::min);
-            if (!self.to_scan.is_empty() || self.band.has_more()) && !self.is_behind() {
+            let has_more = !self.to_scan.is_empty() || self.band.has_more() || self.is_catching_up;
+            if has_more && !self.is_behind() {
                 wake = now;
             }
             if !self.in_exec.is_empty() {
@@ -404,6 +408,7 @@ impl<'a> Half<'a> {
                     }
                 }
                 self.after_exec()?;
+                self.say_caught_up();
             }
             if !self.take_orders()? {
                 return Ok(());
@@ -556,6 +561,7 @@ impl<'a> Half<'a> {
                 (Order::Introduce { pid }, 0) => self.introduce(pid),
                 (Order::Inspect(connected), 0) => self.inspect(connected),
                 (Order::Examine { pid }, 0) => self.examine(pid),
+                (Order::CatchUp, 0) => self.is_catching_up = true,
                 (Order::Survey { pending }, 0) => self.survey(pending)?,
                 (order, count) => bail!("unexpected order with {count} descriptors: {order:?}"),
             }
@@ -920,6 +926,15 @@ impl<'a> Half<'a> {
         self.mapped.retain(|(known, _)| *known != pid);
         self.unanswered.retain(|(known, _)| *known != pid);
         self.homes.forget(pid);
+    }
+
+    /// Everything is read that happened before the order came: it was not there yet when the events were read the time
+    /// before.
+    fn say_caught_up(&mut self) {
+        if self.is_catching_up && self.to_scan.is_empty() {
+            self.is_catching_up = false;
+            self.report(Report::CaughtUp, None);
+        }
     }
 
     /// Looks again at who was in the middle of exec.
