@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 
 use crate::{
     containers::Group,
-    harness::{Lab, PYTHON, Proc, argv, bare, libssl, scaled, seconds, skip, wait_for},
+    harness::{Lab, PYTHON, Proc, argv, bare, kill, libssl, scaled, seconds, skip, wait_for},
+    proc::half_of,
     records::{Truth, total},
 };
 
@@ -560,6 +561,89 @@ fn containers_of_podman_by_name() {
     }
     let filtered = records.last_stats().unwrap()["ledger"]["bytes"]["filtered"].as_u64();
     assert!(filtered >= Some(total(&strangers.into_iter().cloned().collect::<Vec<_>>())));
+}
+
+/// Nobody looks while they run: when somebody does they are gone, and podman has forgotten them. Who heard of them in
+/// time still knows.
+#[test]
+fn containers_of_podman_that_are_removed() {
+    const TEST: &str = "containers_of_podman_that_are_removed";
+    let Some(lab) = Lab::with(TEST, &["curl"]) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some(mut podman) = Podman::start(&lab, TEST) else {
+        return;
+    };
+    let server = lab.server(&[]);
+    let url = server.url("/echo");
+    let config = format!("[metadata]\ndocker = [\"{}\"]\n", podman.socket().display());
+    let running = lab
+        .agent()
+        .options(argv![
+            "--config",
+            lab.file("config.toml", config),
+            "--cgroup",
+            format!("/{}", podman.group.name())
+        ])
+        .unfiltered();
+    podman.run("holder", HOLD);
+    podman.run("first", &talk("first", &url));
+    wait_for("what the first has said", seconds(20), || {
+        let connections = running.records().connections().ok()?;
+        (connections.len() == 1).then_some(())
+    });
+    let pipeline = running.process.pid() as i32;
+    let half = half_of(running.process.pid()).expect("a privileged half") as i32;
+    for pid in [half, pipeline] {
+        kill(pid, libc::SIGSTOP);
+    }
+    let count = scaled("containers", 5, 2) as usize;
+    let mut ids = HashMap::new();
+    for number in 0..count {
+        let name = format!("talker-{number}");
+        ids.insert(name.clone(), podman.run(&name, &talk(&name, &url)));
+        wait_for("what the container has said", seconds(20), || {
+            (server.client_truth().len() == number + 2).then_some(())
+        });
+        podman.call(argv!["rm", "--force", "-t", "0", &name]);
+    }
+    for pid in [pipeline, half] {
+        kill(pid, libc::SIGCONT);
+    }
+    wait_for("the last container's records", seconds(20), || {
+        let connections = running.records().connections().ok()?;
+        (connections.len() == 1 + count).then_some(())
+    });
+    running.process.signal(libc::SIGTERM);
+    let run = running.finish(seconds(30));
+    run.success();
+    let records = run.records();
+    records.check_ledger().unwrap();
+    let connections = records.connections().unwrap();
+    for truth in &server.client_truth() {
+        let sent = String::from_utf8_lossy(&truth.sent);
+        let name = sent.lines().last().expect("a body");
+        let Some(id) = ids.get(name) else {
+            assert_eq!(name, "first");
+            continue;
+        };
+        let of_it = connections.iter().find(|one| one.is(truth));
+        let connection = of_it.unwrap_or_else(|| panic!("nothing of {name}"));
+        for record in records.kind("data") {
+            if record["connection"]["id"] == *connection.id {
+                let told = json!({
+                    "id": id,
+                    "name": name,
+                    "image": { "name": "test.local/vortex", "tags": ["1"] },
+                    "labels": { "tier": "front" },
+                });
+                assert_eq!(record["container"], told, "{record}");
+            }
+        }
+    }
 }
 
 /// A runtime that accepts and never answers: what is captured is whole, without a name.

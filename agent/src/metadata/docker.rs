@@ -121,9 +121,12 @@ impl Event {
             return None;
         }
         let Actor { id, mut attributes } = self.actor;
-        // Name, image and labels, side by side.
+        // Name, image and labels, side by side; podman has two more (`pkg/domain/entities/events.go`).
         let called = attributes.remove("name").unwrap_or_default();
         let image = attributes.remove("image").unwrap_or_default();
+        for other in ["containerExitCode", "podId"] {
+            attributes.remove(other);
+        }
         let container = Container {
             name: name(called),
             image: name(image),
@@ -189,7 +192,8 @@ mod tests {
     #[test]
     fn what_is_told_when_one_is_made() {
         let text = r#"{"status":"create","id":"c0ffee","from":"nginx:1","Type":"container","Action":"create",
-            "Actor":{"ID":"c0ffee","Attributes":{"image":"nginx:1","name":"web","a":"b"}},
+            "Actor":{"ID":"c0ffee","Attributes":{"image":"nginx:1","name":"web","a":"b",
+            "containerExitCode":"0","podId":""}},
             "scope":"local","time":1,"timeNano":1}"#;
         let tell = |text: &str| serde_json::from_str::<Event>(text).unwrap().tell();
         let made = tell(text).unwrap();
