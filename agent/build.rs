@@ -17,11 +17,17 @@ use object::{
 
 fn main() -> Result<()> {
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent-ebpf");
-    // Quiet, because aya-build makes a warning of each line that cargo prints.
-    // SAFETY: a build script has one thread.
-    unsafe {
-        std::env::set_var("RUSTC_BOOTSTRAP", "1");
-        std::env::set_var("CARGO_TERM_QUIET", "true");
+    let settings = [
+        ("RUSTC_BOOTSTRAP", "1"),
+        // aya-build makes a warning of each line that cargo prints.
+        ("CARGO_TERM_QUIET", "true"),
+        // Where it was built is in the table of names otherwise, and moves what follows.
+        ("CARGO_UNSTABLE_TRIM_PATHS", "true"),
+        ("CARGO_PROFILE_RELEASE_TRIM_PATHS", "all"),
+    ];
+    for (name, value) in settings {
+        // SAFETY: a build script has one thread.
+        unsafe { std::env::set_var(name, value) };
     }
     let mut features = vec!["program"];
     for (ours, theirs) in [
@@ -60,10 +66,8 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
         let SectionData::Data(data) = &mut section.data else {
             continue;
         };
-        match name {
-            b".BTF" => *data = without_paths(data)?.into(),
-            b".BTF.ext" => *data = without_lines(data)?.into(),
-            _ => {}
+        if name == b".BTF.ext" {
+            *data = without_lines(data)?.into();
         }
     }
     object.delete_orphans();
@@ -74,27 +78,6 @@ fn strip(object: &[u8]) -> Result<Vec<u8>> {
     names.data = SectionData::SectionString;
     let mut stripped = Vec::new();
     object.write(&mut stripped)?;
-    Ok(stripped)
-}
-
-/// `.BTF` ends with the names of types, between which are the paths of the sources that the lines came from. No name
-/// begins with a slash. Without lines nobody asks for a path, and it would say where the program was built.
-fn without_paths(data: &[u8]) -> Result<Vec<u8>> {
-    // In the header are its own length, and of types and names the offset from its end and the length.
-    const HEADER: usize = 4;
-    const NAMES: usize = 16;
-    let word = |at: usize| word(data, at);
-    let start = (word(HEADER)? + word(NAMES)?) as usize;
-    let mut stripped = data.to_vec();
-    let names = stripped.get_mut(start..start + word(NAMES + 4)? as usize);
-    for name in names
-        .context("it is cut short")?
-        .split_mut(|byte| *byte == 0)
-    {
-        if name.starts_with(b"/") {
-            name.fill(0);
-        }
-    }
     Ok(stripped)
 }
 

@@ -595,6 +595,28 @@ fn built_programs_are_sound() {
     assert!(counting >= 9, "{counting} programs count");
 }
 
+/// Not where they were built: the same sources give the same object in any directory.
+#[test]
+fn built_programs_name_no_directory() {
+    let names = |path: &str| {
+        OBJECT
+            .windows(path.len())
+            .any(|bytes| bytes == path.as_bytes())
+    };
+    assert!(names("agent-ebpf/src/"), "of sources nothing is named");
+    let package = env!("CARGO_MANIFEST_DIR");
+    let checkout = package
+        .strip_suffix("/agent")
+        .expect("the package's directory");
+    assert!(!names(checkout), "the checkout's directory");
+    for variable in ["CARGO_HOME", "HOME"] {
+        let Some(home) = std::env::var(variable).ok().filter(|home| home.len() > 1) else {
+            continue;
+        };
+        assert!(!names(&home), "{variable}");
+    }
+}
+
 /// The object with one instruction changed: the first of `program` that `which` accepts.
 fn doctor(
     program: &str,

@@ -1,7 +1,6 @@
 //! The agent as it is shipped: one static program that runs on any distribution, and what is known of it.
 //!
-//! No path of the machine gets in, and no time but the commit's. The length of the checkout's path still does: it moves
-//! what follows the blanked paths in the kernel programs' table of names.
+//! No path of the machine gets in, and no time but the commit's: the same commit gives the same program in any directory.
 
 use std::{
     fs,
