@@ -239,6 +239,9 @@ pub mod filter {
 /// How many control groups the programs ask for at most.
 pub const GROUPS: u32 = 8;
 
+/// How many users they let pass at most, and how many names.
+pub const CHOICES: u32 = 1024;
+
 /// Start of every ring record.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

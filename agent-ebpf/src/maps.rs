@@ -4,8 +4,8 @@
 use core::{arch::asm, ffi::c_void, ptr};
 
 use agent_ebpf::{
-    Absence, Budget, GROUPS, Latest, Offsets, POINT, PORT_WORDS, Process, RING_BYTES, Stream,
-    StreamKey, Thread, calls,
+    Absence, Budget, CHOICES, GROUPS, Latest, Offsets, POINT, PORT_WORDS, Process, RING_BYTES,
+    Stream, StreamKey, Thread, calls,
     control::{self, STOP},
     counter,
 };
@@ -78,9 +78,9 @@ pub static ENCRYPTED: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 
 
 /// The filter's members; see `filter.rs`.
 #[map]
-pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(64, 0);
+pub static UIDS: HashMap<u32, u8> = HashMap::with_max_entries(CHOICES, 0);
 #[map]
-pub static COMMS: HashMap<[u64; 2], u8> = HashMap::with_max_entries(64, 0);
+pub static COMMS: HashMap<[u64; 2], u8> = HashMap::with_max_entries(CHOICES, 0);
 #[map]
 pub static CGROUPS: CgroupArray = CgroupArray::with_max_entries(GROUPS, 0);
 

@@ -15,7 +15,7 @@ use std::{
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, de};
 
-use agent_ebpf::{Direction, Shape};
+use agent_ebpf::{CHOICES, Direction, Shape};
 
 use crate::{
     detect::{self, Rule, Severity},
@@ -271,9 +271,9 @@ impl TryFrom<Settings> for Config {
         Ok(Self {
             filter: Filter {
                 pids: settings.pid.unwrap_or_default(),
-                comms: each(settings.comm, comm)?,
+                comms: chosen("--comm", each(settings.comm, comm)?)?,
                 exes: each(settings.exe, |glob| path("--exe", glob))?,
-                uids: each(settings.uid, uid)?,
+                uids: chosen("--uid", each(settings.uid, uid)?)?,
                 cgroups: each(settings.cgroup, cgroup)?,
                 containers,
                 names,
@@ -312,6 +312,14 @@ fn each<T, U>(
     check: impl FnMut(T) -> Result<U, ConfigError>,
 ) -> Result<Vec<U>, ConfigError> {
     list.unwrap_or_default().into_iter().map(check).collect()
+}
+
+/// As many as the kernel side has places for.
+fn chosen<T>(option: &'static str, list: Vec<T>) -> Result<Vec<T>, ConfigError> {
+    match list.len() {
+        count if count > CHOICES as usize => Err(ConfigError::Choices(option, count)),
+        _ => Ok(list),
+    }
 }
 
 fn pods(
@@ -1340,6 +1348,8 @@ pub enum ConfigError {
     NoPath(&'static str, String),
     #[error("--comm {name}: the kernel keeps {COMM_MAX} bytes of a name: use --comm {kept}")]
     LongComm { name: String, kept: String },
+    #[error("{0}: {1} values, and the kernel side looks for {CHOICES} at most")]
+    Choices(&'static str, usize),
     #[error("--uid {0}: there is no such user")]
     NoUser(String),
     #[error("--uid {name}: look up the user: {error}")]
@@ -2080,6 +2090,22 @@ mod tests {
             }
             assert!(!error.contains('\n'), "{error:?} is one line");
         }
+    }
+
+    /// The kernel side has so many places for each.
+    #[test]
+    fn more_than_the_kernel_looks_for() {
+        let listed = |count: u32| {
+            let all: Vec<u32> = (0..count).collect();
+            let config = parse(&format!("uid = {all:?}\ncomm = [\"a\"]\n")).unwrap();
+            Config::try_from(config)
+        };
+        assert_eq!(listed(CHOICES).unwrap().filter.uids.len(), 1024);
+        let error = listed(CHOICES + 1).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "--uid: 1025 values, and the kernel side looks for 1024 at most"
+        );
     }
 
     /// What hosts are compared with has no port, and what to write is said.
