@@ -101,6 +101,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("pause.c", include_str!("../programs/pause.c")),
     ("kubelet.py", include_str!("../programs/kubelet.py")),
     ("collector.py", include_str!("../programs/collector.py")),
+    ("ways.py", include_str!("../programs/ways.py")),
 ];
 
 /// The interpreter that has Debian's packages; there may be another one in `PATH`.

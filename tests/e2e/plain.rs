@@ -253,6 +253,43 @@ client.close()";
     assert_eq!(gaps, [(100, 50)]);
 }
 
+/// Bytes that go by ways of which no buffer is known: several messages in one call, through a pipe, by io_uring. Each is a
+/// hole of just its length, and what lies between is whole.
+#[test]
+fn plain_other_ways() {
+    let Some(lab) = Lab::new("plain_other_ways") else {
+        return;
+    };
+    let port = free_port();
+    let run = agent(&lab, port).run(argv![PYTHON, lab.program("ways.py"), port.to_string()]);
+    let way: Vec<u8> = (0..=255).cycle().take(1000).collect();
+    let own = Truth {
+        name: "client".to_owned(),
+        sent: way.repeat(8),
+        received: way.repeat(8),
+    };
+    run.assert_accounted(&[own.clone(), own.swapped()], &["no_buffer"]);
+    if bare() {
+        return;
+    }
+    let records = run.records();
+    for direction in ["sent", "received"] {
+        let gaps = records
+            .kind("gap")
+            .filter(|gap| gap["direction"] == direction);
+        let gaps: Vec<(u64, u64)> = gaps
+            .map(|gap| {
+                (
+                    gap["offset"].as_u64().unwrap(),
+                    gap["length"].as_u64().unwrap(),
+                )
+            })
+            .collect();
+        let expected = [(1000, 1000), (2000, 1000), (4000, 1000), (6000, 1000)];
+        assert_eq!(gaps, expected, "{direction}");
+    }
+}
+
 /// A server below the agent, asked by a curl that is not, on one connection.
 fn of_a_server(lab: &Lab, paths: &[&str]) -> (Run, Vec<Truth>) {
     let port = free_port();
