@@ -1304,6 +1304,7 @@ scenarios! {
     our_own
     paused
     plain
+    plain_closed_while_it_waited
     policy
     policy_annotation
     policy_annotation_trusted

@@ -1025,7 +1025,10 @@ impl Pipeline {
             && now.saturating_sub(since) > FREED_TIME
         {
             self.freed.pop_front();
-            if self.connections.contains(&id) {
+            if self.parked.contains_key(&id.pid) {
+                // What it said is still to come: no process is named when a socket is closed, so that did not wait.
+                self.freed.push_back((now, id));
+            } else if self.connections.contains(&id) {
                 self.close(id, now, out);
             }
         }
