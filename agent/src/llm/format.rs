@@ -71,6 +71,7 @@ impl Format {
             }
             _ if ends(":generateContent") || ends(":streamGenerateContent") => Format::Gemini,
             _ if ends(":embedContent") || ends(":batchEmbedContents") => Format::GeminiEmbeddings,
+            _ if ends(":predict") => Format::GeminiEmbeddings,
             _ if conversations::is_path(path) => Format::Conversations,
             _ => return None,
         })

@@ -1,9 +1,11 @@
 //! Gemini's `generateContent` and `embedContent`: `POST …/models/MODEL:generateContent`, of the Gemini API and of
-//! Vertex AI. A stream is a list of responses (events with `alt=sse`), each with more of every candidate.
+//! Vertex AI. A stream is a list of responses (events with `alt=sse`), each with more of every candidate. Vertex AI embeds
+//! by `predict`, which has instances and predictions of whatever the model is for.
 //!
 //! Names may be written in both of protobuf's ways: `promptTokenCount` and `prompt_token_count`.
 //!
-//! Source: Google's API reference, "Generating content" and "Embeddings" (v1beta), and that of Vertex AI (v1).
+//! Source: Google's API reference, "Generating content" and "Embeddings" (v1beta), and that of Vertex AI (v1), with "Text
+//! embeddings API".
 
 use super::{
     ROOM,
@@ -47,7 +49,14 @@ pub fn is_request(body: &Value) -> bool {
 
 /// Whether a body may be one to embed.
 pub fn is_embedding(body: &Value) -> bool {
-    get(body, "content").is_some() || !list(body, "requests").is_empty()
+    get(body, "content").is_some() || !list(body, "requests").is_empty() || is_prediction(body)
+}
+
+/// Instances are whatever a model takes: one that embeds takes texts.
+fn is_prediction(body: &Value) -> bool {
+    let instances = list(body, "instances");
+    let is_text = |instance: &Value| get(instance, "content").is_some_and(|it| it.str().is_some());
+    !instances.is_empty() && instances.iter().all(is_text)
 }
 
 /// Whether a body is a response, or a list of pieces of one.
@@ -62,10 +71,11 @@ pub fn request(body: &Value) -> Request {
     let embedded = requests
         .iter()
         .filter_map(|request| get(request, "content"));
+    let instances = list(body, "instances").iter().filter_map(instance);
     let messages = match get(body, "contents").or_else(|| get(body, "content")) {
         Some(Value::List(contents)) => contents.iter().map(message).collect(),
         Some(content) => vec![message(content)],
-        None => embedded.map(message).collect(),
+        None => embedded.map(message).chain(instances).collect(),
     };
     Request {
         model: None,
@@ -99,7 +109,9 @@ fn parameters(body: &Value) -> Parameters {
         seed: count("seed"),
         choices: count("candidateCount"),
         stop_sequences: texts(of("stopSequences")),
-        dimensions: get(body, "outputDimensionality").and_then(Value::count),
+        dimensions: get(body, "outputDimensionality")
+            .or_else(|| at(body, &["parameters", "outputDimensionality"]))
+            .and_then(Value::count),
         output: match of("responseMimeType").and_then(Value::str) {
             Some("application/json") => Some("json"),
             Some("text/plain") => Some("text"),
@@ -139,6 +151,14 @@ fn message(content: &Value) -> Message {
         parts: parts(content),
         ..Message::default()
     }
+}
+
+fn instance(value: &Value) -> Option<Message> {
+    Some(Message {
+        role: Some(Text::of("user")),
+        parts: vec![Part::Text(text(value, "content")?)],
+        ..Message::default()
+    })
 }
 
 /// Who answers is called `model` here, and `assistant` everywhere else.
@@ -267,6 +287,11 @@ pub fn event(body: &Value, response: &mut Response) {
     set(&mut response.model, "modelVersion");
     if let Some(counts) = get(body, "usageMetadata") {
         response.usage.update(usage(counts));
+    }
+    let counts = |prediction| at(prediction, &["embeddings", "statistics", "token_count"]);
+    let counts = list(body, "predictions").iter().filter_map(counts);
+    if let Some(input) = counts.filter_map(Value::count).reduce(u64::saturating_add) {
+        response.usage.input = Some(input);
     }
     if let Some(value) = get(body, "error") {
         response.error = text(value, "status").or_else(|| Some(chat::error(value)));

@@ -78,6 +78,7 @@ fn google(path: &str) -> Option<(&str, &str)> {
                 | "streamGenerateContent"
                 | "embedContent"
                 | "batchEmbedContents"
+                | "predict"
                 | "rawPredict"
                 | "streamRawPredict"
         )

@@ -258,6 +258,47 @@ fn embeddings() {
     assert_eq!(said[1..3], ["user: \"a\"", "user: \"b\""]);
 }
 
+/// "Text embeddings API" of Vertex AI, and what else is predicted.
+#[test]
+fn embeddings_of_vertex() {
+    const PATH: &str =
+        "/v1/projects/p/locations/eu/publishers/google/models/text-embedding-005:predict";
+    let said = one(
+        &request(
+            PATH,
+            r#"{"instances":[{"task_type":"QUESTION_ANSWERING","content":"What?"},{"content":"b"}],
+                "parameters":{"outputDimensionality":256,"autoTruncate":true}}"#,
+        ),
+        &response(
+            "application/json",
+            r#"{"predictions":[
+                {"embeddings":{"statistics":{"truncated":false,"token_count":3},"values":[0.1,-0.2]}},
+                {"embeddings":{"statistics":{"truncated":false,"token_count":1},"values":[0.3,-0.4]}}],
+                "metadata":{"billableCharacterCount":6}}"#,
+        ),
+    );
+    assert_eq!(
+        said,
+        [
+            "gcp.vertex_ai embeddings asks text-embedding-005 answers - -",
+            "user: \"What?\"",
+            "user: \"b\"",
+            "->",
+            "in 4"
+        ]
+    );
+    let image = request(
+        PATH,
+        r#"{"instances":[{"prompt":"a cat"}],"parameters":{}}"#,
+    );
+    let answer = response(
+        "application/json",
+        r#"{"predictions":[{"mimeType":"image/png"}]}"#,
+    );
+    let steps = [Step::Bytes(Sent, &image), Step::Bytes(Received, &answer)];
+    assert!(calls(&steps).is_empty());
+}
+
 #[test]
 fn tokens_are_counted_without_a_call() {
     let claude = r#"{"model":"claude-opus-4-1","messages":[{"role":"user","content":"Hi"}]}"#;
