@@ -450,11 +450,12 @@ fn plain_of_one_process() {
         .emit(KINDS)
         .options(argv!["--plain", ports, "--stats-interval", "100ms"])
         .watch_without_coverage(server.pid());
-    wait_for("an agent that is ready", seconds(20), || {
-        running.last_ledger()
-    });
     let mut unwatched = connect(&other);
-    ask(&mut unwatched, 10);
+    wait_for("a filter that turns somebody away", seconds(20), || {
+        ask(&mut unwatched, 10);
+        let ledger = running.last_ledger()?;
+        (ledger["calls"]["filtered"].as_u64() > Some(0)).then_some(())
+    });
     ask(&mut before, 20);
     drop(before);
     let mut after = connect(&server);
