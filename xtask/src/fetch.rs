@@ -13,6 +13,7 @@
 //!   native-tls/, native-tls-vendored/  crates: bin/client and bin/stripped, ours, with the machine's OpenSSL or
 //!                                 with one of its own
 //!   awscrt/, curl_cffi/, grpcio/, httpx/, kubernetes-validate/, mcp/, pyopenssl/, pyopenssl-1.1.1/, rotel/, sdks/, websockets/  PyPI: the unpacked wheels, for PYTHONPATH
+//!   containerd-1.7/               bin/containerd, its shim and bin/ctr (trixie) alone, for this machine's libc
 //!   kubernetes/                   bin/kubectl (trixie), and bin/chart, ours, made with Helm's parts
 //!     bin/NAME                    start this: sets the environment, then `exec`s the real file, so
 //!                                 the process is root/usr/bin/NAME under the pid that was started
@@ -653,6 +654,8 @@ pub(crate) fn fixtures(update: bool) -> Result<PathBuf> {
             .unpack(&dir.join(package.name))
             .with_context(|| format!("could not make the fixture {}", package.name))?;
     }
+    containerd(&dir.join("containerd-1.7"), update)
+        .context("could not make the fixture containerd-1.7")?;
     builds(&dir.join("go"), update).context("could not make the fixture go")?;
     kubernetes(&dir.join(KUBERNETES), update).context("could not make the fixture kubernetes")?;
     for wheel in WHEELS {
@@ -702,6 +705,34 @@ fn builds(to: &Path, update: bool) -> Result<()> {
         build.make(&source, &work, &to.join("bin"), update)?;
     }
     fs::remove_dir_all(&work)?;
+    fs::write(to.join("stamp"), stamp)?;
+    Ok(())
+}
+
+/// `to/bin/NAME` of each program, unless they are there. The libraries of its release stay away: it passes on where they
+/// are looked for, and starts programs of this machine.
+fn containerd(to: &Path, update: bool) -> Result<()> {
+    const RELEASE: &str = "trixie";
+    const PACKAGE: &str = "containerd";
+    const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
+    let stamp = format!("{RELEASE} {PACKAGE} {PROGRAMS:?}\n");
+    if !update && fs::read_to_string(to.join("stamp")).is_ok_and(|found| found == stamp) {
+        return Ok(());
+    }
+    sh::say(&format!("  fetching {PACKAGE} ({RELEASE})"));
+    if to.exists() {
+        fs::remove_dir_all(to)?;
+    }
+    let (bin, work) = (to.join("bin"), to.join("work"));
+    fs::create_dir_all(&bin)?;
+    fs::create_dir(&work)?;
+    Apt::open(RELEASE, update)?.unpack_alone(PACKAGE, &work)?;
+    for program in PROGRAMS {
+        fs::rename(work.join("usr/bin").join(program), bin.join(program))?;
+        let said = sh::output(sh::command(bin.join(program)).arg("-v"), 30 * SECOND)?;
+        ensure!(said.contains(" 1.7."), "{program} says: {said}");
+    }
+    fs::remove_dir_all(work)?;
     fs::write(to.join("stamp"), stamp)?;
     Ok(())
 }

@@ -100,6 +100,7 @@ const NATIVE: &[&str] = &[
     "claude",
     "codex",
     "containerd",
+    "containerd-1.7",
     "curl_cffi",
     "deno",
     "deno-2.5",
