@@ -22,6 +22,13 @@ use super::{
     recent::Made,
 };
 
+const CRI: &str = "runtime.v1.RuntimeService";
+const SUBSCRIBE: &str = "containerd.services.events.v1.Events/Subscribe";
+/// A container that CRI knows is about to run. When containerd makes a container CRI does not know it yet.
+const TASK_CREATE: &str = "/tasks/create";
+/// The status of a method that is not there.
+const UNIMPLEMENTED: &[u8] = b"12";
+
 /// A runtime, and the connection to it: one for all questions.
 pub struct Runtime {
     path: PathBuf,
@@ -81,7 +88,7 @@ impl Runtime {
         method: &str,
         question: &impl Message,
     ) -> io::Result<A> {
-        let response = self.send(method, question).await?;
+        let response = self.send(&format!("{CRI}/{method}"), question).await?;
         let status = response.headers().get("grpc-status").cloned();
         let body = Limited::new(response.into_body(), ANSWER_MAX).collect();
         let body = body.await.map_err(io::Error::other)?;
@@ -99,26 +106,30 @@ impl Runtime {
         }
     }
 
-    /// Containers as they are made, since version 1.26 of the interface (containerd 1.7).
+    /// Containers as they are made. The first word of an answer may come with the first of them, whenever that is.
+    ///
+    /// containerd is asked by its own interface, where all who ask are told. By CRI's it tells each event to one of them
+    /// alone (1.7), and the kubelet is who needs it.
     pub async fn events(&self) -> io::Result<Events> {
-        let response = self
-            .send("GetContainerEvents", &GetEventsRequest {})
-            .await?;
-        // One without a body: it refuses.
-        match response.headers().get("grpc-status") {
-            Some(status) => Err(io::Error::other(format!("no events: status {status:?}"))),
-            None => Ok(Events(Body::new(response.into_body()))),
+        let asked = SubscribeRequest {
+            filters: vec![format!("namespace==k8s.io,topic==\"{TASK_CREATE}\"")],
+        };
+        let response = self.send(SUBSCRIBE, &asked).await?;
+        if grpc_status(&response) != Some(UNIMPLEMENTED) {
+            return Events::of::<Envelope>(response);
         }
+        // Since version 1.26 of the interface.
+        let method = format!("{CRI}/GetContainerEvents");
+        let response = self.send(&method, &GetEventsRequest {}).await?;
+        Events::of::<ContainerEvent>(response)
     }
 
     async fn send(&self, method: &str, question: &impl Message) -> io::Result<Response<Incoming>> {
-        let request = Request::post(format!(
-            "http://localhost/runtime.v1.RuntimeService/{method}"
-        ))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(Full::from(framed(question)))
-        .map_err(io::Error::other)?;
+        let request = Request::post(format!("http://localhost/{method}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::from(framed(question)))
+            .map_err(io::Error::other)?;
         let mut sender = self.sender().await?;
         let response = sender.send_request(request).await;
         response.map_err(io::Error::other)
@@ -144,19 +155,39 @@ impl Runtime {
     }
 }
 
+/// What an answer without a body says: there is nothing more.
+fn grpc_status(response: &Response<Incoming>) -> Option<&[u8]> {
+    let status = response.headers().get("grpc-status");
+    status.map(|status| status.as_bytes())
+}
+
 /// Events as they come: messages one behind the other.
-pub struct Events(Body);
+pub struct Events {
+    body: Body,
+    first: fn(&mut BytesMut) -> io::Result<Option<Option<Made>>>,
+}
 
 impl Events {
+    fn of<E: Event>(response: Response<Incoming>) -> io::Result<Events> {
+        if let Some(status) = grpc_status(&response) {
+            let status = status.escape_ascii();
+            return Err(io::Error::other(format!("no events: status {status}")));
+        }
+        Ok(Events {
+            body: Body::new(response.into_body()),
+            first: |read| Ok(first::<E>(read)?.map(E::tell)),
+        })
+    }
+
     /// The next container that is made. `None`: the runtime has ended.
     pub async fn next(&mut self) -> io::Result<Option<Made>> {
         loop {
-            while let Some(event) = first::<ContainerEvent>(&mut self.0.read)? {
-                if let Some(made) = event.tell() {
+            while let Some(event) = (self.first)(&mut self.body.read)? {
+                if let Some(made) = event {
                     return Ok(Some(made));
                 }
             }
-            if !self.0.more().await? {
+            if !self.body.more().await? {
                 return Ok(None);
             }
         }
@@ -197,10 +228,21 @@ fn unframed<A: Message + Default>(bytes: &[u8]) -> io::Result<A> {
     A::decode(message).map_err(io::Error::other)
 }
 
+/// What else it says of a container is asked for, as always.
+trait Event: Message + Default {
+    /// The container, if that is what has been made.
+    fn tell(self) -> Option<Made>;
+}
+
+fn made(id: String) -> Made {
+    let container = None;
+    Made { id, container }
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct GetEventsRequest {}
 
-/// `ContainerEventResponse`: what else it says of the container is asked for, as always.
+/// `ContainerEventResponse`
 #[derive(Clone, PartialEq, Message)]
 struct ContainerEvent {
     #[prost(string, tag = "1")]
@@ -210,12 +252,47 @@ struct ContainerEvent {
     kind: i32,
 }
 
-impl ContainerEvent {
+impl Event for ContainerEvent {
     fn tell(self) -> Option<Made> {
-        (0..=1).contains(&self.kind).then_some(Made {
-            id: self.container_id,
-            container: None,
-        })
+        (0..=1)
+            .contains(&self.kind)
+            .then(|| made(self.container_id))
+    }
+}
+
+/// The events of containerd, by `api/services/events/v1/events.proto`, `api/types/event.proto` and
+/// `api/events/task.proto` there.
+#[derive(Clone, PartialEq, Message)]
+struct SubscribeRequest {
+    #[prost(string, repeated, tag = "1")]
+    filters: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Envelope {
+    #[prost(string, tag = "3")]
+    topic: String,
+    #[prost(message, optional, tag = "4")]
+    event: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Any {
+    #[prost(bytes = "vec", tag = "2")]
+    value: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TaskCreate {
+    #[prost(string, tag = "1")]
+    container_id: String,
+}
+
+impl Event for Envelope {
+    fn tell(self) -> Option<Made> {
+        let event = self.event.filter(|_| self.topic == TASK_CREATE)?;
+        let task = TaskCreate::decode(&*event.value).ok()?;
+        Some(made(task.container_id))
     }
 }
 
@@ -427,5 +504,16 @@ mod tests {
         }
         let mut endless = BytesMut::from(&b"\0\xff\xff\xff\xff"[..]);
         assert!(first::<ContainerEvent>(&mut endless).is_err());
+    }
+
+    /// When, whose, what, and a message of the type that goes with that.
+    #[test]
+    fn events_of_containerd_on_the_wire() {
+        let tell = |wire: &[u8]| Envelope::decode(wire).unwrap().tell().map(|made| made.id);
+        let created = b"\x0a\x02\x08\x01\x12\x06k8s.io\x1a\x0d/tasks/create\
+                        \"\x0b\x0a\x01t\x12\x06\x0a\x01a\x12\x01b";
+        assert_eq!(tell(created).as_deref(), Some("a"));
+        let started = b"\x1a\x0c/tasks/start\"\x05\x12\x03\x0a\x01a";
+        assert_eq!(tell(started), None);
     }
 }

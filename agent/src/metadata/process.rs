@@ -124,7 +124,8 @@ impl Runtime {
     /// that has no events nothing is kept.
     async fn watch(&self) {
         loop {
-            if let Ok(Ok(events)) = timeout(PATIENCE, self.interface.events()).await {
+            // Without a deadline: some say nothing at all before the first event. Nobody waits for this.
+            if let Ok(events) = self.interface.events().await {
                 self.follow(events).await;
             }
             sleep(LONGEST_PAUSE).await;
