@@ -32,13 +32,14 @@ def first(answer):
 
 
 def answer(call, message):
-    """Of a runtime that is just being started, too."""
+    """Of a runtime that is just being started, too, or has not heard yet that a container has ended."""
     until = time.monotonic() + 20
     while True:
         try:
             return call(message, timeout=20, wait_for_ready=True)
         except grpc.RpcError as error:
-            if "not initialized yet" not in error.details() or time.monotonic() > until:
+            is_early = any(words in error.details() for words in ("not initialized yet", "is still running"))
+            if not is_early or time.monotonic() > until:
                 raise
         time.sleep(0.05)
 
