@@ -251,6 +251,9 @@ impl Who {
 #[derive(Default)]
 struct Parked {
     since: u64,
+    /// When the half was asked who it is, for it had told of what was before and not of this one: the kernel may have
+    /// had no room for its events.
+    asked: Option<u64>,
     bytes: usize,
     happened: Vec<Happened>,
 }
@@ -1007,7 +1010,7 @@ impl Pipeline {
                     continue;
                 }
                 self.containers.is_late();
-            } else if since >= self.caught_up && waited <= BEHIND_TIME {
+            } else if waited <= BEHIND_TIME && !self.is_nobody(pid, since, now) {
                 self.is_half_late = true;
                 continue;
             }
@@ -1063,6 +1066,21 @@ impl Pipeline {
         for id in self.redactors.holding().due(now) {
             self.show_held(id, now, out, |redactor, out| redactor.flush(id, now, out));
         }
+    }
+
+    /// Can the half say nothing of a process that waits since then? It is asked when it has caught up.
+    fn is_nobody(&mut self, pid: u32, since: u64, now: u64) -> bool {
+        let Some(parked) = self.parked.get_mut(&pid) else {
+            return true;
+        };
+        if let Some(asked) = parked.asked {
+            return asked < self.caught_up;
+        }
+        if since < self.caught_up {
+            parked.asked = Some(now);
+            self.strangers.push(pid);
+        }
+        false
     }
 
     /// Processes whose records wait since before `limit`, and since when, in the order of that.

@@ -1617,12 +1617,11 @@ impl<'a> Half<'a> {
         if self.kernel.learn_id(pid) != Some(id) || !self.is_wanted(pid) {
             return;
         }
-        // Nothing can be read of it any more. Told of as nobody it would be taken for another program than the one
-        // that was told of before.
+        // Of one that is gone there are its control groups still. Who was told of before is who it was.
+        self.tell(pid);
         if facts::condition(pid).is_none_or(|condition| condition.state.is_dead()) {
             return;
         }
-        self.tell(pid);
         let runtime = facts::runtime(pid);
         self.report(Report::Runtime { pid: id, runtime }, None);
     }
