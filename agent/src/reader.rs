@@ -7,6 +7,7 @@
 
 use std::{
     fmt::Display,
+    fs::File,
     io,
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
@@ -115,9 +116,16 @@ impl AsFd for Reader {
     }
 }
 
-/// The terminal's signals are the pipeline's, with which this process ends.
+/// The terminal's signals are the pipeline's, with which this process ends. SIGIO is what somebody is announced by who
+/// would write a leased file.
 fn become_little() -> Result<(), ConfineError> {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+    for signal in [
+        libc::SIGINT,
+        libc::SIGTERM,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGIO,
+    ] {
         // SAFETY: ignoring a signal installs no handler.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
@@ -160,7 +168,7 @@ impl Watch {
                 Err(_) => return,
             }
             let said = match half::receive(socket) {
-                Ok(Received::Message(Ask::Again, _)) => Some(self.read()),
+                Ok(Received::Message(Ask::Again, _)) => Some(self.when_written()),
                 Ok(Received::Nothing) => self.if_changed(),
                 Ok(Received::End) | Err(_) => return,
             };
@@ -185,6 +193,22 @@ impl Watch {
         let said = self.read();
         let is_news = self.text != before || matches!(said, Said::Refused(_));
         is_news.then_some(said)
+    }
+
+    /// The first half of a file may be valid, too: who asks too early is told when it is closed.
+    fn when_written(&mut self) -> Said {
+        let until = Instant::now() + CALM_MAX;
+        while self.is_being_written() && Instant::now() < until {
+            self.happens_within(CALM);
+        }
+        self.has_happened();
+        match self.is_being_written() {
+            true => Said::Refused(clip(&format!(
+                "{} is being written: it is read when that is closed",
+                self.path.display()
+            ))),
+            false => self.read(),
+        }
     }
 
     fn send(&mut self, socket: &OwnedFd, said: &Said) -> io::Result<()> {
@@ -214,18 +238,23 @@ impl Watch {
 
     fn settings(&mut self) -> Result<Config, ConfigError> {
         let text = Settings::text(&self.path)?;
+        let unreadable = |why: &str| ConfigError::Read {
+            path: self.path.clone(),
+            error: io::Error::other(why),
+        };
         if text.len() > TEXT_MAX {
-            return Err(ConfigError::Read {
-                path: self.path.clone(),
-                error: io::Error::other("it is larger than 48 KiB"),
-            });
+            return Err(unreadable("it is larger than 48 KiB"));
+        }
+        // All filters and the policy would be gone: rather what is left of a file that found no room.
+        if text.trim_ascii().is_empty() {
+            return Err(unreadable("it is empty"));
         }
         self.text = text;
         Config::try_from(Settings::parse(&self.text, &self.path)?)
     }
 
-    /// Has anything been done to the file? A file that is being written is not looked at before it is closed: its
-    /// first half may be valid, too. A name with two dots is what Kubernetes puts a new version under.
+    /// Has anything been done to the file? A file that is being written is not looked at before it is closed. A name
+    /// with two dots is what Kubernetes puts a new version under.
     fn has_happened(&self) -> bool {
         let Some(changes) = &self.changes else {
             return false;
@@ -239,6 +268,17 @@ impl Watch {
             has_happened |= name == file || name.is_some_and(|name| name.starts_with(b".."));
         }
         has_happened
+    }
+
+    /// Has somebody opened it to write? Then it can't be leased to who reads it (`fcntl(2)`). Where files can't be leased
+    /// at all nobody knows.
+    fn is_being_written(&self) -> bool {
+        let Ok(file) = File::open(&self.path) else {
+            return false;
+        };
+        // SAFETY: plain numbers. The descriptor's end is the lease's.
+        let leased = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_RDLCK) };
+        leased < 0 && io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock
     }
 
     fn happens_within(&self, time: Duration) -> bool {

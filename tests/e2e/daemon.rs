@@ -4,6 +4,7 @@
 use std::{
     cell::RefCell,
     fs,
+    io::Write as _,
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _},
         net::UnixDatagram,
@@ -750,6 +751,48 @@ fn daemon_refuses_a_broken_file_whole() {
         });
     }
     talk(&lab, &server);
+    let run = daemon.stop();
+    assert_exact(&run, &server);
+}
+
+/// Half a file may be valid, and lack what keeps something back.
+#[test]
+fn daemon_waits_for_a_file_to_be_written() {
+    const TEST: &str = "daemon_waits_for_a_file_to_be_written";
+    let Some(lab) = Lab::new(TEST) else {
+        return;
+    };
+    if bare() {
+        return;
+    }
+    let Some((group, id)) = group(TEST, 9) else {
+        return;
+    };
+    let server = server(&lab, "server", &group);
+    let daemon = Daemon::start(&lab, "daemon", &id, EMIT);
+    daemon.wait_for("READY=1", 1);
+    wait_for_coverage(&lab, server.pid());
+    let says = |words: &str| {
+        wait_for(words, seconds(10), || {
+            daemon.process.err().contains(words).then_some(())
+        });
+    };
+    let path = lab.path("config.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let (first, rest) = text.split_at(text.find("[daemon]").unwrap());
+    let mut file = fs::File::create(&path).unwrap();
+    file.write_all(first.as_bytes()).unwrap();
+    daemon.reload();
+    says("is being written: it is read when that is closed");
+    file.write_all(rest.as_bytes()).unwrap();
+    drop(file);
+    fs::write(&path, "").unwrap();
+    says("it is empty");
+    fs::write(&path, &text).unwrap();
+    daemon.reload();
+    daemon.wait_for("READY=1", 3);
+    talk(&lab, &server);
+    assert!(!daemon.process.err().contains("stay as they were"));
     let run = daemon.stop();
     assert_exact(&run, &server);
 }
