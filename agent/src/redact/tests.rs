@@ -240,6 +240,7 @@ fn values_in_strings() {
     for text in [
         "[db]\nuser = u\npassword = «ZiV5KUZdjr7z»\nhost = h\n",
         "aws_secret_access_key = «OHs2HwvcUB3o»\n",
+        "AWS_SECRET_ACCESS_KEY=«/Jx0Xujr4Ghs2HwvcUB3oZq9LmN5pRtYw8VbKd1E»\n",
         "{\n  \"password\"  :\n    \"«4SU2k2kj2M4s»\"\n}\n",
         "pub const PASSWORD: &str = \"«HrZ6TwUNpl4j»\";\nfn main() {}\n",
         "<input name=\"csrf_token\" value=\"«MBi7FSl8uI4Y»\">",
@@ -398,6 +399,9 @@ fn the_end_of_a_stream_decides() {
         "the key is [redacted:openai]"
     );
     assert_eq!(clear("the key is sk-"), "the key is sk-");
+    for name in ["npm_install", "hf_llama3", "/json_secret_stripe", "sess-42"] {
+        assert_eq!(clear(name), name);
+    }
     assert_eq!(
         clear("-----BEGIN RSA PRIVATE KEY-----\nMIIE"),
         "[redacted:private_key]"

@@ -95,7 +95,7 @@ impl Token {
             Ending::More | Ending::Idle => Verdict::Wait(start),
             // A beginning that everybody knows is no secret.
             Ending::Late if !has_secret_bytes => Verdict::Wait(text.len()),
-            Ending::End if !has_secret_bytes => Verdict::No,
+            Ending::End if is_word(&text[start + self.anchor..at]) => Verdict::No,
             // Which one it would have become is open: it goes on with whatever any of them has.
             Ending::Late | Ending::End => Verdict::Secret(self.secret(start, bytes::TOKEN)),
         }
@@ -114,6 +114,15 @@ impl Token {
             },
         }
     }
+}
+
+/// What a name goes on with that begins as a token does: `npm_install`, `hf_llama3`, `sess-42`. Of a token that was cut
+/// hardly anything looks so.
+fn is_word(rest: &[u8]) -> bool {
+    let digits = rest.iter().rev().take_while(|byte| byte.is_ascii_digit());
+    let (word, digits) = rest.split_at(rest.len() - digits.count());
+    let is_small = |byte: &u8| byte.is_ascii_lowercase() || b"_-".contains(byte);
+    digits.len() <= 2 && word.iter().all(is_small)
 }
 
 /// `-----BEGIN RSA PRIVATE KEY-----` with something behind it.

@@ -75,8 +75,9 @@ pub fn is_code(value: &[u8]) -> bool {
     value.iter().any(|byte| b"([{|".contains(byte))
         || matches!(
             value.first(),
-            Some(b'/' | b'.' | b'&' | b'*' | b'-' | b'@' | b'_' | b'!' | b':' | b',')
+            Some(b'.' | b'&' | b'*' | b'-' | b'@' | b'_' | b'!' | b':' | b',')
         )
+        || value.starts_with(b"/") && !is_key_of_aws(value)
         || value.len() < 4
         || matches!(value.last(), Some(b',' | b';' | b':'))
         || value.windows(3).any(|three| three == b"://")
@@ -84,6 +85,16 @@ pub fn is_code(value: &[u8]) -> bool {
             .windows(2)
             .any(|two| two == b"::" || two == b"->" || two == b"==")
         || is_path(value)
+}
+
+/// 40 digits of base64, of which one in 64 begins as a path does.
+fn is_key_of_aws(value: &[u8]) -> bool {
+    let is_digit = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/".contains(byte);
+    value.len() == 40
+        && value.iter().all(is_digit)
+        && value.iter().any(u8::is_ascii_digit)
+        && value.iter().any(u8::is_ascii_lowercase)
+        && value.iter().any(u8::is_ascii_uppercase)
 }
 
 /// `self.password`, `config.token2`: identifiers joined by dots.
