@@ -50,9 +50,9 @@ pub fn text(graph: &Graph) -> Vec<u8> {
                     line += &format!(", {amount:.6} {}", visible(currency));
                 }
                 let _ = writeln!(out, "      {line}");
-                tools(&calls.tools, &mut out);
+                tools(&calls.tools, "        ", &mut out);
             }
-            tools(&traffic.tools, &mut out);
+            tools(&traffic.tools, "      ", &mut out);
         }
     }
     if graph.left_out > 0 {
@@ -68,9 +68,11 @@ pub fn text(graph: &Graph) -> Vec<u8> {
     out
 }
 
-fn tools(tools: &BTreeMap<String, u64>, out: &mut Vec<u8>) {
+/// Below the model that called them, or beside it, if a server of tools was asked.
+fn tools(tools: &BTreeMap<String, u64>, margin: &str, out: &mut Vec<u8>) {
     for (tool, count) in tools {
-        let _ = writeln!(out, "        {}: {}", visible(tool), plural(*count, "time"));
+        let tool = visible(tool);
+        let _ = writeln!(out, "{margin}{tool}: {}", plural(*count, "time"));
     }
 }
 

@@ -189,6 +189,19 @@ python3 on host (/usr/bin/python3), 2026-01-01 00:00:00 to 2026-01-01 00:00:00
         assert_eq!(text, expected);
     }
 
+    /// Who has the tools is asked for them, and no model that spoke before.
+    #[test]
+    fn tools_of_servers_for_people() {
+        const MCP: &str = include_str!("../../../tests/scenarios/mcp.ndjson");
+        let text = String::from_utf8(draw::text(&graph(&format!("{LLM}{MCP}")))).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let expected = [
+            "  ↔ tools.example: 6 exchanges, 734 B asked, 715 B answered",
+            "      deploy: 1 time",
+        ];
+        assert!(lines.ends_with(&expected), "{text}");
+    }
+
     #[test]
     fn what_is_no_record_is_counted() {
         let mut graph = Graph::new(FILES_ROOM);
