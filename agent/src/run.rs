@@ -752,15 +752,17 @@ impl Session {
             ));
         }
         self.line.sinks.troubles().for_each(complain);
-        let is_missing = self.line.sinks.outages().next().is_some();
+        let failures = self.line.sinks.failures();
+        let failures: Vec<_> = failures
+            .iter()
+            .filter(|failure| !failure.is_broken_pipe())
+            .collect();
+        let is_missing = !failures.is_empty() || self.line.sinks.outages().next().is_some();
         self.end_recording(until);
         if let Some(half) = &self.half {
             let _ = half::send(&half.socket, &Order::Stop, &[]);
         }
-        let failures = self.line.sinks.failures();
-        for failure in failures.iter().filter(|failure| !failure.is_broken_pipe()) {
-            complain(failure);
-        }
+        failures.into_iter().for_each(complain);
         if !self.line.pipeline.has_captured() {
             self.say_why_nothing();
         }
